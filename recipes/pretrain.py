@@ -1,0 +1,292 @@
+"""Make the embedded model: a small CLIP trained from scratch on drawn scenes. No data, no network.
+
+    python recipes/pretrain.py --out src/fedvlm/clip/embedded --seed 0
+
+The result is a Hugging Face CLIPModel directory with its model card. An interrupted run goes on where it was when
+the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# glibc hands every large tensor back to the system and fetches it again, which costs more than the arithmetic.
+# It reads these settings when the process starts, hence the restart.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
+             "MALLOC_ARENA_MAX": "1"}  # fmt: skip
+if __name__ == "__main__" and os.environ.get("MALLOC_MMAP_MAX_") is None:
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+
+import captions
+import numpy as np
+import score
+import tokenizers
+import torch
+import vocabulary
+from pool import Pool, batch, draw_pool
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedvlm import clip, durable, tensors
+from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
+from fedvlm.clip.preprocess import Preprocess
+from fedvlm.clip.tokenizer import Tokenizer
+from fedvlm.clip.vision import VisionTransformer
+from fedvlm.streams import stream, torch_stream
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the result depends on, beside the versions of the libraries and the number of threads."""
+
+    seed: int = 0
+    images: int = 200_000
+    """Scenes in the pool."""
+    steps: int = 2700
+    batch: int = 256
+    rate: float = 1.2e-3
+    """Peak learning rate."""
+    warmup: int = 150
+    """Steps of linear warm-up; a cosine to 2 % of the peak follows."""
+    decay: float = 0.1
+    """Weight decay of matrices (not of embeddings, gains and biases)."""
+    long: float = 0.2
+    """Share of steps whose captions fill the context."""
+    masked: float = 0.65
+    """Share of steps (the first ones) in which the image encoder sees only `kept` random patches, for speed."""
+    kept: int = 24
+    """Patches kept in these steps, of 36 (FLIP, Li et al. 2023)."""
+
+
+@dataclass
+class Job:
+    """A training run: the model, its optimiser, and where it stands."""
+
+    settings: Settings
+    model: clip.FrozenCLIP
+    optimiser: torch.optim.AdamW
+    step: int = 0
+    seconds: float = 0.0
+
+
+def main() -> None:
+    """Train (or go on training), then score and write the model directory."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    names = Settings.__dataclass_fields__
+    settings = Settings(**{name: getattr(arguments, name) for name in names})
+    job = start(settings)
+    work = arguments.out.with_name(arguments.out.name + ".training")
+    resume(job, work)
+    say(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
+    train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
+    table = score.table(job.model)
+    export(job, arguments.out)
+    durable.write_text(arguments.out / "CARD.md", card(job, table, arguments.threads))
+    say(score.text(table))
+
+
+def start(settings: Settings) -> Job:
+    """The untrained model and its optimiser."""
+    inner = vocabulary.build(captions.vocabulary())
+    tower = Transformer(width=128, layers=6, heads=4, mlp=512)
+    shape = ClipConfig(ViT(48, 8, tower), Text(captions.CONTEXT, inner.get_vocab_size(), tower), 128)
+    model = clip.FrozenCLIP(shape, Tokenizer(inner, captions.CONTEXT), Preprocess(48), "embedded", "")
+    clip.initialise(model, torch_stream(settings.seed, "pretraining weights"))
+    model.requires_grad_(True)
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
+    optimiser = torch.optim.AdamW(
+        [{"params": groups[True], "weight_decay": settings.decay}, {"params": groups[False], "weight_decay": 0.0}],
+        lr=settings.rate,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    return Job(settings, model, optimiser)
+
+
+def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
+    """All remaining steps; every so many of them the state is kept and the model exported."""
+    begun, before, losses = time.monotonic(), job.seconds, []
+    first = job.step
+    while job.step < job.settings.steps:
+        losses.append(advance(job, pool))
+        job.seconds = before + time.monotonic() - begun
+        if job.step % 25 == 0:
+            rate = (job.step - first) * job.settings.batch / (job.seconds - before)
+            say(f"step {job.step} loss {np.mean(losses[-25:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
+        if job.step % every == 0:
+            keep(job, work)
+            export(job, out)
+            say(score.text(score.table(job.model, images=200, styles=("photo", "drawing"))))
+
+
+def advance(job: Job, pool: Pool) -> float:
+    """One optimiser step on a fresh batch; the loss before it."""
+    draw = stream(job.settings.seed, "pretraining batch", job.step)
+    images = batch(pool, job.settings.batch, draw)
+    told = captions.describe(
+        images.shape, images.fill, images.colour, images.drawing, draw, long=bool(draw.random() < job.settings.long)
+    )
+    for group in job.optimiser.param_groups:
+        group["lr"] = rate(job.settings, job.step)
+    masked = job.step < job.settings.masked * job.settings.steps
+    kept = draw.permuted(np.tile(np.arange(36), (job.settings.batch, 1)), axis=1)[:, : job.settings.kept]
+    loss = contrastive(job.model, images, told, torch.from_numpy(kept) if masked else None)
+    job.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
+    job.optimiser.step()
+    with torch.no_grad():
+        job.model.logit_scale.clamp_(max=math.log(100))
+    job.step += 1
+    return loss.item()
+
+
+def rate(settings: Settings, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine to 2 % of the peak."""
+    if step < settings.warmup:
+        return settings.rate * (step + 1) / settings.warmup
+    share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told, kept: Tensor | None) -> Tensor:
+    """CLIP's symmetric loss where an image is positive for every caption of the batch that is true of it.
+
+    The targets are uniform over the positives, as in UniCL (Yang et al. 2022): captions that leave attributes out
+    fit several images, and calling those negatives would teach the wrong thing.
+    """
+    pixels = model.preprocess.normalise(torch.from_numpy(images.pixels).permute(0, 3, 1, 2))
+    ids, eot = encode(model.tokenizer, told.texts)
+    logits = model.logits(see(model, pixels, kept), model.encode_text(ids, eot))
+    true = torch.from_numpy(fits(images, told)).float()
+    by_image = F.cross_entropy(logits, true / true.sum(1, keepdim=True))
+    by_caption = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True))
+    return (by_image + by_caption) / 2
+
+
+def see(model: clip.FrozenCLIP, pixels: Tensor, kept: Tensor | None) -> Tensor:
+    """Image features `[B, E]`, from the class token and the kept patches `[B, P']` only where given."""
+    if kept is None:
+        return model.encode_image(pixels)
+    assert isinstance(model.visual, VisionTransformer)
+    tokens = model.visual.tokens(pixels)
+    chosen = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
+    return model.visual.feature(tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[-1])), 1)
+
+
+def fits(images: Pool, told: captions.Told) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Which captions (columns) are true of which images (rows), `[B, B]`."""
+    result = images.shape[:, None] == told.shape[None]
+    for own, said in ((images.fill, told.fill), (images.colour, told.colour)):
+        result &= (said[None] < 0) | (own[:, None] == said[None])
+    return result
+
+
+def encode(words: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Ids `[B, L]` and end positions `[B]`; captions too long for the context lose their first words."""
+    inside = captions.CONTEXT - 2
+    rows = [encoding.ids[-inside:] for encoding in words.inner.encode_batch(texts, add_special_tokens=False)]
+    length = max(len(row) for row in rows)
+    ids = [[words.sot, *row, *[words.eot] * (length + 1 - len(row))] for row in rows]
+    return torch.tensor(ids), torch.tensor([len(row) + 1 for row in rows])
+
+
+def export(job: Job, out: Path) -> None:
+    """Write the model as a Hugging Face directory, with the older pair of tokenizer files beside `tokenizer.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    clip.save(job.model, out, half=True)
+    table = json.loads(job.model.tokenizer.inner.to_str())["model"]
+    durable.write_json(out / "vocab.json", table["vocab"])
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in table["merges"]]
+    durable.write_text(out / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    durable.write_json(
+        out / "special_tokens_map.json", {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    )
+
+
+def keep(job: Job, work: Path) -> None:
+    """Keep what is needed to go on: weights, both moments of the optimiser, and the count of steps."""
+    work.mkdir(parents=True, exist_ok=True)
+    state: tensors.Named = {}
+    for name, parameter in job.model.named_parameters():
+        moments = job.optimiser.state[parameter]
+        state |= {name: parameter.data, f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
+    tensors.save(work / f"{job.step}.safetensors", state)
+    progress = {"step": job.step, "seconds": job.seconds, "settings": asdict(job.settings)}
+    durable.write_json(work / "progress.json", progress)
+    for old in work.glob("*.safetensors"):
+        if old.stem != str(job.step):
+            old.unlink()
+
+
+def resume(job: Job, work: Path) -> None:
+    """Go on from kept state, if there is one of these very settings."""
+    file = work / "progress.json"
+    if not file.exists():
+        return
+    progress = json.loads(file.read_text())
+    if progress["settings"] != asdict(job.settings):
+        sys.exit(f"{work} belongs to a run with other settings: remove it or give another --out")
+    job.step, job.seconds = progress["step"], progress["seconds"]
+    state = tensors.load(work / f"{job.step}.safetensors")
+    for name, parameter in job.model.named_parameters():
+        parameter.data.copy_(state[name])
+        job.optimiser.state[parameter] = {
+            "step": torch.tensor(float(job.step)), "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],
+        }  # fmt: skip
+
+
+def card(job: Job, table: score.Table, threads: int) -> str:
+    """The model card."""
+    settings = job.settings
+    return CARD.format(
+        weights=sum(parameter.numel() for parameter in job.model.parameters()),
+        command=f"python recipes/pretrain.py --out DIR --seed {settings.seed}",
+        settings="\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items()),
+        pairs=settings.steps * settings.batch,
+        minutes=job.seconds / 60,
+        threads=threads,
+        speed=settings.steps * settings.batch / job.seconds,
+        versions=f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
+        f"tokenizers {tokenizers.__version__}, {platform.machine()}",
+        scores=score.text(table),
+    )
+
+
+CARD = (Path(__file__).parent / "CARD.template.md").read_text()
+
+
+def say(text: str) -> None:
+    """One line (or table) of the log."""
+    print(text, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the model")
+    parser.add_argument("--threads", type=int, default=2, help="the last digits of the weights depend on it")
+    parser.add_argument("--every", type=int, default=400, help="steps between kept states")
+    for name, value in _defaults():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    return parser.parse_args()
+
+
+def _defaults() -> Iterator[tuple[str, int | float]]:
+    yield from asdict(Settings()).items()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Personalised federated fine-tuning of vision-language models.
+
+import fedvlm
+results = fedvlm.run("quickstart", rounds=5, methods=["zero_shot", "pfedmma"])
+results.rows            # the table
+results.points["pfedmma"][0]["final"]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedvlm.errors import FedvlmError
+
+if TYPE_CHECKING:
+    from fedvlm.results.runner import Results
+
+__all__ = ["FedvlmError", "run"]
+
+
+def run(
+    what: str = "quickstart",
+    *words: str,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+    **settings: Any,
+) -> Results:
+    """Run an experiment as the command line does, and give its results as objects.
+
+    `what` is a preset or a TOML file; `words` are `key=value` settings as on the command line; `settings` are
+    top-level ones as values (`rounds=5`, `seeds=[0, 1]`, `method={"pfedmma": {"lr": 0.01}}`; tables replace tables).
+    Raises `FedvlmError` with one message for any mistake.
+    """
+    from fedvlm import experiment, presets
+    from fedvlm.results.progress import Reporter
+    from fedvlm.results.runner import run as play
+
+    chosen = experiment.parse(experiment.override(presets.settings(what) | settings, words))
+    folder = None if out is None else Path(out)
+    return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))

@@ -1,0 +1,5 @@
+"""`python -m fedvlm`."""
+
+from fedvlm.cli import main
+
+main()

@@ -1,0 +1,166 @@
+"""The verbs. Settings are `key=value` words; a user's mistake ends in one message and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedvlm import experiment, methods, presets
+from fedvlm.errors import FedvlmError
+
+app = typer.Typer(
+    name="fedvlm",
+    help="Personalised federated fine-tuning of vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+What = Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset's name or a TOML file.")]
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as rounds=20 seeds=0,1,2.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder to write; default: runs/NAME-DIGEST.")]
+
+
+@app.command()
+def run(
+    what: What,
+    words: Words = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
+) -> None:
+    """Run an experiment: contract, progress, table, run folder."""
+    from fedvlm.results.progress import Reporter
+    from fedvlm.results.runner import run as play
+    from fedvlm.results.table import as_rich
+
+    chosen = _experiment(what, words)
+    results = play(chosen, out, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
+    console = _console()
+    seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
+    console.print()
+    console.print(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
+    if any(row.reported and row.state == "after_training" for row in results.rows):
+        console.print("* measured after local training, as published; the other state is in table.md", highlight=False)
+    console.print(f"\nrun folder: {results.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command("methods")
+def methods_() -> None:
+    """The methods, what each shares, and its settings."""
+    console = _console()
+    for name, method in methods.known().items():
+        first = (sys.modules[method.__module__].__doc__ or "").strip().splitlines()[0]
+        console.print(f"{name:12} {method.title}: shares {', '.join(method.shared) or 'nothing'}", highlight=False)
+        console.print(f"             {first}", highlight=False, markup=False)
+        for key, field in method.Config.model_fields.items():
+            console.print(f"               {key} = {field.default!r}", highlight=False, markup=False)
+
+
+@app.command("presets")
+def presets_() -> None:
+    """The experiments that ship with the package."""
+    for name in presets.names():
+        _console().print(f"{name}\n  " + presets.about(name).replace("\n", "\n  "), highlight=False, markup=False)
+
+
+@app.command()
+def partition(
+    what: What,
+    words: Words = None,
+    out: Annotated[Path, typer.Option(help="Picture to write (.png or .svg).")] = Path("partition.png"),
+) -> None:
+    """How the classes are dealt to the clients: a table and a picture, nothing trained."""
+    from fedvlm.data import federate, load_source
+    from fedvlm.data.picture import draw_partition, partition_table
+
+    chosen = _experiment(what, words)
+    seed = chosen.seeds[0]
+    federation = federate(load_source(chosen.data, seed), chosen, seed)
+    console = _console()
+    first, *rows = partition_table(federation)
+    shown = Table(*first, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for note in (*federation.source.warnings, *federation.notes):
+        console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
+    draw_partition(federation, out)
+    console.print(f"digest {federation.digest()}\npicture {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Reference outputs.")]) -> None:
+    """Recompute a directory of reference outputs and compare; exit code 1 if any tensor differs too much."""
+    from fedvlm.results.verify import verify as compare
+
+    groups = compare(folder)
+    shown = Table("fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False)
+    for g in groups:
+        result = "[green]pass[/green]" if g.passed else "[red]FAIL[/red]"
+        shown.add_row(g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}", result)
+    console = _console()
+    console.print(shown)
+    failed = [g for g in groups if not g.passed]
+    total = sum(g.tensors for g in groups)
+    console.print(f"{total} tensors in {len(groups)} groups, {len(failed)} groups failed", highlight=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path("runs")) -> None:
+    """Versions, devices, threads, weights; what is missing and the command that gets it."""
+    from fedvlm.results.doctor import examine
+
+    findings = examine(out)
+    console = _console()
+    for f in findings:
+        mark = "ok  " if f.good else "MEND"
+        console.print(f"{mark} {f.what:24} {f.found}", highlight=False, markup=False, soft_wrap=True)
+        if f.advice:
+            console.print(f"     {'':24} -> {f.advice}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if all(f.good for f in findings) else 1)
+
+
+@app.command("random-clip")
+def random_clip(
+    architecture: Annotated[str, typer.Argument(help="ViT-B/32, ViT-B/16, ViT-L/14 or RN50.")],
+    folder: Annotated[Path, typer.Argument(help="Directory to write.")],
+    tokenizer: Annotated[str, typer.Option(help="Model directory or hub id whose tokenizer to take.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Write a CLIP of a published size with random weights, to measure time and memory without downloading one."""
+    from fedvlm.clip.make import make
+
+    clip = make(architecture, folder, tokenizer=tokenizer, seed=seed)
+    numbers = sum(parameter.numel() for parameter in clip.parameters())
+    _console().print(f"{folder}: {architecture}, {numbers:,} random weights", highlight=False, soft_wrap=True)
+
+
+def _experiment(what: str, words: list[str] | None) -> experiment.Experiment:
+    return experiment.parse(experiment.override(presets.settings(what), words or []))
+
+
+def _console() -> Console:
+    return Console()
+
+
+def main() -> None:
+    """Entry point: errors of the user as one message on standard error."""
+    try:
+        app()
+    except FedvlmError as error:
+        Console(stderr=True).print(f"fedvlm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("fedvlm: interrupted; --resume continues", highlight=False)
+        sys.exit(130)

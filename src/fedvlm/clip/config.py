@@ -1,0 +1,174 @@
+"""Shapes of a CLIP: read from a Hugging Face `config.json` or an open_clip `open_clip_config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedvlm.errors import FedvlmError
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A stack of pre-norm residual blocks."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ViT:
+    """Vision transformer: `image` pixels a side cut into patches of `patch` pixels."""
+
+    image: int
+    patch: int
+    tower: Transformer
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool."""
+
+    image: int
+    layers: tuple[int, int, int, int]
+    width: int
+
+    @property
+    def heads(self) -> int:
+        """Heads of the attention pool, each 64 wide."""
+        return self.width * 32 // 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """Causal text transformer over `context` positions."""
+
+    context: int
+    vocabulary: int
+    tower: Transformer
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """A dual encoder with joint width E = `embed`."""
+
+    vision: ViT | ResNet
+    text: Text
+    embed: int
+
+
+def standard(name: str, *, context: int = 77, vocabulary: int = 49408) -> ClipConfig:
+    """The published architectures: `ViT-B/32`, `ViT-B/16`, `ViT-L/14`, `RN50`, and a small one for tests, `ViT-T/8`."""
+    sizes = {
+        "ViT-B/32": (_vit(224, 32, 768, 12), 512, 12, 512),
+        "ViT-B/16": (_vit(224, 16, 768, 12), 512, 12, 512),
+        "ViT-L/14": (_vit(224, 14, 1024, 24), 768, 12, 768),
+        "RN50": (ResNet(224, (3, 4, 6, 3), 64), 512, 12, 1024),
+        "ViT-T/8": (_vit(32, 8, 128, 4), 128, 4, 128),
+    }
+    if name not in sizes:
+        raise FedvlmError(f"unknown architecture '{name}'; known: {', '.join(sizes)}")
+    vision, width, layers, embed = sizes[name]
+    return ClipConfig(vision, Text(context, vocabulary, _tower(width, layers)), embed)
+
+
+def from_huggingface(config: dict[str, Any]) -> ClipConfig:
+    """Read a `CLIPModel` configuration. Missing keys take the published defaults of that format."""
+    if config.get("model_type") != "clip":
+        raise FedvlmError(f"config.json describes a '{config.get('model_type')}' model, expected model_type 'clip'")
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    return ClipConfig(
+        ViT(
+            image=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            tower=_hf_tower(vision, width=768, layers=12, heads=12, mlp=3072),
+        ),
+        Text(
+            context=text.get("max_position_embeddings", 77),
+            vocabulary=text.get("vocab_size", 49408),
+            tower=_hf_tower(text, width=512, layers=12, heads=8, mlp=2048),
+        ),
+        embed=config.get("projection_dim", 512),
+    )
+
+
+def to_huggingface(config: ClipConfig, *, sot: int, eot: int) -> dict[str, Any]:
+    """The `CLIPModel` configuration of a ViT CLIP (a ResNet has no such format)."""
+    if not isinstance(config.vision, ViT):
+        raise FedvlmError("the Hugging Face CLIP format has no ResNet image encoder")
+    vision = _to_hf_tower(config.vision.tower) | {
+        "model_type": "clip_vision_model",
+        "image_size": config.vision.image,
+        "patch_size": config.vision.patch,
+        "projection_dim": config.embed,
+    }
+    text = _to_hf_tower(config.text.tower) | {
+        "model_type": "clip_text_model",
+        "max_position_embeddings": config.text.context,
+        "vocab_size": config.text.vocabulary,
+        "projection_dim": config.embed,
+        "bos_token_id": sot,
+        "eos_token_id": eot,
+        "pad_token_id": eot,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed,
+        "vision_config": vision,
+        "text_config": text,
+    }
+
+
+def from_open_clip(config: dict[str, Any]) -> ClipConfig:
+    """Read an open_clip configuration (`{"model_cfg": ...}`), ViT or modified ResNet."""
+    model = config.get("model_cfg", config)
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    words = Text(
+        context=text.get("context_length", 77),
+        vocabulary=text.get("vocab_size", 49408),
+        tower=_tower(text["width"], text["layers"], text.get("heads"), activation),
+    )
+    if not isinstance(vision["layers"], int):
+        a, b, c, d = vision["layers"]
+        return ClipConfig(ResNet(vision["image_size"], (a, b, c, d), vision["width"]), words, model["embed_dim"])
+    heads = vision["width"] // vision.get("head_width", 64)
+    tower = _tower(vision["width"], vision["layers"], heads, activation, vision.get("mlp_ratio", 4.0))
+    return ClipConfig(ViT(vision["image_size"], vision["patch_size"], tower), words, model["embed_dim"])
+
+
+def _vit(image: int, patch: int, width: int, layers: int) -> ViT:
+    return ViT(image, patch, _tower(width, layers))
+
+
+def _tower(
+    width: int, layers: int, heads: int | None = None, activation: str = "quick_gelu", ratio: float = 4
+) -> Transformer:
+    return Transformer(width, layers, heads or width // 64, int(width * ratio), activation)
+
+
+def _hf_tower(table: dict[str, Any], *, width: int, layers: int, heads: int, mlp: int) -> Transformer:
+    return Transformer(
+        width=table.get("hidden_size", width),
+        layers=table.get("num_hidden_layers", layers),
+        heads=table.get("num_attention_heads", heads),
+        mlp=table.get("intermediate_size", mlp),
+        activation=table.get("hidden_act", "quick_gelu"),
+        eps=table.get("layer_norm_eps", 1e-5),
+    )
+
+
+def _to_hf_tower(tower: Transformer) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.mlp,
+        "hidden_act": tower.activation,
+        "layer_norm_eps": tower.eps,
+    }

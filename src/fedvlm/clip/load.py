@@ -1,0 +1,158 @@
+"""`load(name)`: a frozen CLIP from the package, a local directory or the Hugging Face hub. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from fedvlm import durable, tensors
+from fedvlm.clip import config, preprocess, tokenizer, weights
+from fedvlm.clip.config import ClipConfig, ResNet
+from fedvlm.clip.model import FrozenCLIP
+from fedvlm.errors import FedvlmError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CONVERT = (
+    "fedvlm reads safetensors only, because unpickling a file can run any code in it. "
+    "Look for a safetensors revision of the model, or convert it once where you trust it: "
+    "CLIPModel.from_pretrained(...).save_pretrained(FOLDER)"
+)
+
+
+def load(name: str = "embedded", *, revision: str | None = None, offline: bool = False) -> FrozenCLIP:
+    """A frozen CLIP in float32 on the CPU.
+
+    `name` is `embedded`, a directory with a configuration, safetensors and a tokenizer (Hugging Face or open_clip
+    naming), or a hub id such as `openai/clip-vit-base-patch16` (`revision` pins it; `offline` uses cached files
+    only). Raises `FedvlmError` when weights are missing, damaged, pickled or do not fit their configuration.
+    """
+    folder = _folder(name, revision, offline)
+    shape, extra = _config(folder)
+    files = _weight_files(folder)
+    clip = FrozenCLIP(
+        shape,
+        tokenizer.load(folder, shape.text.context),
+        preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")),
+        name,
+        _digest(files),
+    )
+    stored: tensors.Named = {}
+    for file in files:
+        stored |= tensors.load(file)
+    weights.fill(clip, stored, str(folder))
+    return clip
+
+
+def _folder(name: str, revision: str | None, offline: bool) -> Path:
+    if name == "embedded":
+        return EMBEDDED
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix in (".pt", ".bin", ".pth", ".ckpt"):
+        raise FedvlmError(f"{name} is a pickled checkpoint. {_CONVERT}")
+    if path.exists():
+        raise FedvlmError(f"{name} is a file; give the directory that holds config, safetensors and tokenizer")
+    if path.is_absolute() or name.startswith(("~", ".")) or name.count("/") != 1:
+        raise FedvlmError(f"no such model directory: {name} (a hub id has the form organisation/name)")
+    return _download(name, revision, offline)
+
+
+def _download(name: str, revision: str | None, offline: bool) -> Path:
+    offline = offline or bool(os.environ.get("HF_HUB_OFFLINE"))
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            local_files_only=offline,
+            allow_patterns=["*.json", "*.txt", "*.safetensors"],
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FedvlmError(f"the hub has no '{name}' at revision {revision or 'main'}: {error}") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = "is not in the local hub cache and offline mode is on" if offline else "cannot be fetched from the hub"
+        raise FedvlmError(
+            f"'{name}' {why}: fetch it where there is a network with `hf download {name}` and copy the cache, "
+            f"or give a local directory ({type(error).__name__})"
+        ) from error
+    return Path(folder)
+
+
+def _config(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
+    for file, read in (("open_clip_config.json", config.from_open_clip), ("config.json", config.from_huggingface)):
+        path = folder / file
+        if not path.exists():
+            continue
+        try:
+            table = json.loads(path.read_text())
+            if file == "open_clip_config.json" and (folder / "config.json").exists() and _is_hf(folder):
+                continue
+            return read(table), table
+        except (KeyError, TypeError, ValueError) as error:
+            raise FedvlmError(f"{path} is not a readable CLIP configuration: {error!r}") from error
+    raise FedvlmError(f"{folder} has neither config.json nor open_clip_config.json")
+
+
+def _is_hf(folder: Path) -> bool:
+    """Some repositories carry both configurations; the weights' name tells which one is meant."""
+    return (folder / "model.safetensors").exists() and not (folder / "open_clip_model.safetensors").exists()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in ("model.safetensors", "open_clip_model.safetensors"):
+        if (folder / name).exists():
+            return [folder / name]
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [folder / Path(shard).name for shard in shards]
+    pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
+    if pickles:
+        raise FedvlmError(f"{folder} holds only pickled weights ({', '.join(pickles)}). {_CONVERT}")
+    raise FedvlmError(f"{folder} has no safetensors weights (model.safetensors or open_clip_model.safetensors)")
+
+
+def _digest(files: list[Path]) -> str:
+    """SHA-256 of the weight files, in the order of their names."""
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def save(clip: FrozenCLIP, folder: Path, *, half: bool = False) -> None:
+    """Write a ViT CLIP as a Hugging Face directory: config, safetensors, tokenizer, preprocessor."""
+    if isinstance(clip.config.vision, ResNet):
+        raise FedvlmError("a ResNet CLIP has no Hugging Face CLIP format")
+    own = {name: tensor.half() if half else tensor for name, tensor in clip.state_dict().items()}
+    tensors.save(folder / "model.safetensors", weights.to_huggingface(own))
+    words = clip.tokenizer
+    durable.write_json(folder / "config.json", config.to_huggingface(clip.config, sot=words.sot, eot=words.eot))
+    durable.write_text(folder / "tokenizer.json", words.inner.to_str())
+    durable.write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "bos_token": tokenizer.SOT, "eos_token": tokenizer.EOT,
+         "pad_token": tokenizer.EOT, "unk_token": tokenizer.EOT, "model_max_length": words.context},
+    )  # fmt: skip
+    size = clip.preprocess.size
+    durable.write_json(
+        folder / "preprocessor_config.json",
+        {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": size},
+         "resample": 3, "do_center_crop": True, "crop_size": {"height": size, "width": size}, "do_rescale": True,
+         "do_normalize": True, "do_convert_rgb": True, "image_mean": list(clip.preprocess.mean),
+         "image_std": list(clip.preprocess.std)},
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""The dual encoder: image and text features in one joint space, and the logits between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedvlm.clip.config import ClipConfig, ViT
+from fedvlm.clip.preprocess import Preprocess
+from fedvlm.clip.resnet import ModifiedResNet
+from fedvlm.clip.text import TextEncoder
+from fedvlm.clip.tokenizer import Tokenizer
+from fedvlm.clip.vision import VisionTransformer
+
+
+class CLIP(nn.Module):
+    """Image encoder, text encoder and logit scale, in plain PyTorch.
+
+    `visual` and `text` are the two encoders; a tuner calls them with its insertions. There are no hooks.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual: VisionTransformer | ModifiedResNet = (
+            VisionTransformer(config.vision, config.embed)
+            if isinstance(config.vision, ViT)
+            else ModifiedResNet(config.vision, config.embed)
+        )
+        self.text = TextEncoder(config.text, config.embed)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.logit_scale.device
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels `[B, 3, S, S]` to features `[B, E]`, not normalised."""
+        return self.visual.hidden(pixels, self.visual.depth + 1)
+
+    def encode_text(self, ids: Tensor, eot: Tensor) -> Tensor:
+        """Token ids `[K, L]` with their end-of-text positions `[K]` to features `[K, E]`, not normalised."""
+        return self.text.feature(self.text.hidden(self.text.embed(ids), 1), eot)
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """exp(logit_scale) cos(image, text): features `[B, E]` and `[K, E]` to `[B, K]`."""
+        return self.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+
+
+class FrozenCLIP(CLIP):
+    """A CLIP as loaded: evaluation mode, no gradients, with its tokenizer, preprocessing and weights' digest."""
+
+    def __init__(
+        self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, digest: str
+    ) -> None:
+        super().__init__(config)
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.name = name
+        self.digest = digest
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def classifier(self, classnames: Sequence[str], template: str = "a photo of a {}.") -> Tensor:
+        """Zero-shot text features `[K, E]` of the class names in order, not normalised."""
+        texts = [template.format(name.replace("_", " ")) for name in classnames]
+        ids, eot = self.tokenizer(texts)
+        return self.encode_text(ids.to(self.device), eot.to(self.device))
+
+
+def initialise(clip: CLIP, generator: torch.Generator) -> None:
+    """Draw every weight as CLIP was initialised (Radford et al. 2021, released code), from one generator."""
+    for name, parameter in clip.named_parameters():
+        if name == "logit_scale":
+            parameter.data.fill_(math.log(1 / 0.07))
+        elif parameter.ndim < 2 and "class_embedding" not in name:
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.data.normal_(0.0, _std(clip, name, parameter), generator=generator)
+
+
+def _std(clip: CLIP, name: str, parameter: Tensor) -> float:
+    in_text = name.startswith("text.")
+    if in_text and "embedding" in name:
+        return 0.02 if "token" in name else 0.01
+    if "transformer" not in name:
+        fan_in = parameter.shape[0] if "embedding" in name or name.endswith("proj") else parameter[0].numel()
+        width = parameter.shape[-1] if "embedding" in name else fan_in
+        return float(width**-0.5)
+    tower = clip.config.text.tower if in_text else clip.config.vision.tower  # type: ignore[union-attr]
+    if "c_fc" in name:
+        return float((2 * tower.width) ** -0.5)
+    if "in_proj" in name:
+        return float(tower.width**-0.5)
+    return float(tower.width**-0.5 * (2 * tower.layers) ** -0.5)

@@ -1,0 +1,91 @@
+"""Images to normalised pixels: the published test transform and the training augmentation, on Pillow and torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """S = `size` pixels a side; channel means and deviations of pixels in 0..1."""
+
+    size: int
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    @property
+    def identity(self) -> str:
+        """What a remembered activation depends on."""
+        return json.dumps([self.size, self.mean, self.std])
+
+    def test(self, image: Image.Image) -> Tensor:
+        """Bicubic resize of the shorter side to S and centre crop: uint8 `[3, S, S]` (CLIP's published transform)."""
+        image = image.convert("RGB")
+        width, height = image.size
+        short = min(width, height)
+        if short != self.size:
+            wide, high = int(self.size * width / short), int(self.size * height / short)
+            image = image.resize((wide, high), Image.Resampling.BICUBIC)
+        left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
+        return _bytes(image.crop((left, top, left + self.size, top + self.size)))
+
+    def augment(self, image: Image.Image, stream: np.random.Generator) -> Tensor:
+        """Random resized crop (area 0.08..1, aspect 3/4..4/3, bicubic) and horizontal flip: uint8 `[3, S, S]`."""
+        image = image.convert("RGB")
+        left, top, width, height = _crop(image.width, image.height, stream)
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        if stream.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _bytes(image)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 `[B, 3, S, S]` to normalised float32 of the same shape, on the pixels' device."""
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return (pixels.float() / 255 - mean) / std
+
+
+def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Preprocess:
+    """Means and deviations from `preprocessor_config.json` or an open_clip `preprocess_cfg`; else CLIP's own."""
+    file = folder / "preprocessor_config.json"
+    if file.exists():
+        table = json.loads(file.read_text())
+        return Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
+    table = open_clip or {}
+    return Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _bytes(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _crop(width: int, height: int, stream: np.random.Generator) -> tuple[int, int, int, int]:
+    """Ten tries of a random area and log-uniform aspect; then the largest centre crop of an allowed aspect."""
+    for _ in range(10):
+        area = width * height * stream.uniform(0.08, 1.0)
+        aspect = math.exp(stream.uniform(math.log(3 / 4), math.log(4 / 3)))
+        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = stream.integers(0, width - wide + 1), stream.integers(0, height - high + 1)
+            return int(left), int(top), wide, high
+    aspect = min(max(width / height, 3 / 4), 4 / 3)
+    wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (width - wide) // 2, (height - high) // 2, wide, high

@@ -1,0 +1,205 @@
+"""From a source and an experiment to a federation: split, few shots, partition, evaluation sets."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedvlm.data.federation import Client, Federation
+from fedvlm.data.gather import counted
+from fedvlm.data.partitions import Dealt, Deck, Pool, deal
+from fedvlm.data.record import Source
+from fedvlm.data.splits import Columns, Divided, Ints, class_lists, columns, divide, few, too_few
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment, PartitionSection, ScenesData
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What is dealt: indices into the source's records, in rising order."""
+
+    table: Columns
+    train: Ints
+    """Of base classes, after the few-shot draw."""
+    base: Ints
+    """Evaluation images of base classes."""
+    novel: Ints
+    tests: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The shared evaluation sets that some client needs, made when it is first asked for."""
+
+
+def federate(source: Source, experiment: Experiment, seed: int) -> Federation:
+    """Deal a source to clients as the experiment says. Depends on the source, the settings and the seed only.
+
+    Raises FedvlmError for settings that the data cannot meet; smaller shortfalls are told in `Federation.notes`.
+    """
+    section, notes = experiment.partition, list[str]()
+    base, novel = class_lists(source, experiment.data)
+    images = _chosen(columns(source), experiment, base, novel, seed, notes)
+    if section.kind == "natural" and not images.table.clients:
+        advice = 'set data.layout = "client" or data.client'
+        raise FedvlmError(f'partition.kind = "natural" needs clients, and the data names none: {advice}')
+    position = np.full(len(source.classnames), -1)
+    position[list(base)] = np.arange(len(base))
+    train, test = (_pool(images.table, members, position) for members in (images.train, images.base))
+    dealt = deal(Deck(train, test, len(base), images.table.domains), section, seed)
+    notes += dealt.notes
+    clients = _clients(images, dealt, experiment, position, notes)
+    _tell_gaps(images, dealt, experiment, [source.classnames[label] for label in base], clients, notes)
+    return Federation(source, base, novel, clients, images.tests, tuple(notes))
+
+
+def _pool(table: Columns, images: Ints, position: Ints) -> Pool:
+    return Pool(position[table.label[images]], table.domain[images], table.client[images])
+
+
+def _chosen(
+    table: Columns, experiment: Experiment, base: Sequence[int], novel: Sequence[int], seed: int, notes: list[str]
+) -> _Images:
+    """Few-shot training images of the base classes, and the evaluation images."""
+    config, by_client = experiment.data, experiment.partition.kind == "natural"
+    divided = divide(table, config, novel=novel, by_client=by_client, seed=seed)
+    evaluation = divided.test if experiment.evaluation.split == "test" else _validation(divided, experiment)
+    if not isinstance(config, ScenesData):
+        evaluation = few(table, evaluation, config.test_per_class, seed, "test", by_client=by_client)
+        if config.val_fraction and np.any(table.split == 2):
+            notes.append("data.val_fraction is not used: the data has a validation split of its own")
+    train = divided.train[np.isin(table.label[divided.train], base)]
+    if config.shots is not None and not by_client:
+        notes += too_few(table, train, config.shots)
+    train = few(table, train, config.shots, seed, "shots", by_client=by_client)
+    is_base = np.isin(table.label[evaluation], base)
+    if not len(train) or not is_base.any():
+        what = "training" if not len(train) else experiment.evaluation.split
+        raise FedvlmError(f'the base classes have no {what} image: give more images, or set data.novel = "none"')
+    return _Images(table, train, evaluation[is_base], evaluation[~is_base])
+
+
+def _validation(divided: Divided, experiment: Experiment) -> Ints:
+    if len(divided.val):
+        return divided.val
+    scenes = isinstance(experiment.data, ScenesData)
+    advice = "data.val_per_class = 8" if scenes else "data.val_fraction = 0.2 to take a share of the training images"
+    raise FedvlmError(f'evaluation.split = "val", but the data has no validation images: set {advice}')
+
+
+def _clients(
+    images: _Images, dealt: Dealt, experiment: Experiment, position: Ints, notes: list[str]
+) -> tuple[Client, ...]:
+    """The clients that take part."""
+    table, section = images.table, experiment.partition
+    count = len(dealt.domains)
+    train, local = _by_owner(images.train, dealt.train, count), _by_owner(images.base, dealt.test, count)
+    kept = _kept([len(part) for part in train], section, notes)
+    if section.kind == "natural":
+        names = safe_names([table.clients[i] for i in kept])
+    else:
+        names = [str(i).zfill(len(str(count - 1))) for i in kept]
+    found = []
+    for name, i in zip(names, kept, strict=True):
+        domain = _domain(table, train[i], dealt.domains[i], section)
+        base, novel = _general(images, domain, experiment)
+        classes = np.unique(position[table.label[train[i]]]).tolist()
+        found.append(Client(name, _listed(train[i]), _listed(local[i]), base, novel, tuple(classes), domain))
+    return tuple(found)
+
+
+def _listed(images: Ints) -> tuple[int, ...]:
+    return tuple(images.tolist())
+
+
+def _by_owner(images: Ints, owner: Ints, count: int) -> list[Ints]:
+    """The images of each of `count` owners, in rising order."""
+    order = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[order], np.arange(count + 1))
+    return [images[order[start:end]] for start, end in itertools.pairwise(edges)]
+
+
+def _kept(sizes: Sequence[int], section: PartitionSection, notes: list[str]) -> list[int]:
+    """Numbers of the clients that take part: who can train; of natural clients those with enough, the largest first."""
+    least = section.min_images if section.kind == "natural" else 1
+    kept = [i for i, size in enumerate(sizes) if size >= least]
+    if not kept:
+        raise FedvlmError(f"no client has {least} training images: lower partition.min_images")
+    if len(kept) < len(sizes):
+        few_images = "no training image" if least == 1 else f"fewer than {least} training images"
+        notes.append(f"{len(sizes) - len(kept)} of {len(sizes)} clients have {few_images} and are left out")
+    if section.kind == "natural" and section.clients is not None and len(kept) > section.clients:
+        notes.append(f"the {section.clients} largest of {len(kept)} clients take part (partition.clients)")
+        kept = sorted(sorted(kept, key=lambda i: (-sizes[i], i))[: section.clients])
+    small = [i for i in kept if sizes[i] < section.min_images]
+    if small:
+        least_images = f"fewer than partition.min_images = {section.min_images} training images"
+        notes.append(counted(small, f"client has {least_images}", f"clients have {least_images}"))
+    return kept
+
+
+def _domain(table: Columns, train: Ints, bound: int, section: PartitionSection) -> str | None:
+    """The domain a client is bound to; a natural client's, if all its training images come from one."""
+    if section.kind == "natural":
+        seen = set(table.domain[train].tolist())
+        bound = seen.pop() if len(seen) == 1 else -1
+    return table.domains[bound] if bound >= 0 else None
+
+
+def _general(images: _Images, domain: str | None, experiment: Experiment) -> tuple[str, str | None]:
+    """Keys of a client's base and novel evaluation images."""
+    if experiment.evaluation.general == "all":
+        base, novel, only = "base", "novel", None
+    elif domain is not None:
+        base, novel, only = f"base/{domain}", f"novel/{domain}", images.table.domains.index(domain)
+    else:
+        advice = 'partition.kind = "domain", partition.one_domain_each = true, or evaluation.general = "all"'
+        raise FedvlmError(f'evaluation.general = "own_domain" needs clients of one domain each: set {advice}')
+    for key, members in ((base, images.base), (novel, images.novel)):
+        if key not in images.tests:
+            found = members if only is None else members[images.table.domain[members] == only]
+            if len(found):
+                images.tests[key] = _listed(found)
+    if base not in images.tests:
+        raise FedvlmError(
+            f"domain '{domain}' has no evaluation image of a base class: set evaluation.general = \"all\""
+        )
+    return base, novel if novel in images.tests else None
+
+
+def _tell_gaps(
+    images: _Images, dealt: Dealt, experiment: Experiment, base: list[str], clients: Sequence[Client], notes: list[str]
+) -> None:
+    """Notes on clients without own evaluation images, classes that nobody trains on, images that nobody gets."""
+    without = [client.name for client in clients if not client.local]
+    if without:
+        own = f"no {experiment.evaluation.split} image of"
+        notes.append(counted(without, f"client has {own} its own", f"clients have {own} their own"))
+    seen = {place for client in clients for place in client.classes}
+    unseen = [name for place, name in enumerate(base) if place not in seen]
+    if unseen:
+        who = "trained on by no client"
+        notes.append(counted(unseen, f"base class is {who}", f"base classes are {who}"))
+    undealt = int((dealt.train < 0).sum())
+    if undealt and not experiment.partition.one_domain_each:
+        notes.append(f"{undealt} of {len(dealt.train)} training images name no client or domain and are not used")
+    idle = sorted(set(images.table.domains) - {client.domain for client in clients})
+    if idle and experiment.partition.one_domain_each:
+        notes.append(counted(idle, "domain has no client", "domains have no client"))
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Names that every file system takes and that differ even where case does not count.
+
+    A name that had to be changed, or that equals another one but for case, ends in a digest of the original.
+    """
+    plain = [re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).lstrip(".-")[:48] for name in names]
+    count = Counter(word.casefold() for word in plain)
+    marks = [hashlib.sha256(name.encode()).hexdigest()[:8] for name in names]
+    return [
+        word if word == name and count[word.casefold()] == 1 else f"{word}-{mark}"
+        for word, name, mark in zip(plain, names, marks, strict=True)
+    ]

@@ -1,0 +1,105 @@
+"""CoOp's layout: an image folder and `split_zhou_*.json` with `train`, `val`, `test` lists of `[path, label, name]`.
+
+Caltech101, OxfordPets, Flowers102, DTD, Food101, UCF101, SUN397 and EuroSAT are published this way
+(Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022).
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvlm.data.files import FileImage, folder, read_text, subfolders
+from fedvlm.data.gather import Row, gather
+from fedvlm.data.record import Source, Split
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.experiment import CoopData
+
+_SAMPLES = 50
+"""Listed paths that are looked for to find the image folder."""
+
+Entry = tuple[str, int, str]
+
+
+def coop_source(config: CoopData) -> Source:
+    """The images of a split file; class names in the order of its label ids, missing files counted."""
+    root = folder(config.path)
+    path = _split_file(root, config.split_file)
+    splits = _read(path)
+    names = _classnames(path, splits)
+    home = _image_folder(root, path, splits, config)
+    rows = [
+        Row(FileImage(root, posixpath.normpath(posixpath.join(home, image)), config.max_megapixels), name, split=split)
+        for split, entries in splits.items()
+        for image, _, name in entries
+    ]
+    return gather(path.stem.removeprefix("split_zhou_"), rows, config, classnames=names)
+
+
+def _split_file(root: Path, named: str | None) -> Path:
+    if named is not None:
+        return root / named
+    found = sorted(root.glob("split_zhou_*.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise FedvlmError(f"{root} holds several split files ({listed(p.name for p in found)}): set data.split_file")
+    raise FedvlmError(f"{root} holds no split_zhou_*.json: set data.path to the folder that does, or data.split_file")
+
+
+def _read(path: Path) -> dict[Split, list[Entry]]:
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FedvlmError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not {"train", "test"} <= content.keys():
+        raise FedvlmError(f"{path} is no split file: expected an object with the lists 'train', 'val' and 'test'")
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return {split: _entries(path, split, content.get(split, [])) for split in splits}
+
+
+def _entries(path: Path, split: str, entries: Any) -> list[Entry]:
+    if not isinstance(entries, list):
+        raise FedvlmError(f"{path}: '{split}' must be a list of [path, label, class name]")
+    for place, entry in enumerate(entries):
+        if not (isinstance(entry, list) and [type(part) for part in entry] == [str, int, str]):
+            raise FedvlmError(f"{path}: '{split}' entry {place} must be [path, label, class name], not {entry!r:.120}")
+    return [(image, label, name) for image, label, name in entries]
+
+
+def _classnames(path: Path, splits: dict[Split, list[Entry]]) -> list[str]:
+    """Names by label id; FedvlmError unless ids are 0..C-1 and each id has one name of its own."""
+    name_of: dict[int, str] = {}
+    label_of: dict[str, int] = {}
+    for image, label, name in (entry for entries in splits.values() for entry in entries):
+        if name_of.setdefault(label, name) != name:
+            raise FedvlmError(f"{path} gives label {label} two names, '{name_of[label]}' and '{name}' (at {image})")
+        if label_of.setdefault(name, label) != label:
+            raise FedvlmError(f"{path} gives two labels, {label_of[name]} and {label}, the name '{name}' (at {image})")
+    missing = sorted(set(range(max(name_of, default=-1) + 1)) - name_of.keys())
+    if missing or min(name_of, default=0) < 0:
+        raise FedvlmError(f"{path}: labels must run from 0 without gaps; no image has label {listed(missing) or '0'}")
+    return [name_of[label] for label in range(len(name_of))]
+
+
+def _image_folder(root: Path, path: Path, splits: dict[Split, list[Entry]], config: CoopData) -> str:
+    """The folder, relative to `root`, under which most of a sample of the listed images lie."""
+    if config.images is not None:
+        folder(root / config.images, "data.images")
+        return config.images
+    images = [image for entries in splits.values() for image, _, _ in entries]
+    sample = images[:: max(1, len(images) // _SAMPLES)]
+    candidates = [root, *subfolders(root)]
+    candidates += [inner for outer in candidates[1:] for inner in subfolders(outer)]
+    best = max(candidates, key=lambda candidate: _found(candidate, sample))
+    if not _found(best, sample):
+        where = f"{images[0]} (the first of {path.name})" if images else path.name
+        raise FedvlmError(f"no folder in {root} holds {where}: set data.images to the folder that does")
+    return best.relative_to(root).as_posix()
+
+
+def _found(candidate: Path, sample: Sequence[str]) -> int:
+    return sum((candidate / image).is_file() for image in sample)

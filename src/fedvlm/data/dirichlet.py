@@ -1,0 +1,96 @@
+"""Dirichlet partitions: uneven shares of each class, drawn a bounded number of times, then mended."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvlm.data.splits import Ints, grouped
+
+DRAWS = 100
+"""Draws before images are moved instead; the papers' code draws for ever."""
+
+Floats = NDArray[np.float64]
+
+
+def suiting_shares(
+    totals: Ints, clients: int, alpha: float, least: int, draw: Callable[[int], np.random.Generator], *, cap: bool
+) -> tuple[Floats, int]:
+    """The first draw that gives every client `least` images, or the one of `DRAWS` that fails the fewest.
+
+    totals: images of each class `[K]`; draw: the generator of each attempt. Gives shares `[K, N]` and how many
+    clients they leave with fewer images.
+    """
+    best: tuple[Floats, int] | None = None
+    for attempt in range(DRAWS):
+        shares = dirichlet_shares(totals, clients, alpha, draw(attempt), cap=cap)
+        short = int((cut(totals, shares).sum(axis=0) < least).sum())
+        if best is None or short < best[1]:
+            best = (shares, short)
+        if short == 0 or totals.sum() < least * clients:
+            break  # no draw can give everyone enough of too few images
+    assert best is not None
+    return best
+
+
+def dirichlet_shares(totals: Ints, clients: int, alpha: float, generator: np.random.Generator, *, cap: bool) -> Floats:
+    """Shares of each class by client `[K, N]`, every row from Dirichlet(alpha).
+
+    cap: a client that already has its fair number of images (all / N) gets none of the classes that follow, as in
+    NIID-Bench (Li et al., ICDE 2022), whose partition the papers use for CIFAR-10.
+    """
+    shares = generator.dirichlet(np.full(clients, alpha), len(totals))
+    if not cap:
+        return shares
+    held = np.zeros(clients, np.int64)
+    for label in range(len(totals)):
+        left = shares[label] * (held < totals.sum() / clients)
+        if left.sum() > 0:
+            shares[label] = left / left.sum()
+        held += cut(totals[[label]], shares[[label]])[0]
+    return shares
+
+
+def cut(totals: Ints, shares: Floats) -> Ints:
+    """Whole images `[K, N]` in these shares, every row summing to its total.
+
+    The cumulative shares are rounded; rounded down, as the papers' code has it, the last client would get an image
+    of nearly every class.
+    """
+    edges = np.rint(np.cumsum(shares, axis=1) * totals[:, None]).astype(np.int64)
+    edges[:, -1] = totals
+    return np.diff(np.minimum(edges, totals[:, None]), axis=1, prepend=0)
+
+
+def owners_by_shares(labels: Ints, shares: Floats, generator: np.random.Generator) -> Ints:
+    """Owner of each image: of each class, shuffled, the first part goes to client 0, the next to client 1 and so on."""
+    owner = np.empty(len(labels), np.int64)
+    sizes = cut(np.bincount(labels, minlength=len(shares)), shares)
+    for (label,), members in grouped(np.arange(len(labels)), [labels]):
+        owner[generator.permutation(members)] = np.repeat(np.arange(shares.shape[1]), sizes[label])
+    return owner
+
+
+def top_up(owner: Ints, clients: int, least: int, generator: np.random.Generator) -> int:
+    """Move images, in place, from the largest clients to those with fewer than `least`; gives how many were moved.
+
+    Nobody falls below `least` by giving, so that some may still lack images afterwards.
+    """
+    sizes = np.bincount(owner, minlength=clients)
+    shuffled = generator.permutation(len(owner))
+    held = {ids[0]: members.tolist() for ids, members in grouped(shuffled, [owner[shuffled]])}
+    givers = [(-size, client) for client, size in enumerate(sizes.tolist()) if size > least]
+    heapq.heapify(givers)
+    moved = 0
+    for client in np.flatnonzero(sizes < least).tolist():
+        while sizes[client] < least and givers:
+            size, giver = heapq.heappop(givers)
+            owner[held[giver].pop()] = client
+            sizes[client] += 1
+            moved += 1
+            if -size - 1 > least:
+                heapq.heappush(givers, (size + 1, giver))
+    return moved

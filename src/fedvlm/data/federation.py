@@ -1,0 +1,164 @@
+"""A federation: which images each client trains on and is tested on, as index lists that can be saved and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedvlm.data.record import Source
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Section
+
+VERSION = 1
+"""Of the saved form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client's share. All index lists point into `Federation.source.records`, in rising order."""
+
+    name: str
+    """Unique and safe as a file name."""
+    train: tuple[int, ...]
+    local: tuple[int, ...]
+    """Its own evaluation images; may be empty."""
+    base: str
+    """Key of its base evaluation images in `Federation.tests`."""
+    novel: str | None
+    """Key of its novel evaluation images; None where there are none."""
+    classes: tuple[int, ...]
+    """Positions in `Federation.base` of the classes it trains on, in rising order."""
+    domain: str | None
+    """The one domain all its images come from, if there is one."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A source dealt to clients. The label a model learns is the position of a class in `base` (or `novel`)."""
+
+    source: Source
+    base: tuple[int, ...]
+    """Source label ids of the classes that are trained on, in order."""
+    novel: tuple[int, ...]
+    """Source label ids of the classes that nobody trains on, in order."""
+    clients: tuple[Client, ...]
+    tests: dict[str, tuple[int, ...]]
+    """Evaluation images that several clients share, by name."""
+    notes: tuple[str, ...] = ()
+    """What could not be satisfied. `source.warnings` says what was left out before."""
+
+    @property
+    def base_names(self) -> list[str]:
+        """Class names in the order of the base labels."""
+        return [self.source.classnames[label] for label in self.base]
+
+    @property
+    def novel_names(self) -> list[str]:
+        """Class names in the order of the novel labels."""
+        return [self.source.classnames[label] for label in self.novel]
+
+    def labels(self, images: Sequence[int]) -> list[int]:
+        """For each index its class's position in `base`, or in `novel` for a novel class."""
+        return [self._position[self.source.records[image].label] for image in images]
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {label: place for labels in (self.base, self.novel) for place, label in enumerate(labels)}
+
+    def digest(self) -> str:
+        """SHA-256 over the index lists, the class lists and the identity of every image; notes do not count."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The federation without its images, as JSON values; `from_json` with the same source gives it back."""
+        return {"version": VERSION, **self._content(), "notes": list(self.notes), "digest": self.digest()}
+
+    def _content(self) -> dict[str, Any]:
+        clients = [{key: _plain(value) for key, value in asdict(client).items()} for client in self.clients]
+        return {
+            "source": self.source.name,
+            "records": len(self.source),
+            "images": images_digest(self.source),
+            "base": {str(label): self.source.classnames[label] for label in self.base},
+            "novel": {str(label): self.source.classnames[label] for label in self.novel},
+            "clients": clients,
+            "tests": {name: list(images) for name, images in self.tests.items()},
+        }
+
+    @staticmethod
+    def from_json(source: Source, saved: dict[str, Any]) -> Federation:
+        """The federation that was saved. Raises FedvlmError if the source is another one or the file was changed."""
+        try:
+            read = _Saved.model_validate(saved)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise FedvlmError(f"this is no saved partition: {where}: {first['msg']}") from None
+        if (read.records, read.images) != (len(source), images_digest(source)):
+            raise FedvlmError(
+                f"the partition was made for other images: {read.records} of '{read.source}' then, {len(source)} of "
+                f"'{source.name}' now (digests of paths, labels, domains and clients differ). Put the data back as it "
+                "was, or start a new run"
+            )
+        federation = _restored(source, read)
+        if federation is None or federation.digest() != read.digest:
+            raise FedvlmError("the saved partition was changed after it was written (its digest does not fit)")
+        return federation
+
+
+class _SavedClient(Section):
+    name: str
+    train: list[int]
+    local: list[int]
+    base: str
+    novel: str | None
+    classes: list[int]
+    domain: str | None
+
+
+class _Saved(Section):
+    version: int
+    source: str
+    records: int
+    images: str
+    base: dict[str, str]
+    novel: dict[str, str]
+    clients: list[_SavedClient]
+    tests: dict[str, list[int]]
+    notes: list[str]
+    digest: str
+
+
+def images_digest(source: Source) -> str:
+    """SHA-256 over key, label, class name, domain, client and split of all records, in order."""
+    digest = hashlib.sha256()
+    for record in source.records:
+        fields = (record.image.key, record.label, record.name, record.domain, record.client, record.split)
+        digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()
+
+
+def _restored(source: Source, read: _Saved) -> Federation | None:
+    """The federation of a saved one; None if a list points outside the source."""
+    clients = tuple(
+        Client(c.name, tuple(c.train), tuple(c.local), c.base, c.novel, tuple(c.classes), c.domain)
+        for c in read.clients
+    )
+    tests = {name: tuple(images) for name, images in read.tests.items()}
+    lists = [images for client in clients for images in (client.train, client.local)] + list(tests.values())
+    if not all(0 <= image < len(source) for images in lists for image in images):
+        return None
+    if not all(word.isdecimal() and int(word) < len(source.classnames) for word in [*read.base, *read.novel]):
+        return None
+    base, novel = (tuple(int(word) for word in words) for words in (read.base, read.novel))
+    return Federation(source, base, novel, clients, tests, tuple(read.notes))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

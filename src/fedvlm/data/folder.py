@@ -1,0 +1,111 @@
+"""Image folders: `class/img`, `client/class/img` or `domain/class/img`, with or without `train`/`test` above."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from fedvlm.data.files import SUFFIXES, FileImage, folder, shown, subfolders
+from fedvlm.data.gather import Row, counted, gather, split_named
+from fedvlm.data.record import Source
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import FolderData
+
+_DEEPEST = 5
+"""Folders below the root that are looked at: enough to say how deep the images lie, and the end of any symlink loop."""
+
+
+def folder_source(config: FolderData) -> Source:
+    """Every image at the depth the layout says, its class, domain or client being the folders it lies in."""
+    root = folder(config.path)
+    has_splits = _has_splits(root)
+    depth = (1 if config.layout == "class" else 2) + has_splits
+    files, empty = _walk(root)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    fitting = [path for path in images if len(path.parts) == depth + 1]
+    if not fitting:
+        raise FedvlmError(_misfit(root, config, images, has_splits))
+    notes = _notes(files, images, fitting, [path for path in empty if len(path.parts) == depth])
+    rows = [_row(root, path, config, has_splits) for path in fitting]
+    return gather(root.name, rows, config, warned=notes)
+
+
+def _row(root: Path, path: PurePosixPath, config: FolderData, has_splits: bool) -> Row:
+    above = path.parts[has_splits] if config.layout != "class" else None
+    return Row(
+        FileImage(root, str(path), config.max_megapixels),
+        name=path.parts[-2],
+        domain=above if config.layout == "domain" else None,
+        client=above if config.layout == "client" else None,
+        split=split_named(path.parts[0]) if has_splits else None,
+    )
+
+
+def _has_splits(root: Path) -> bool:
+    """Whether the folders at the top are the splits, `train` among them."""
+    names = [entry.name for entry in subfolders(root)]
+    splits = [split_named(name) for name in names]
+    if "train" not in splits:
+        return False
+    if None in splits or len(set(splits)) < len(splits):
+        raise FedvlmError(f"{root} holds 'train' beside folders that are no split ({', '.join(names)}): keep "
+                          "only train, val and test at the top, or rename 'train' if it is a class")  # fmt: skip
+    return True
+
+
+def _walk(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """All shown files below `root`, and the folders that hold nothing, as sorted relative paths."""
+    files: list[PurePosixPath] = []
+    empty: list[PurePosixPath] = []
+    for where, folders, names in _visit(root, PurePosixPath(), _DEEPEST):
+        files += [where / name for name in names]
+        if not folders and not names:
+            empty.append(where)
+    return sorted(files), sorted(empty)
+
+
+def _visit(root: Path, where: PurePosixPath, depth: int) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
+    try:
+        with os.scandir(root / where) as listing:
+            entries = [(_text(root, entry.name), entry.is_dir()) for entry in listing if shown(entry.name)]
+    except OSError as error:
+        raise FedvlmError(f"the folder {root / where} cannot be read: {error.strerror or error}") from None
+    folders = [name for name, is_folder in entries if is_folder]
+    yield where, folders, [name for name, is_folder in entries if not is_folder]
+    for name in folders if depth else []:
+        yield from _visit(root, where / name, depth - 1)
+
+
+def _text(root: Path, name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise FedvlmError(f"a name in {root} is not valid UTF-8: {name!a}; rename it") from None
+    return name
+
+
+def _notes(
+    files: list[PurePosixPath], images: list[PurePosixPath], fitting: list[PurePosixPath], empty: list[PurePosixPath]
+) -> list[str]:
+    notes = []
+    others = sorted(set(files) - set(images))
+    stray = sorted(set(images) - set(fitting))
+    if others:
+        notes.append("left out: " + counted(others, "file is named like no image", "files are named like no image"))
+    if stray:
+        notes.append("left out: " + counted(stray, "image lies at another depth", "images lie at another depth"))
+    if empty:
+        notes.append(counted(empty, "class folder is empty", "class folders are empty"))
+    return notes
+
+
+def _misfit(root: Path, config: FolderData, images: list[PurePosixPath], has_splits: bool) -> str:
+    above = "train/" if has_splits else ""
+    wanted = above + ("class/img" if config.layout == "class" else f"{config.layout}/class/img")
+    if not images:
+        return f"{root} holds no image ({', '.join(sorted(SUFFIXES))}); layout '{config.layout}' expects {wanted}"
+    folders = len(images[0].parts) - 1 - has_splits
+    advice = {1: 'set data.layout = "class"', 2: 'set data.layout = "client" or "domain"'}
+    return (f"{root} holds no image at {wanted} (data.layout = \"{config.layout}\"), but for example {images[0]}: "
+            + advice.get(folders, "move the images, or set data.path to the folder above the classes"))  # fmt: skip

@@ -1,0 +1,209 @@
+"""Hugging Face data sets: a hub id, or a folder written by `save_to_disk`. Needs the extra `hub`.
+
+Nothing a data set brings along is executed: scripts are refused, only its images and columns are read.
+"""
+
+from __future__ import annotations
+
+import inspect as signatures
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import PIL.Image
+
+from fedvlm.data.files import EncodedImage, Problem, inside
+from fedvlm.data.gather import Row, counted, gather
+from fedvlm.data.record import Source, Split
+from fedvlm.errors import FedvlmError, listed, nearest
+from fedvlm.experiment import HubData
+
+_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""One of these files is in every folder that `save_to_disk` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubImage:
+    """An image in a row of a data set; its bytes are read from the memory-mapped table when they are needed."""
+
+    table: Table
+    row: int
+
+    @property
+    def key(self) -> str:
+        """Name of the split and row number."""
+        return f"{self.table.name}/{self.row}"
+
+    def open(self) -> PIL.Image.Image:
+        """The decoded RGB image, upright. Raises FedvlmError naming the row if it cannot be decoded."""
+        return EncodedImage(self.key, self.table.encoded(self.row), self.table.max_megapixels).open()
+
+    def problem(self) -> Problem | None:
+        """What is wrong with the image; None for a usable one."""
+        try:
+            data = self.table.encoded(self.row)
+        except FedvlmError as error:
+            return Problem("missing", str(error))
+        return EncodedImage(self.key, data, self.table.max_megapixels).problem()
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split of a data set, its image column not decoded."""
+
+    name: str
+    data: Any
+    image: str
+    homes: tuple[Path, ...]
+    """Folders that the table may point into where it does not hold the images itself."""
+    max_megapixels: float
+
+    @cached_property
+    def _cells(self) -> Any:
+        return self.data.select_columns([self.image])
+
+    def encoded(self, row: int) -> bytes:
+        """The encoded bytes of the image in `row`. Raises FedvlmError if there are none."""
+        cell = self._cells[row][self.image] or {}
+        if cell.get("bytes"):
+            return bytes(cell["bytes"])
+        path = str(cell.get("path") or "")
+        home = next((home for home in self.homes if path and _is_inside(home, path)), None)
+        if home is None:
+            raise FedvlmError(f"{self.name}/{row} holds no image bytes" + (f" and points to {path}" if path else ""))
+        try:
+            return (home / path).read_bytes()
+        except OSError as error:
+            raise FedvlmError(f"{self.name}/{row}: {path}: {error.strerror}") from None
+
+
+def hub_source(config: HubData) -> Source:
+    """The images of the train, validation and test splits that the configuration names."""
+    datasets = _library()
+    splits, homes = _opened(datasets, config)
+    chosen = _chosen(splits, config)
+    features = next(iter(chosen.values()))[1].features
+    image, label = _columns(datasets, features, config)
+    names = getattr(features[label], "names", None)
+    rows: list[Row] = []
+    unlabelled: list[str] = []
+    for split, (name, data) in chosen.items():
+        data = data.cast_column(image, datasets.Image(decode=False))
+        rows += _rows(Table(name, data, image, homes, config.max_megapixels), split or None, label, config, unlabelled)
+    notes = ["left out: " + counted(unlabelled, "row has no label", "rows have no label")] if unlabelled else []
+    if not names and all(row.name.lstrip("-").isdigit() for row in rows):
+        notes.append(f"the column '{label}' holds numbers without names: zero-shot prompts will read '{rows[0].name}'")
+    return gather(config.path, rows, config, classnames=names, warned=notes)
+
+
+def _rows(table: Table, split: Any, label: str, config: HubData, unlabelled: list[str]) -> Iterator[Row]:
+    """One row per image with its class name; rows without a label (None, or -1 as hidden test sets have) are told."""
+    names = getattr(table.data.features[label], "names", None)
+    columns = {key: table.data[column][:] for key, column in _roles(label, config).items()}
+    for row, value in enumerate(columns["label"]):
+        if value is None or value == "" or (names and not 0 <= value < len(names)):
+            unlabelled.append(f"{table.name}/{row}")
+            continue
+        domain, client = (_word(columns[key][row]) if key in columns else None for key in ("domain", "client"))
+        yield Row(HubImage(table, row), names[value] if names else str(value), domain, client, split)
+
+
+def _roles(label: str, config: HubData) -> dict[str, str]:
+    roles = {"label": label, "domain": config.domain, "client": config.client}
+    return {key: column for key, column in roles.items() if column is not None}
+
+
+def _word(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _library() -> ModuleType:
+    try:
+        import datasets
+    except ImportError:
+        raise FedvlmError("data.source = \"huggingface\" needs the extra 'hub': pip install 'fedvlm[hub]'") from None
+    return datasets  # type: ignore[no-any-return]
+
+
+def _opened(datasets: ModuleType, config: HubData) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """All splits by name (a single saved table has the name "") and the folders its images may lie in."""
+    local = Path(config.path).expanduser()
+    homes = (local.resolve(),) if local.exists() else _caches(datasets)
+    try:
+        found = _saved(datasets, local) if local.exists() else _fetched(datasets, config)
+    except FedvlmError:
+        raise
+    except Exception as error:  # the library raises its own, the hub's, HTTP and Arrow errors
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        how = "data.offline is set: is it in the cache?" if config.offline else "look at the id, the network, the token"
+        how = "was it written by save_to_disk?" if local.exists() else how
+        raise FedvlmError(f"cannot read the data set {config.path}: {type(error).__name__}: {first} ({how})") from error
+    return (dict(found) if isinstance(found, dict) else {"": found}), homes
+
+
+def _saved(datasets: ModuleType, local: Path) -> Any:
+    if not any((local / name).is_file() for name in _SAVED):
+        raise FedvlmError(f"{local} was not written by save_to_disk (no {' or '.join(_SAVED)}): for a folder of images "
+                          'set data.source = "folder"')  # fmt: skip
+    return datasets.load_from_disk(str(local))
+
+
+def _fetched(datasets: ModuleType, config: HubData) -> Any:
+    options: dict[str, Any] = {"download_config": datasets.DownloadConfig(local_files_only=config.offline)}
+    if "trust_remote_code" in signatures.signature(datasets.load_dataset).parameters:
+        options["trust_remote_code"] = False  # releases before 4 would run a script found at the id
+    return datasets.load_dataset(config.path, config.config, revision=config.revision, **options)
+
+
+def _caches(datasets: ModuleType) -> tuple[Path, ...]:
+    names = ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH", "HF_HUB_CACHE")
+    return tuple(Path(getattr(datasets.config, name)).resolve() for name in names if hasattr(datasets.config, name))
+
+
+def _is_inside(home: Path, path: str) -> bool:
+    try:
+        inside(home, path)
+    except FedvlmError:
+        return False
+    return True
+
+
+def _chosen(splits: dict[str, Any], config: HubData) -> dict[Split | None, tuple[str, Any]]:
+    """The configured splits with their names; a single table is one split without a name, held out from later."""
+    if list(splits) == [""]:
+        return {None: ("all", splits[""])}
+    wanted: dict[Split | None, str | None] = {
+        "train": config.train_split, "val": config.val_split, "test": config.test_split,
+    }  # fmt: skip
+    for split, name in wanted.items():
+        if name is not None and name not in splits:
+            hint = ", or to none to hold out a share of the training images" if split != "train" else ""
+            raise FedvlmError(f"{config.path} has no split '{name}' (it has {listed(splits)}): "
+                              f"set data.{split}_split to one of them{hint}")  # fmt: skip
+    return {split: (name, splits[name]) for split, name in wanted.items() if name is not None}
+
+
+def _columns(datasets: ModuleType, features: Any, config: HubData) -> tuple[str, str]:
+    """Names of the image and the label column: as configured, otherwise the only ones of their kind."""
+    for key in ("image", "label", "client", "domain"):
+        column = getattr(config, key)
+        if column is not None and column not in features:
+            raise FedvlmError(f"{config.path} has no column '{column}' (data.{key}){nearest(column, features)}; "
+                              f"its columns are {listed(features)}")  # fmt: skip
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels or [name for name in features if name in ("label", "labels")]
+    image = config.image or _only(images, "image", features, config)
+    if not isinstance(features[image], datasets.Image):
+        raise FedvlmError(f"the column '{image}' of {config.path} holds no images; set data.image ({listed(images)})")
+    return image, config.label or _only(labels, "label", features, config)
+
+
+def _only(found: Sequence[str], key: str, features: Any, config: HubData) -> str:
+    if len(found) == 1:
+        return found[0]
+    what = f"several {key} columns ({listed(found)})" if found else f"no {key} column among {listed(features)}"
+    raise FedvlmError(f"{config.path} has {what}: set data.{key}")

@@ -1,0 +1,47 @@
+"""Many images at once: drawn ones rendered together, the others decoded several at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvlm.data.record import Image
+
+Pixels = NDArray[np.uint8]
+
+
+def read_images(images: Sequence[Image], threads: int | None = None) -> list[Pixels]:
+    """The pixels `[H, W, 3]` of each image, RGB 0..255, in the order given; sizes differ from image to image.
+
+    Raises FedvlmError naming the first file that cannot be decoded.
+    """
+    drawn = [place for place, image in enumerate(images) if hasattr(image, "spec")]
+    filed = [place for place, image in enumerate(images) if not hasattr(image, "spec")]
+    found: dict[int, Pixels] = dict(zip(drawn, _rendered([images[place] for place in drawn]), strict=True))
+    found.update(zip(filed, _decoded([images[place] for place in filed], threads), strict=True))
+    return [found[place] for place in range(len(images))]
+
+
+def _rendered(images: Sequence[Image]) -> list[Pixels]:
+    if not images:
+        return []
+    from fedvlm.data.scenes import render
+
+    return list(render([image.spec for image in images]))  # type: ignore[attr-defined]
+
+
+def _decoded(images: Sequence[Image], threads: int | None) -> list[Pixels]:
+    """Decoding lets go of the interpreter lock, so threads do run side by side."""
+    workers = min(threads or min(8, os.cpu_count() or 1), len(images))
+    if workers < 2:
+        return [_pixels(image) for image in images]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(_pixels, images))
+
+
+def _pixels(image: Image) -> Pixels:
+    return np.asarray(image.open(), dtype=np.uint8)

@@ -1,0 +1,75 @@
+"""What a data source gives: records that keep an image, its label, class name, domain and client together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import PIL.Image
+
+Split = Literal["train", "val", "test"]
+
+
+class Image(Protocol):
+    """An image that is fetched when it is needed.
+
+    A drawn image has an attribute `spec` besides, so that many can be rendered at once (`pixels.read_images`).
+    """
+
+    @property
+    def key(self) -> str:
+        """Identity within the source, the same in every process and on every machine."""
+        ...
+
+    def open(self) -> PIL.Image.Image:
+        """The decoded RGB image, upright. Raises FedvlmError naming the file if it cannot be decoded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One labelled image. Nothing in this package holds a label apart from its image."""
+
+    image: Image
+    label: int
+    """Position in `Source.classnames`."""
+    name: str
+    """Class name as the source spells it, always `Source.classnames[label]`."""
+    domain: str | None = None
+    client: str | None = None
+    split: Split | None = None
+    """The source's own split; None where it has none and images are held out later."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """All records of a data source, in an order that depends on the data only."""
+
+    name: str
+    classnames: tuple[str, ...]
+    """Class name by label id."""
+    records: tuple[Record, ...]
+    warnings: tuple[str, ...] = ()
+    """Sentences about what was left out, with counts and the first files' names."""
+
+    def __post_init__(self) -> None:
+        """Check that labels and class names belong together."""
+        for record in self.records:
+            if not 0 <= record.label < len(self.classnames) or self.classnames[record.label] != record.name:
+                raise ValueError(f"{record.image.key}: label {record.label} does not go with the name '{record.name}'")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains in sorted order; empty where the source has none."""
+        return _distinct(record.domain for record in self.records)
+
+    def clients(self) -> tuple[str, ...]:
+        """Names of the natural clients in sorted order; empty where the source has none."""
+        return _distinct(record.client for record in self.records)
+
+
+def _distinct(values: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(sorted({value for value in values if value is not None}))

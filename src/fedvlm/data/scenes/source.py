@@ -1,0 +1,113 @@
+"""Drawn scenes as a data source: classes are fill + shape ("striped fish"), every style is a domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import PIL.Image
+
+from fedvlm.data.record import Record, Source, Split
+from fedvlm.data.scenes.render import render
+from fedvlm.data.scenes.spec import FILLS, SHAPES, SceneSpec
+from fedvlm.data.scenes.styles import NEUTRAL, STYLES
+from fedvlm.errors import FedvlmError, nearest
+from fedvlm.experiment import ScenesData
+from fedvlm.streams import key, stream
+
+MOST = len(FILLS) * len(SHAPES)
+"""Classes there can be."""
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """A scene that is drawn when it is opened."""
+
+    spec: SceneSpec
+
+    @property
+    def key(self) -> str:
+        """All fields of the specification: equal keys, equal pixels."""
+        spec = self.spec
+        return f"scene-{spec.seed:016x}-{spec.style}-{spec.strength!r}-{spec.colour}-{spec.fill}-{spec.shape}"
+
+    def open(self) -> PIL.Image.Image:
+        """The scene, 48 x 48 RGB."""
+        return PIL.Image.fromarray(render([self.spec])[0])
+
+
+def scenes_source(config: ScenesData, seed: int) -> Source:
+    """All records of every style and class. Images depend on the seed, style, class, split and their number only.
+
+    The first `base_classes` class names are the base classes, the others the novel ones. Raises FedvlmError for
+    styles that are unknown or given twice, and for more classes than there are combinations of fill and shape.
+    """
+    classes = choose_classes(config.base_classes, config.novel_classes, seed)
+    names = tuple(f"{fill} {shape}" for fill, shape in classes)
+    records = [
+        Record(SceneImage(spec), label, names[label], domain=domain, split=split)
+        for domain, (style, strength) in read_styles(config.styles).items()
+        for label, (fill, shape) in enumerate(classes)
+        for split, spec in _specs(config, seed, domain, SceneSpec(0, shape, fill, None, style, strength))
+    ]
+    return Source("scenes", names, tuple(records), novel=config.novel_classes)
+
+
+def choose_classes(base: int, novel: int, seed: int) -> list[tuple[str, str]]:
+    """Base classes, then novel ones, as (fill, shape).
+
+    Drawn without replacement from the combinations of all fills with as few shapes as make fills matter (about
+    three shapes for five classes), so that novel classes are new combinations of largely known parts.
+    """
+    if base + novel > MOST:
+        raise FedvlmError(
+            f"data.base_classes + data.novel_classes = {base + novel}, but drawn scenes have at most {MOST} classes "
+            f"({len(FILLS)} fills x {len(SHAPES)} shapes): ask for fewer"
+        )
+    draw = stream(seed, "scene classes")
+    count = min(len(SHAPES), max(math.ceil(0.6 * max(base, novel)), math.ceil((base + novel) / len(FILLS)), 2))
+    shapes = [SHAPES[index] for index in draw.permutation(len(SHAPES))[:count]]
+    combinations = [(fill, shape) for fill in FILLS for shape in shapes]
+    return [combinations[index] for index in draw.permutation(len(combinations))[: base + novel]]
+
+
+def read_styles(entries: list[str]) -> dict[str, tuple[str, float]]:
+    """Domain name to (style, strength), from entries `style` or `style:strength`.
+
+    The domain is named after the style, or after the whole entry where a style stands in the list several times.
+    """
+    parsed = [_style(entry) for entry in entries]
+    styles = [style for style, _ in parsed]
+    domains = [
+        style if styles.count(style) == 1 else f"{style}:{strength:g}" for style, strength in parsed
+    ]
+    if len(set(domains)) < len(domains):
+        twice = next(domain for domain in domains if domains.count(domain) > 1)
+        raise FedvlmError(f"data.styles lists '{twice}' twice: each style is one domain, give it once")
+    return dict(zip(domains, parsed, strict=True))
+
+
+def _style(entry: str) -> tuple[str, float]:
+    style, sign, text = (part.strip() for part in entry.partition(":"))
+    known = {**NEUTRAL, **STYLES}
+    if style not in known:
+        words = ", ".join(known)
+        raise FedvlmError(f"data.styles: unknown style '{style}'{nearest(style, known)}; known: {words}")
+    if not sign:
+        return style, known[style]
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = math.nan
+    if not 0 <= strength <= 1:
+        raise FedvlmError(f"data.styles: the strength in '{entry}' is a number from 0 (neutral) to 1, as in '{style}:0.7'")
+    return style, strength
+
+
+def _specs(config: ScenesData, seed: int, domain: str, kind: SceneSpec) -> Iterator[tuple[Split, SceneSpec]]:
+    counts: dict[Split, int] = {"train": config.shots, "val": config.val_per_class, "test": config.test_per_class}
+    for split, count in counts.items():
+        for index in range(count):
+            number = key(seed, "scene", domain, kind.fill, kind.shape, split, index) & (2**64 - 1)
+            yield split, SceneSpec(number, kind.shape, kind.fill, kind.colour, kind.style, kind.strength)

@@ -1,0 +1,23 @@
+"""The one exception a user's mistake ends in: a sentence that says what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedvlmError(Exception):
+    """A mistake the user can mend. Shown as one message, never as a traceback."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the known word closest to `word`, or an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def listed(items: Iterable[object], limit: int = 8) -> str:
+    """Comma-separated items, cut after `limit` with the number of those left out."""
+    words = [str(item) for item in items]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more

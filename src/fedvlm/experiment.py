@@ -1,0 +1,293 @@
+"""The configuration of an experiment: typed sections, strict about unknown keys, resolved once and digested.
+
+An experiment is read from a TOML file, overridden by `key=value` words (`partition.alpha=0.3`), validated
+here, and stored whole in the run folder. What a method adds is a table of its own, `[method.NAME]`, which is
+validated by that method's configuration class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedvlm.errors import FedvlmError, nearest
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of settings: unknown keys are errors, values are not silently converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """Which frozen CLIP."""
+
+    name: str = "embedded"
+    """`embedded`, a local directory, or a hub id such as `openai/clip-vit-base-patch16`."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch) to pin."""
+    offline: bool = False
+    """Use only files that are already in the hub cache."""
+
+
+class ScenesData(Section):
+    """Drawn scenes (no files, no network)."""
+
+    source: Literal["scenes"] = "scenes"
+    styles: Annotated[list[str], Field(min_length=1)] = ["sketch"]
+    """Visual styles; each is a domain. `style:0.7` sets the strength."""
+    base_classes: Count = 20
+    novel_classes: Annotated[int, Field(ge=0)] = 20
+    shots: Count = 16
+    """Training images per class and style."""
+    val_per_class: Annotated[int, Field(ge=0)] = 8
+    test_per_class: Count = 20
+    """Test images per class and style."""
+
+
+class FileData(Section):
+    """What all sources of real photographs share."""
+
+    path: str
+    """Folder that holds the photographs."""
+    shots: Count | None = None
+    """Training images per class (and domain); all of them where not given."""
+    novel: Literal["half", "none"] = "half"
+    """`half`: the first ceil(C/2) classes are base, the rest novel; `none`: every class is base."""
+    exclude: list[str] = []
+    """Labels to leave out (noise labels)."""
+    test_fraction: Fraction = 0.3
+    """Share of each class (and client) held out for testing where the source has no split of its own."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training images held out for validation where the source has no split of its own."""
+    test_per_class: Count | None = None
+    """At most so many test images per class (and domain); all of them where not given."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 40.0
+    """Larger images are refused before they are decoded."""
+    on_unreadable: Literal["skip", "error"] = "skip"
+    """What an unreadable image does: left out and counted in the warnings, or an error."""
+
+
+class FolderData(FileData):
+    """Image folders: `class/img`, `client/class/img` or `domain/class/img`, with or without `train`/`test` above."""
+
+    source: Literal["folder"]
+    layout: Literal["class", "client", "domain"] = "class"
+
+
+class ManifestData(FileData):
+    """A CSV with one image per row."""
+
+    source: Literal["manifest"]
+    manifest: str
+    """CSV file, relative to `path`."""
+    image: str = "image"
+    """Column with the image's path."""
+    image_path: str = "{}"
+    """Where the image is, relative to `path`, `{}` being the column's value (`images/{}.jpg`)."""
+    label: str = "label"
+    client: str | None = None
+    domain: str | None = None
+    split: str | None = None
+
+
+class CoopData(FileData):
+    """CoOp's layout: an image folder and `split_zhou_*.json`."""
+
+    source: Literal["coop"]
+    split_file: str | None = None
+    """Found by its name where not given."""
+    images: str | None = None
+    """Image folder inside `path`; found by the paths in the split file where not given."""
+
+
+class HubData(FileData):
+    """A Hugging Face dataset: a hub id or a directory written by `save_to_disk` (extra `hub`)."""
+
+    source: Literal["huggingface"]
+    config: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    label: str | None = None
+    client: str | None = None
+    domain: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    test_split: str | None = "test"
+    """`none`: hold out `test_fraction` of the training images."""
+    offline: bool = False
+
+
+AnyData = Annotated[ScenesData | FolderData | ManifestData | CoopData | HubData, Field(discriminator="source")]
+
+
+class PartitionSection(Section):
+    """How training (and own test) images are dealt to clients."""
+
+    kind: Literal["pathological", "dirichlet", "domain", "natural", "iid"] = "pathological"
+    clients: Count | None = 10
+    """Number of clients (`natural`: at most so many, the largest first; `domain`: not used)."""
+    order: Literal["seeded", "paper"] = "seeded"
+    """`pathological`: class order from the run's seed, or the papers' constant `random.seed(2023)` shuffle."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Dirichlet concentration over labels (`dirichlet`, and `domain` to split each domain unevenly)."""
+    cap: bool = False
+    """`dirichlet`: who has a fair share of all images gets none of the classes that follow (the papers' CIFAR-10)."""
+    clients_per_domain: Count = 1
+    """`domain`: so many clients for each domain."""
+    one_domain_each: bool = False
+    """`pathological`/`iid`/`dirichlet`: client i sees only domain i mod D."""
+    min_images: Count = 1
+    """Clients with fewer training images are left out (`natural`) or the draw is repeated (`dirichlet`)."""
+
+
+class EvaluationSection(Section):
+    """What is measured, when, on which images."""
+
+    every: Count = 1
+    """Evaluate after every so many rounds (the last round always)."""
+    state: Literal["after_aggregation", "after_training"] | None = None
+    """State whose accuracies head the table; the method's own default where not given. Both are recorded."""
+    split: Literal["test", "val"] = "test"
+    """`val` to choose hyper-parameters without looking at test images."""
+    general: Literal["own_domain", "all"] = "all"
+    """Base and novel images: of the client's own domain, or of all domains."""
+    template: str = "a photo of a {}."
+    batch: Count = 256
+
+
+class ComputeSection(Section):
+    """Where and how it is computed. Nothing here changes results beyond rounding."""
+
+    device: str = "auto"
+    """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast dtype of the frozen encoders; trained tensors stay float32."""
+    threads: Count | None = None
+    cache_gib: Annotated[float, Field(ge=0)] = 2.0
+    """Bound of remembered activations in memory."""
+
+
+class Experiment(Section):
+    """Everything a comparison of methods depends on."""
+
+    name: str = "experiment"
+    methods: Annotated[list[str], Field(min_length=1)] = ["zero_shot", "pfedmma"]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    rounds: Count = 10
+    participation: Fraction = 1.0
+    """Share of clients trained in a round: max(1, floor(share x clients)) of them."""
+    augment: bool = False
+    """Random resized crops and flips in training (fresh ones every epoch)."""
+    model: ModelSection = ModelSection()
+    data: AnyData = ScenesData()
+    partition: PartitionSection = PartitionSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    compute: ComputeSection = ComputeSection()
+    method: dict[str, dict[str, Any]] = {}
+    """Settings by method name; `all` holds those of every method that knows the key."""
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings, defaults included, as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 of what can change results: everything but the name, the device and the cache bound."""
+        settings = self.resolved()
+        settings.pop("name")
+        settings["compute"] = {"dtype": settings["compute"]["dtype"]}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def parse(settings: dict[str, Any]) -> Experiment:
+    """Validate plain settings; every problem is told with its key path, what was expected and the nearest key."""
+    try:
+        return Experiment.model_validate(settings)
+    except ValidationError as error:
+        raise FedvlmError("\n".join(problems(error, Experiment))) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The plain settings of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise FedvlmError(f"no such experiment file: {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FedvlmError(f"{path} is not a readable TOML file: {error}") from None
+
+
+def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Settings with `key=value` words laid over them. Lists may be written `a,b,c`."""
+    result: dict[str, Any] = json.loads(json.dumps(settings))
+    for word in words:
+        path, sign, text = word.partition("=")
+        if not sign or not path:
+            raise FedvlmError(f"'{word}' is not of the form key=value")
+        *tables, last = path.strip().split(".")
+        place = result
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise FedvlmError(f"'{word}': '{table}' is a value, not a table of settings")
+        place[last] = _value(text.strip(), is_list=path in _LISTS)
+    return result
+
+
+_LISTS = ("methods", "seeds", "data.styles", "data.exclude")
+
+
+def _value(text: str, *, is_list: bool) -> Any:
+    if is_list and not text.startswith("["):
+        return [_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One sentence per problem of a pydantic error, with the nearest known key for an unknown one."""
+    return [_problem(dict(detail), model, prefix) for detail in error.errors()]
+
+
+def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    path = [str(part) for part in detail["loc"] if part not in _SOURCES]
+    name = prefix + ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _known(model, detail["loc"])
+        words = ", ".join(sorted(known))
+        return f"unknown setting '{name}'{nearest(path[-1], known)}; known here: {words}"
+    if detail["type"] == "missing":
+        return f"setting '{name}' is needed"
+    if detail["type"].startswith("union_tag"):
+        return f"setting '{name}.source' is one of: {', '.join(_SOURCES)}"
+    message = detail["msg"].replace("Input should be", "expected").replace("a valid", "a")
+    return f"setting '{name}': {message}, not {detail['input']!r}"
+
+
+_SOURCES = {"scenes": ScenesData, "folder": FolderData, "manifest": ManifestData, "coop": CoopData,
+            "huggingface": HubData}  # fmt: skip
+
+
+def _known(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for part in loc[:-1]:
+        if part in _SOURCES:
+            model = _SOURCES[part]
+            continue
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

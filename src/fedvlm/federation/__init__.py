@@ -1,0 +1,1 @@
+"""Rounds, selection of clients, what crosses the wire, durable state."""

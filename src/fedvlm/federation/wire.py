@@ -1,0 +1,38 @@
+"""What crosses the network: named tensors, checked against what the method declares, and counted."""
+
+from __future__ import annotations
+
+from fedvlm import tensors
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.methods.base import Method
+from fedvlm.tensors import Named
+
+
+def shared(method: Method, trained: Named) -> Named:
+    """The uplink: the trained tensors whose names the method shares."""
+    return tensors.select(trained, method.shared)
+
+
+def private(method: Method, trained: Named) -> Named:
+    """Every trained tensor that is not shared. These are in no message."""
+    return {name: tensor for name, tensor in trained.items() if not tensors.matches(name, method.shared)}
+
+
+def check_uplink(method: Method, initial: Named, sent: Named, client: str, round_: int) -> None:
+    """Refuse an uplink that is not exactly the declared shared tensors, finite and of the declared shapes."""
+    expected = shared(method, initial)
+    where = f"round {round_}, client {client}"
+    if sent.keys() != expected.keys():
+        raise FedvlmError(
+            f"{where}: the uplink's tensors differ from those shared: {listed(sent.keys() ^ expected.keys())}"
+        )
+    for name, tensor in sent.items():
+        if tensor.shape != expected[name].shape:
+            raise FedvlmError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        if not bool(tensor.isfinite().all()):
+            raise FedvlmError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
+
+
+def sizes(message: Named) -> dict[str, int]:
+    """Bytes by tensor name."""
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in message.items()}

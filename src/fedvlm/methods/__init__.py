@@ -1,0 +1,51 @@
+"""One file per method; the classes found in these files are the methods that exist."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from fedvlm.errors import FedvlmError, nearest
+from fedvlm.methods.base import Method
+
+__all__ = ["Method", "build", "check", "known"]
+
+
+@cache
+def known() -> dict[str, type[Method]]:
+    """Every method class by name, in alphabetical order."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    methods = {c.name: c for c in classes if issubclass(c, Method) and "name" in vars(c)}
+    return dict(sorted(methods.items()))
+
+
+def build(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
+    """A configured method from the experiment's `[method.*]` tables.
+
+    `[method.all]` gives values to every method that has the key. A table may name another method to build a variant:
+    `[method.pfedmoap_random] method = "pfedmoap", select = "random"`; it starts from that method's own table.
+    """
+    tables = settings or {}
+    own = dict(tables.get(name, {}))
+    kind = str(own.pop("method", name))
+    if kind not in known():
+        raise FedvlmError(f"unknown method '{kind}'{nearest(kind, known())}; known: {', '.join(known())}")
+    chosen = known()[kind]
+    common = {key: value for key, value in tables.get("all", {}).items() if key in chosen.Config.model_fields}
+    inherited = dict(tables.get(kind, {})) if kind != name else {}
+    return chosen(common | inherited | own)
+
+
+def check(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every `[method.*]` table belongs to a method, and every key of `[method.all]` to at least one."""
+    for name in settings:
+        if name != "all":
+            build(name, settings)
+    fields = {field for method in known().values() for field in method.Config.model_fields}
+    for key in settings.get("all", {}):
+        if key not in fields:
+            raise FedvlmError(f"unknown setting 'method.all.{key}'{nearest(key, fields)}")

@@ -1,0 +1,153 @@
+"""pFedMoAP (Luo et al., ICLR 2025, arXiv 2410.10114): other clients' prompts as frozen experts behind a private gate.
+
+    P_i <- P_g                                          every visit starts from the averaged prompt
+    Q_i <- K other clients' prompts from the pool       nearest to i's own last prompt (Euclidean), or random, or fixed
+    logit_c = s <pool(I), gate(pool(I), experts_c)> + lambda s <I, T_c>       (eq. 10; experts_c includes i's own)
+    pool[i] <- P_i at the end of the round;  P_g <- sum_i (n_i / n) P_i
+
+A client not yet in the pool trains its prompt alone, s <I, T_c>, and its gate stays as initialised.
+
+| tensor | shape | where | bytes |
+|---|---|---|---|
+| `prompt` | `[16, 512]` | shared | 32,768 |
+| `gating.{q,k,v,o}.weight` | `[128, 128]` each | private | 262,144 |
+| `gating.{q,k,v,o}.bias` | `[128]` each | private | 2,048 |
+
+Up: 32,768 bytes. Down: (1 + K) times that. **The server and the clients it is dealt to see each client's prompt.** The
+gate never leaves. Inference uses the client's own last prompt, so accuracy is reported after local training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedvlm import tensors
+from fedvlm.clip import FrozenCLIP
+from fedvlm.methods import base
+from fedvlm.methods.promptfl import PromptConfig
+from fedvlm.tensors import Named
+from fedvlm.tuners import gate
+from fedvlm.tuners.prompt import Prompt
+
+POOL, EXPERT = "pool.", "experts."
+
+
+class MixtureConfig(PromptConfig):
+    """The paper's: 10 experts, gate of width 128 with 8 heads and rate 0.01, lambda 0.5."""
+
+    gate_lr: Annotated[float, Field(ge=0)] = 0.01
+    experts: Annotated[int, Field(ge=1)] = 10
+    """Experts M, the client's own included: K = M - 1 are downloaded (fewer where the pool is smaller)."""
+    select: Literal["nearest", "random", "fixed", "none"] = "nearest"
+    """Which: nearest prompts, drawn anew every round, the first K other clients by name, or none (gate alone)."""
+    gate_width: Annotated[int, Field(ge=1)] = 128
+    heads: Annotated[int, Field(ge=1)] = 8
+    scaling: Annotated[float, Field(gt=0)] = 10.0
+    """Factor on attention scores instead of 1/sqrt(channels of a head), as released."""
+    local_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Lambda: weight of the client's own plain logits."""
+
+
+class Mixture:
+    """The tuner: a prompt, and a gate over its text features and those of the received prompts."""
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MixtureConfig, suffix: str = "{}.") -> None:
+        self.clip, self.config = clip, config
+        self.prompt = Prompt(clip, classnames, config.tokens, config.words, suffix)
+        self.stride = gate.stride(clip.config.embed, config.gate_width)
+        self.known: dict[str, Tensor] = {}
+
+    @property
+    def entry(self) -> int:
+        """The finished feature."""
+        return self.prompt.entry
+
+    def init(self, generator: torch.Generator) -> Named:
+        """`prompt` and `gating.*`."""
+        return self.prompt.init(generator) | gate.init(self.config.gate_width, generator)
+
+    @torch.no_grad()
+    def prepare(self, received: Named) -> Named:
+        """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit."""
+        prompts = tensors.select(received, [f"{EXPERT}*"])
+        if not prompts and self.config.select != "none":
+            return {}
+        empty = self.prompt.start.new_empty(len(self.prompt.start), 0, self.config.gate_width)
+        return {"experts": torch.cat([empty, *(self._expert(prompt)[:, None] for prompt in prompts.values())], dim=1)}
+
+    def _expert(self, prompt: Tensor) -> Tensor:
+        """Pooled features `[K, R]`, remembered by the prompt's bytes: clients of a round receive the same prompts."""
+        key = tensors.digest({"prompt": prompt})
+        if key not in self.known:
+            while len(self.known) >= 256:
+                self.known.pop(next(iter(self.known)))
+            self.known[key] = self.prompt.features(prompt)[:, :: self.stride]
+        return self.known[key]
+
+    def classifier(self, trained: Named, constants: Named) -> Named:
+        """`text [K, E]`; with experts also the gate's `keys` and `values [K, M, H, R/H]`, the local expert first."""
+        text = self.prompt.features(trained["prompt"])
+        if "experts" not in constants:
+            return {"text": text}
+        experts = torch.cat([text[:, None, :: self.stride], constants["experts"]], dim=1)
+        keys, values = gate.keys_values(trained, experts, self.config.heads)
+        return {"text": text, "keys": keys, "values": values}
+
+    def logits(self, trained: Named, classifier: Named, hidden: Tensor) -> Tensor:
+        """Image features `[B, E]` to `[B, K]`: equation 10, or plain CLIP logits without experts."""
+        own = self.prompt.logits(trained, classifier, hidden)
+        if "keys" not in classifier:
+            return own
+        pooled = F.normalize(hidden, dim=-1)[:, :: self.stride]
+        mixed = gate.mixture_logits(trained, pooled, classifier["keys"], classifier["values"], self.config.scaling)
+        return self.clip.logit_scale.exp() * mixed + self.config.local_weight * own
+
+
+class PFedMoAP(base.Method):
+    """The server's state: the averaged `prompt` and `pool.CLIENT`, every client's last prompt."""
+
+    name = "pfedmoap"
+    title = "pFedMoAP"
+    Config = MixtureConfig
+    config: MixtureConfig
+    shared = ("prompt",)
+    rates = {"gating.*": "gate_lr", "*": "lr"}  # noqa: RUF012
+    state = "after_training"
+
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Mixture:
+        """Prompt and gate."""
+        return Mixture(clip, classnames, self.config)
+
+    def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
+        """The averaged prompt, and `experts.CLIENT` for the chosen ones if this client is in the pool."""
+        chosen = self.choose(server, client, draw)
+        return {"prompt": server["prompt"]} | {f"{EXPERT}{other}": server[f"{POOL}{other}"] for other in chosen}
+
+    def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
+        """The prompt alone at first; with every expert later."""
+        experts = 0 if self.config.select == "none" else min(self.config.experts, clients) - 1
+        return shared_bytes, shared_bytes * (1 + experts)
+
+    def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
+        """Names of the experts for a client, from the pool as it was before this round."""
+        own = server.get(f"{POOL}{client}")
+        others = sorted(name[len(POOL) :] for name in server if name.startswith(POOL) and name != f"{POOL}{client}")
+        count = min(self.config.experts - 1, len(others))
+        if own is None or self.config.select == "none":
+            return []
+        if self.config.select == "nearest":
+            others.sort(key=lambda other: float((server[f"{POOL}{other}"] - own).double().norm()))
+        elif self.config.select == "random":
+            return sorted(draw.choice(others, count, replace=False).tolist()) if count else []
+        return sorted(others[:count])
+
+    def aggregate(self, server: Named, uplinks: Sequence[base.Uplink]) -> Named:
+        """The weighted mean prompt; the pool takes this round's prompts."""
+        return super().aggregate(server, uplinks) | {f"{POOL}{up.client}": up.tensors["prompt"] for up in uplinks}

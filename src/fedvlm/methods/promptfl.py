@@ -1,0 +1,55 @@
+"""PromptFL (Guo et al. 2023): federated averaging of one CoOp prompt (Zhou et al. 2022); and CoOp itself, local.
+
+    P <- P - lr grad CE(softmax(s cos(f(x), g([SOT] P class "." [EOT]))), y)        P <- sum_i (n_i / n) P_i
+
+| tensor | shape | promptfl | coop |
+|---|---|---|---|
+| `prompt` | `[16, 512]` | shared, 32,768 bytes | private |
+
+The shapes are those of ViT-B/16 with 16 tokens; the loss runs over all base classes. What leaves a PromptFL client:
+its prompt, its number of images. What leaves a CoOp client: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.methods import base
+from fedvlm.tuners.prompt import Prompt
+
+
+class PromptConfig(base.Config):
+    """pFedMoAP's comparison: 16 random tokens, 5 local epochs, rate 0.002, batch 16 (the number of shots)."""
+
+    lr: Annotated[float, Field(ge=0)] = 0.002
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch: Annotated[int, Field(ge=1)] = 16
+    tokens: Annotated[int, Field(ge=1)] = 16
+    """Prompt tokens T."""
+    words: str | None = None
+    """Start the prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
+
+
+class PromptFL(base.Method):
+    """One global prompt."""
+
+    name = "promptfl"
+    title = "PromptFL"
+    Config = PromptConfig
+    config: PromptConfig
+
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prompt:
+        """A prompt before the class names."""
+        return Prompt(clip, classnames, self.config.tokens, self.config.words)
+
+
+class CoOp(PromptFL):
+    """Every client its own prompt; nothing is shared, so a run of R rounds is R x epochs of local training."""
+
+    name = "coop"
+    title = "CoOp (local)"
+    shared = ()

@@ -1,0 +1,95 @@
+"""The first thing a run says: who takes part, what is trained, what stays, what leaves, when it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedvlm import tensors
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Client, Federation
+from fedvlm.experiment import Experiment
+from fedvlm.federation import wire
+from fedvlm.methods import Method
+from fedvlm.tensors import Named
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One method's line. Counts are numbers (float32 entries), bytes are per client and round."""
+
+    method: str
+    title: str
+    trained: int
+    private: int
+    shared: int
+    up_bytes: int
+    down_bytes: tuple[int, int]
+    """Least and most."""
+    evaluated: str
+    leaves: list[str]
+    """Every tensor that crosses, with its shape."""
+
+
+def terms(name: str, method: Method, initial: Named, clients: int) -> Terms:
+    """What a method trains, keeps and sends, read off the tensors themselves."""
+    up = wire.shared(method, initial)
+    kept = wire.private(method, initial)
+    return Terms(
+        name,
+        method.title,
+        tensors.count(initial),
+        tensors.count(kept),
+        tensors.count(up),
+        tensors.nbytes(up),
+        method.downlink_bytes(tensors.nbytes(up), clients),
+        method.state.replace("_", " "),
+        [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
+    )
+
+
+def text(experiment: Experiment, clip: FrozenCLIP, federation: Federation, lines: Sequence[Terms]) -> str:
+    """The contract as it is printed and stored."""
+    head = [
+        f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
+        f"model       {clip.name}, weights sha256 {clip.digest[:12]}, all frozen",
+        f"clients     {_clients(federation.clients)}",
+        f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
+        f"rounds      {experiment.rounds}, {experiment.participation:.0%} of the clients in each; last round reported",
+        "",
+        f"{'method':22}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>10}  {'down B':<20}evaluated",
+    ]
+    rows = [_row(line) for line in lines]
+    sent = ["", "what leaves a client, per round, besides its number of images:"]
+    sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
+    return "\n".join(head + rows + sent)
+
+
+def _row(t: Terms) -> str:
+    counts = f"{t.trained:>10,}{t.private:>10,}{t.shared:>9,}{t.up_bytes:>10,}"
+    return f"{t.method:22}{counts}  {_range(t.down_bytes):<20}{t.evaluated}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def _clients(clients: Sequence[Client]) -> str:
+    images, classes = [len(c.train) for c in clients], [len(c.classes) for c in clients]
+    return f"{len(clients)}, each with {_span(images)} training images of {_span(classes)} classes"
+
+
+def _span(values: Sequence[int]) -> str:
+    return _range((min(values), max(values)))
+
+
+def _range(ends: tuple[int, int]) -> str:
+    low, high = ends
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _brief(leaves: Sequence[str], limit: int = 4) -> str:
+    if not leaves:
+        return "nothing"
+    more = f" and {len(leaves) - limit} more (all in contract.json)" if len(leaves) > limit else ""
+    return ", ".join(leaves[:limit]) + more

@@ -1,0 +1,69 @@
+"""Accuracy per round: one panel per metric, one line per method, the band over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedvlm import durable
+
+_PANELS = {"local": "Local", "base": "Base", "novel": "Novel"}
+# Okabe and Ito's palette: distinguishable with every common colour vision.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
+_DASHES = ["-", "--", ":", "-."]
+
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Finished results by method, one per seed, each with its `curve`: `{metric: [[round, accuracy], ...]}`."""
+
+
+def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
+    """Write `rounds.png` and `rounds.svg`; a method without rounds is a level line."""
+    panels = {m: name for m, name in _PANELS.items() if any(m in p["curve"] for ps in results.values() for p in ps)}
+    figure = Figure(figsize=(4 * len(panels) + 1.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (metric, name) in zip(axes, panels.items(), strict=True):
+        for position, (method, points) in enumerate(results.items()):
+            _line(panel, method, points, metric, rounds, position)
+        panel.set_title(name)
+        panel.set_xlabel("round")
+        panel.grid(alpha=0.25, linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return [_write(figure, folder / f"rounds.{kind}", kind) for kind in ("png", "svg")]
+
+
+def _line(
+    panel: Axes, method: str, points: Sequence[Mapping[str, Any]], metric: str, rounds: int, position: int
+) -> None:
+    curves = [dict(map(tuple, p["curve"][metric])) for p in points if metric in p["curve"]]
+    if not curves:
+        return
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    table = 100 * np.array([[curve[step] for step in steps] for curve in curves])
+    if steps == [0]:
+        steps, table = [1, rounds], np.repeat(table, 2, axis=1)
+    style = {
+        "color": _COLOURS[position % len(_COLOURS)],
+        "linestyle": _DASHES[position // len(_COLOURS) % len(_DASHES)],
+    }
+    marker = "o" if len(steps) < 3 else None
+    panel.plot(steps, table.mean(0), label=method, linewidth=1.6, marker=marker, markersize=3, **style)  # type: ignore[arg-type]
+    if len(curves) > 1:
+        panel.fill_between(steps, table.min(0), table.max(0), alpha=0.12, color=style["color"], linewidth=0)
+
+
+def _write(figure: Figure, path: Path, kind: str) -> Path:
+    data = BytesIO()
+    # No date: the same results give the same bytes.
+    figure.savefig(data, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    durable.write_bytes(path, data.getvalue())
+    return path

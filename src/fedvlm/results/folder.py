@@ -1,0 +1,142 @@
+"""The run folder: what an experiment leaves behind, and how an interrupted one is taken up again.
+
+experiment.json   every setting, its digest; versions; the weights' digest
+contract.txt      what was said before training
+seed-0/partition.json, partition.png
+seed-0/pfedmma/ledger.jsonl     a line per visit and per round
+seed-0/pfedmma/checkpoint/      the server's and every client's tensors
+seed-0/pfedmma/result.json      accuracies and digests, written last: its presence says the point is finished
+table.{json,csv,md}, rounds.{png,svg}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from fedvlm import durable
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment
+from fedvlm.federation.checkpoint import Checkpoint
+from fedvlm.federation.engine import RoundRecord
+
+_PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The place of one method with one seed."""
+
+    folder: Path
+
+    @property
+    def ledger(self) -> Path:
+        """JSON lines: `{"kind": "visit" | "round", ...}`."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Durable state."""
+        return Checkpoint(self.folder / "checkpoint")
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished result, or None."""
+        file = self.folder / "result.json"
+        return dict(durable.read_json(file)) if file.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result, which marks the point finished."""
+        durable.write_json(self.folder / "result.json", result)
+
+    def log(self, record: RoundRecord) -> int:
+        """Append a round: a line per visit, then the round's line. Gives the ledger's length in bytes."""
+        for visit in record.visits:
+            durable.append_line(self.ledger, {"kind": "visit", "round": record.round, **asdict(visit)}, sync=False)
+        line = {key: value for key, value in asdict(record).items() if key != "visits"}
+        return durable.append_line(self.ledger, {"kind": "round", **line})
+
+    def lines(self, kind: Literal["visit", "round"]) -> list[dict[str, Any]]:
+        """The ledger's lines of one kind, in order."""
+        text = self.ledger.read_text() if self.ledger.exists() else ""
+        return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One experiment's folder."""
+
+    path: Path
+
+    def point(self, seed: int, method: str) -> Point:
+        """Where a method's run with a seed lives."""
+        return Point(self.path / f"seed-{seed}" / method)
+
+    def open(self, experiment: Experiment, weights: str, *, resume: bool, overwrite: bool) -> None:
+        """Create the folder, or take up the one that is there if it holds the same experiment."""
+        file = self.path / "experiment.json"
+        if overwrite and file.exists():
+            shutil.rmtree(self.path)
+        if file.exists():
+            found = durable.read_json(file)
+            if not resume:
+                raise FedvlmError(
+                    f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
+                    "--out names another folder"
+                )
+            if (found.get("digest"), found.get("weights")) != (experiment.digest(), weights):
+                raise FedvlmError(
+                    f"{self.path} holds a run with other settings or weights: {_changes(found, experiment)}"
+                )
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
+        durable.write_json(
+            file,
+            {
+                "digest": experiment.digest(),
+                "weights": weights,
+                "versions": versions(),
+                "experiment": experiment.resolved(),
+            },
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process writes a run folder at a time."""
+        durable.make_folder(self.path)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FedvlmError(
+                    f"another process is writing {self.path}: wait for it or name another --out"
+                ) from None
+            yield
+
+
+def versions() -> dict[str, str]:
+    """Versions that results may depend on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+
+
+def _changes(found: dict[str, Any], experiment: Experiment) -> str:
+    before, now = _flat(found.get("experiment", {})), _flat(experiment.resolved())
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5]) or "the weights differ"
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result

@@ -1,0 +1,236 @@
+"""Running an experiment: every method with every seed on the same clients, into one run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedvlm import clip as clips
+from fedvlm import durable, methods, tensors
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Federation, Source, federate, load_source
+from fedvlm.data.picture import draw_partition
+from fedvlm.experiment import Experiment, ScenesData
+from fedvlm.federation import engine
+from fedvlm.federation.client import Task
+from fedvlm.federation.engine import State
+from fedvlm.methods import Method
+from fedvlm.methods.zero_shot import ZeroShot
+from fedvlm.results import contract, figure, table
+from fedvlm.results.folder import Point, RunFolder
+from fedvlm.results.progress import Reporter
+from fedvlm.streams import stream, torch_stream
+from fedvlm.training import device as devices
+from fedvlm.training.activations import Activations
+from fedvlm.training.device import Device
+from fedvlm.training.evaluation import Bench
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `fedvlm.run` gives back: the folder, the rows of the table, every point's result by method and seed."""
+
+    folder: Path
+    rows: list[table.Row]
+    points: dict[str, dict[int, dict[str, Any]]]
+
+
+@dataclass
+class _Scene:
+    """What all points of one seed share."""
+
+    seed: int
+    federation: Federation
+    activations: Activations
+
+
+@dataclass
+class _Run:
+    experiment: Experiment
+    folder: RunFolder
+    reporter: Reporter
+    clip: FrozenCLIP
+    device: Device
+    methods: dict[str, Method]
+    source: Source | None = None
+    activations: Activations | None = None
+    results: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+
+
+def run(
+    experiment: Experiment,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Results:
+    """Run (or with `resume` finish) an experiment and write its folder; the same settings give the same bytes.
+
+    Raises `FedvlmError` for settings, data or weights that cannot be used, before anything is trained.
+    """
+    folder = RunFolder(out or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
+    methods.check(experiment.method)
+    chosen = {name: methods.build(name, experiment.method) for name in experiment.methods}
+    place = devices.choose(experiment.compute)
+    model = experiment.model
+    clip = clips.load(model.name, revision=model.revision, offline=model.offline).to(place.device)
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        folder.open(experiment, clip.digest, resume=resume, overwrite=overwrite)
+        reporter = stack.enter_context(reporter or Reporter(quiet=True))
+        return _play(_Run(experiment, folder, reporter, clip, place, chosen))
+
+
+def _play(run: _Run) -> Results:
+    for position, seed in enumerate(run.experiment.seeds):
+        scene = _scene(run, seed)
+        if position == 0:
+            _announce(run, scene)
+        for name, method in run.methods.items():
+            result = _point(run, scene, name, method)
+            run.results.setdefault(name, {})[seed] = result
+    points = {name: list(by_seed.values()) for name, by_seed in run.results.items()}
+    found = table.rows(points)
+    _write(run, found, points)
+    return Results(run.folder.path, found, run.results)
+
+
+def _scene(run: _Run, seed: int) -> _Scene:
+    """The seed's federation, saved with its picture, or read back and compared where the run is taken up again."""
+    settings = run.experiment
+    if run.source is None or isinstance(settings.data, ScenesData):
+        run.source = load_source(settings.data, seed)
+        run.activations = Activations(run.clip, run.source.records, run.device, int(settings.compute.cache_gib * GIB))
+    assert run.activations is not None
+    federation = federate(run.source, settings, seed)
+    folder = run.folder.path / f"seed-{seed}"
+    if not (folder / "partition.json").exists():
+        draw_partition(federation, folder / "partition.png")
+        durable.write_json(folder / "partition.json", federation.to_json())
+    Federation.from_json(run.source, durable.read_json(folder / "partition.json"))
+    return _Scene(seed, federation, run.activations)
+
+
+def _announce(run: _Run, scene: _Scene) -> None:
+    """Contract, what the data could not satisfy, and whether zero-shot is above chance."""
+    clients = len(scene.federation.clients)
+    lines = [contract.terms(n, m, _task(run, scene, m).initial, clients) for n, m in run.methods.items()]
+    text = contract.text(run.experiment, run.clip, scene.federation, lines)
+    durable.write_text(run.folder.path / "contract.txt", text + "\n")
+    durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
+    run.reporter.say(text)
+    run.reporter.say()
+    for note in (*scene.federation.source.warnings, *scene.federation.notes):
+        run.reporter.warn(note)
+    found, count, classes = zero_shot_check(run.clip, scene.federation, scene.activations, run.experiment)
+    run.reporter.say(f"zero-shot on {count} sampled base images: {found:.1%} (chance {1 / classes:.1%})")
+    if found < above_chance(count, classes):
+        run.reporter.warn(
+            "zero-shot is at chance: these weights know nothing of these images and class names, so Base and Novel "
+            "say nothing here (random weights? wrong labels?)"
+        )
+    run.reporter.say()
+
+
+def zero_shot_check(
+    clip: FrozenCLIP, federation: Federation, activations: Activations, experiment: Experiment, most: int = 256
+) -> tuple[float, int, int]:
+    """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes."""
+    indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
+    sample = stream(0, "zero-shot check").choice(indices, min(most, len(indices)), replace=False).tolist()
+    tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
+    bench = Bench(tuner, None, federation, activations, experiment.evaluation.batch)
+    logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
+    return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
+
+
+def above_chance(count: int, classes: int) -> float:
+    """The accuracy that guessing would exceed about once in a thousand times (normal approximation, 3.1 sigma)."""
+    chance = 1 / classes
+    return chance + 3.1 * math.sqrt(chance * (1 - chance) / count)
+
+
+def _task(run: _Run, scene: _Scene, method: Method) -> Task:
+    settings, federation = run.experiment, scene.federation
+    template = settings.evaluation.template
+    base = method.tuner(run.clip, federation.base_names, template)
+    novel = method.tuner(run.clip, federation.novel_names, template) if federation.novel else None
+    return Task(
+        method=method,
+        bench=Bench(base, novel, federation, scene.activations, settings.evaluation.batch),
+        initial=base.init(torch_stream(scene.seed, "init", method.name)),
+        seed=scene.seed,
+        rounds=settings.rounds,
+        participation=settings.participation,
+        augment=settings.augment,
+        every=settings.evaluation.every,
+        state=settings.evaluation.state or method.state,
+    )
+
+
+def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any]:
+    """One method with one seed: taken up where it stands, logged and made durable after every round."""
+    point = run.folder.point(scene.seed, name)
+    if (finished := point.result()) is not None:
+        return finished
+    task = _task(run, scene, method)
+    scene.activations.keep_only(task.bench.base.entry)
+    state, length = point.checkpoint.load() or (engine.start(task), 0)
+    durable.truncate(point.ledger, length)
+    progress = run.reporter.point(name, scene.seed, task.rounds, state.round)
+    for state, record in engine.play(task, state):  # noqa: B020
+        point.checkpoint.save(state, [visit.client for visit in record.visits], point.log(record))
+        progress.round(record)
+    progress.close()
+    result = _result(point, task, state)
+    point.finish(result)
+    return result
+
+
+def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
+    """The point's summary from its ledger. `digest` covers everything that does not depend on the clock."""
+    rounds, visits = point.lines("round"), point.lines("visit")
+    evaluated = [line for line in rounds if line["means"]]
+    own = [line["means"][task.state] for line in evaluated]
+    final = evaluated[-1]["means"]
+    metrics = {m: [[line["round"], means[m]] for line, means in zip(evaluated, own, strict=True)] for m in own[-1]}
+    result = {
+        "state": task.state,
+        "final": final,
+        "mean_of_last_five": {m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()},
+        "best_round_on_test": max(metrics["local"], key=lambda pair: (pair[1], -pair[0]))[0]
+        if "local" in metrics
+        else None,
+        "curve": metrics,
+        "clients": evaluated[-1]["clients"],
+        "tensors": {
+            "server": tensors.digest(state.server),
+            "clients": {name: tensors.digest(own) for name, own in sorted(state.personal.items())},
+        },
+        "up_bytes_per_visit": _per_visit(visits, "up_bytes"),
+        "down_bytes_per_visit": _per_visit(visits, "down_bytes"),
+    }
+    clock = {
+        "train_s": sum(line["train_s"] for line in rounds),
+        "evaluate_s": sum(line["evaluate_s"] for line in rounds),
+    }
+    return result | {"digest": durable.json_digest(result)} | clock
+
+
+def _per_visit(visits: list[dict[str, Any]], key: str) -> float:
+    return sum(sum(visit[key].values()) for visit in visits) / len(visits) if visits else 0.0
+
+
+def _write(run: _Run, found: list[table.Row], points: Mapping[str, list[dict[str, Any]]]) -> None:
+    folder, name = run.folder.path, run.experiment.name
+    durable.write_json(folder / "table.json", table.as_json(found))
+    durable.write_text(folder / "table.csv", table.as_csv(found))
+    durable.write_text(folder / "table.md", table.as_markdown(found))
+    figure.draw(points, run.experiment.rounds, f"{name}: accuracy per round", folder)

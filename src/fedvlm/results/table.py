@@ -1,0 +1,148 @@
+"""The final table: one row per method, mean and standard deviation over seeds; JSON, CSV, Markdown, terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as RichTable
+
+ACCURACIES = {
+    "local": "Local", "base": "Base", "novel": "Novel", "hm": "HM", "worst_tenth": "Worst 10%",
+    "local_own": "Own only", "macro_f1": "Macro-F1",
+}  # fmt: skip
+"""Metrics shown in per cent, by their column heading."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean and standard deviation over seeds (n - 1; None with one seed)."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in one evaluated state. Bytes are means per client visit; seconds are of the whole training."""
+
+    method: str
+    state: str
+    reported: bool
+    """Whether this is the state that heads the table."""
+    seeds: int
+    metrics: dict[str, Value]
+    up_bytes: float
+    down_bytes: float
+    train_s: float
+
+
+def rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """Rows from the finished results of every method (one per seed), the reported state of each first."""
+    found = []
+    for method, points in results.items():
+        states = dict.fromkeys(state for point in points for state in point["final"])
+        own = points[0]["state"]
+        for state in sorted(states, key=lambda name: name != own):
+            found.append(_row(method, state, state == own, [p for p in points if state in p["final"]]))
+    return sorted(found, key=lambda row: not row.reported)
+
+
+def _row(method: str, state: str, reported: bool, points: Sequence[Mapping[str, Any]]) -> Row:
+    names = dict.fromkeys(name for point in points for name in point["final"][state])
+    metrics = {n: value([p["final"][state][n] for p in points if n in p["final"][state]]) for n in names}
+    up, down, seconds = (
+        statistics.fmean(p[key] for p in points) for key in ("up_bytes_per_visit", "down_bytes_per_visit", "train_s")
+    )
+    return Row(method, state, reported, len(points), metrics, up, down, seconds)
+
+
+def value(numbers: Sequence[float]) -> Value:
+    """Mean and sample standard deviation."""
+    return Value(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
+
+
+def as_json(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Plain values, accuracies in 0..1."""
+    return [
+        {"method": r.method, "state": r.state, "reported": r.reported, "seeds": r.seeds,
+         "metrics": {n: {"mean": v.mean, "std": v.std} for n, v in r.metrics.items()},
+         "up_bytes": r.up_bytes, "down_bytes": r.down_bytes, "train_s": r.train_s}
+        for r in table
+    ]  # fmt: skip
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """One line per row; accuracies in per cent, loss in nats."""
+    names = [*ACCURACIES, "loss"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    spread = [heading for name in names for heading in (name, f"{name}_std")]
+    writer.writerow(["method", "state", "reported", "seeds", *spread, "up_bytes", "down_bytes", "train_s"])
+    for r in table:
+        cells: list[object] = []
+        for name in names:
+            v, factor = r.metrics.get(name), 1 if name == "loss" else 100
+            cells += (
+                ["", ""] if v is None else [f"{v.mean * factor:.4f}", "" if v.std is None else f"{v.std * factor:.4f}"]
+            )
+        tail = [round(r.up_bytes), round(r.down_bytes), f"{r.train_s:.2f}"]
+        writer.writerow([r.method, r.state, r.reported, r.seeds, *cells, *tail])
+    return out.getvalue()
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """A Markdown table of the reported states, then of the others."""
+    text = [_markdown([r for r in table if r.reported])]
+    others = [r for r in table if not r.reported]
+    if others:
+        text += ["", "The same runs in the other state:", "", _markdown(others)]
+    return "\n".join(text) + "\n"
+
+
+def _markdown(table: Sequence[Row]) -> str:
+    names = [n for n in ACCURACIES if any(n in r.metrics for r in table)]
+    headings = ["method", *(ACCURACIES[n] for n in names), "loss", "up B", "down B", "train s", "state"]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for r in table:
+        cells = [r.method, *(percent(r.metrics.get(n)) for n in names), nats(r.metrics.get("loss"))]
+        cells += [f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}", r.state.replace("_", " ")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_rich(table: Sequence[Row], title: str) -> RichTable:
+    """The reported states for a terminal of 100 columns."""
+    names = [n for n in list(ACCURACIES)[:5] if any(n in r.metrics for r in table)]
+    shown = RichTable(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
+    shown.add_column("method")
+    for heading in [*(ACCURACIES[n] for n in names), "up B", "down B", "train s"]:
+        shown.add_column(heading, justify="right")
+    best = {n: max(r.metrics[n].mean for r in table if r.reported and n in r.metrics) for n in names}
+    for r in (row for row in table if row.reported):
+        cells = [_marked(percent(r.metrics.get(n)), n in r.metrics and r.metrics[n].mean == best[n]) for n in names]
+        mark = "*" if r.state == "after_training" else ""
+        shown.add_row(r.method + mark, *cells, f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}")
+    return shown
+
+
+def percent(v: Value | None) -> str:
+    """`87.2 ± 1.3`, `87.2` with one seed, `-` where the metric does not exist."""
+    if v is None:
+        return "-"
+    return f"{v.mean * 100:.1f}" + ("" if v.std is None else f" ± {v.std * 100:.1f}")
+
+
+def nats(v: Value | None) -> str:
+    """Loss with three digits."""
+    return "-" if v is None else f"{v.mean:.3f}"
+
+
+def _marked(text: str, best: bool) -> str:
+    return f"[bold]{text}[/bold]" if best else text

@@ -1,0 +1,105 @@
+"""Dictionaries of named tensors: the one shape in which state is trained, sent, averaged and stored."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedvlm import durable
+from fedvlm.errors import FedvlmError
+
+Named = dict[str, Tensor]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a tensor name matches one of the shell patterns (`shared.*`)."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def select(tensors: Named, patterns: Iterable[str]) -> Named:
+    """The tensors whose names match, in their order."""
+    patterns = tuple(patterns)
+    return {name: tensor for name, tensor in tensors.items() if matches(name, patterns)}
+
+
+def weighted_mean(parts: Sequence[Named], weights: Sequence[float]) -> Named:
+    """sum_i w_i x_i / sum_i w_i per name, accumulated in float64, returned in the dtype of the first part.
+
+    The parts must agree in names and shapes; a part of weight zero has no influence, not even by NaN.
+    """
+    kept = [(part, float(weight)) for part, weight in zip(parts, weights, strict=True) if weight != 0]
+    total = sum(weight for _, weight in kept)
+    if not total > 0:
+        raise ValueError("a weighted mean needs a positive total weight")
+    first = kept[0][0]
+    for part, _ in kept[1:]:
+        if part.keys() != first.keys():
+            raise ValueError(f"tensor names differ: {sorted(part.keys() ^ first.keys())}")
+    return {name: _mean([(part[name], weight / total) for part, weight in kept]) for name in first}
+
+
+def _mean(terms: list[tuple[Tensor, float]]) -> Tensor:
+    first = terms[0][0]
+    result = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
+    for tensor, weight in terms:
+        if tensor.shape != first.shape:
+            raise ValueError(f"shapes differ: {tuple(tensor.shape)} and {tuple(first.shape)}")
+        result += weight * tensor.double()
+    return result.to(first.dtype)
+
+
+def count(tensors: Named) -> int:
+    """Numbers in all tensors together."""
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def nbytes(tensors: Named) -> int:
+    """Bytes of all tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def norm(tensors: Named) -> float:
+    """Euclidean norm over all tensors together."""
+    return float(sum(tensor.double().square().sum() for tensor in tensors.values())) ** 0.5
+
+
+def clone(tensors: Named) -> Named:
+    """Detached copies that share no memory with the originals."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def digest(tensors: Named) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def save(path: Path, tensors: Named) -> None:
+    """Write a safetensors file atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    durable.write_bytes(path, safetensors.torch.save(plain))
+
+
+def load(path: Path, max_bytes: int | None = None) -> Named:
+    """Read a safetensors file; a damaged or too large file ends in a `FedvlmError` that names it."""
+    try:
+        size = path.stat().st_size
+        if max_bytes is not None and size > max_bytes:
+            raise FedvlmError(f"{path} has {size:,} bytes, more than the {max_bytes:,} expected")
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise FedvlmError(f"no such file: {path}") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise FedvlmError(f"{path} is not a readable safetensors file: {error}") from error

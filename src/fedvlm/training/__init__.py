@@ -1,0 +1,1 @@
+"""One local training loop, evaluation, remembered activations."""

@@ -1,0 +1,57 @@
+"""Where and in which precision the frozen encoders run; thread count and allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import ComputeSection
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device with the autocast dtype of the frozen part (float32: no autocast)."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Run matrix products of the encoders in `dtype`; trained tensors and their updates stay float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def choose(settings: ComputeSection) -> Device:
+    """The device asked for; `auto` takes a GPU when present. Sets the number of threads where given."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FedvlmError(f"compute.device = '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+    return Device(device, _DTYPES[settings.dtype])
+
+
+def keep_freed_memory() -> None:
+    """On glibc, serve large tensors from the heap instead of mapping and unmapping them for every operation.
+
+    By default glibc returns every large block to the kernel, and training on the CPU spends much of its time on
+    page faults. Elsewhere this does nothing.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 2**31 - 1)

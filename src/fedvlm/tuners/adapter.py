@@ -1,0 +1,178 @@
+"""The multi-modal adapter of MMA (Yang et al., CVPR 2024) as pFedMMA trains it (arXiv 2507.05394, section 3).
+
+Beside every adapted block, in both encoders, with x the block's input and h = LN1(x):
+
+    y = scale * up(relu(shared(relu(down(h)))))        block output = block(x) + y
+
+`down` and `up` belong to one encoder, `shared` (R x R) is one module used by both. K classes, B images, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedvlm.clip import FrozenCLIP, Insertions
+from fedvlm.clip.vision import VisionTransformer
+from fedvlm.errors import FedvlmError
+from fedvlm.tensors import Named
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which blocks (counted from 1, both ends included, the same in both encoders), rank R, scale."""
+
+    first: int = 5
+    last: int = 12
+    rank: int = 32
+    scale: float = 1e-3
+
+
+class Adapter:
+    """Tensors for every adapted block b: `text.b.{down,up}.*`, `vision.b.{down,up}.*`, `shared.b.*`."""
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: Shape, template: str) -> None:
+        self.clip = clip
+        self.shape = shape
+        self.visual = _checked(clip, shape)
+        texts = [template.format(name.replace("_", " ")) for name in classnames]
+        ids, eot = clip.tokenizer(texts)
+        self.eot = eot.to(clip.device)
+        # What enters the first adapted text block is constant for a class list: remember it.
+        with torch.no_grad():
+            self.words = clip.text.hidden(clip.text.embed(ids.to(clip.device)), shape.first)
+
+    @property
+    def blocks(self) -> range:
+        """Numbers of the adapted blocks."""
+        return range(self.shape.first, self.shape.last + 1)
+
+    @property
+    def entry(self) -> int:
+        """The first adapted image block."""
+        return self.shape.first
+
+    def init(self, generator: torch.Generator) -> Named:
+        """Kaiming normal over fan-out (std = sqrt(2 / outputs)) for all three weights, zero biases, as released."""
+        rank, result = self.shape.rank, Named()
+        for block in self.blocks:
+            for tower, width in (("text", self.clip.text.width), ("vision", self.visual.width)):
+                result |= _linear(f"{tower}.{block}.down", width, rank, generator)
+                result |= _linear(f"{tower}.{block}.up", rank, width, generator)
+            result |= _linear(f"shared.{block}", rank, rank, generator)
+        return result
+
+    def prepare(self, received: Named) -> Named:
+        """Nothing is constant for a visit beyond the remembered text activations."""
+        return {}
+
+    def classifier(self, tensors: Named, constants: Named) -> Named:
+        """`text [K, E]`, normalised, through the adapted text blocks."""
+        words = self.clip.text.feature(self.words, self.eot, self.shape.first, self._insertions(tensors, "text"))
+        return {"text": F.normalize(words, dim=-1)}
+
+    def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
+        """The input of block `first`, `[B, P+1, D]`, to `[B, K]`."""
+        image = self.visual.feature(hidden, self.shape.first, self._insertions(tensors, "vision"))
+        return self.clip.logit_scale.exp() * F.normalize(image, dim=-1) @ classifier["text"].T
+
+    def _insertions(self, tensors: Named, tower: str) -> Insertions:
+        return Insertions(
+            branches={
+                block: partial(
+                    branch,
+                    down=_pair(tensors, f"{tower}.{block}.down"),
+                    shared=_pair(tensors, f"shared.{block}"),
+                    up=_pair(tensors, f"{tower}.{block}.up"),
+                    scale=self.shape.scale,
+                )
+                for block in self.blocks
+            }
+        )
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def branch(h: Tensor, *, down: Pair, shared: Pair, up: Pair, scale: float) -> Tensor:
+    """The adapter's output for h = LN1(x), `[..., D]` to `[..., D]`.
+
+    The released implementations rescale gradients: the parameters receive theirs as if scale were 1, while what
+    flows on into x stays exact. Without it a scale of 1e-3 learns a thousand times slower than published.
+    """
+    h = _scale_gradient(h, scale)
+    h = F.relu(F.linear(h, *down))
+    h = F.relu(F.linear(h, *shared))
+    return _scale_value(F.linear(h, *up), scale)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity forward; the gradient is multiplied by a factor."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]  # type: ignore[attr-defined]
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None  # type: ignore[attr-defined]
+
+
+class _ScaleValue(torch.autograd.Function):
+    """Multiplied by a factor forward; the gradient passes unscaled (scale and 1/scale folded into nothing)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        return
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    out: Tensor = _ScaleGradient.apply(x, factor)
+    return out
+
+
+def _scale_value(x: Tensor, factor: float) -> Tensor:
+    out: Tensor = _ScaleValue.apply(x, factor)
+    return out
+
+
+def _pair(tensors: Named, name: str) -> Pair:
+    return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+
+
+def _linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> Named:
+    weight = torch.empty(outputs, inputs).normal_(0, (2 / outputs) ** 0.5, generator=generator)
+    return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(outputs)}
+
+
+def _checked(clip: FrozenCLIP, shape: Shape) -> VisionTransformer:
+    if not isinstance(clip.visual, VisionTransformer):
+        raise FedvlmError("adapters need transformer blocks in both encoders; this CLIP's image encoder is a ResNet")
+    depth = min(clip.visual.depth, clip.text.depth)
+    if not 1 <= shape.first <= shape.last <= depth:
+        raise FedvlmError(
+            f"adapter blocks {shape.first}..{shape.last} do not fit: both encoders have blocks 1..{depth}; "
+            "set method.all.first_block and method.all.last_block"
+        )
+    return clip.visual

@@ -1,0 +1,34 @@
+"""What a tuner is: pure functions over named tensors that turn remembered activations into logits.
+
+A tuner holds frozen things only (the CLIP, token ids, class names). What is trained travels as a dictionary of
+tensors through its functions, so one tuner serves all clients and none can see another's tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedvlm.tensors import Named
+
+
+class Tuner(Protocol):
+    """B images, K classes. `entry` is the image encoder's entry (see `clip.vision`) below which nothing is trained."""
+
+    @property
+    def entry(self) -> int:
+        """First image block whose input the tuner touches; depth+1 when it needs finished features only."""
+
+    def init(self, generator: torch.Generator) -> Named:
+        """The trainable tensors at the start, on the CPU, float32."""
+
+    def prepare(self, received: Named) -> Named:
+        """Constants of one visit, computed once from what the client received (no gradient)."""
+
+    def classifier(self, tensors: Named, constants: Named) -> Named:
+        """What depends on the tensors but not on the images; computed once per step or per evaluation."""
+
+    def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
+        """Activations at `entry`, `[B, ...]`, to logits `[B, K]`."""
