@@ -46,13 +46,13 @@ DRAWING = (
 
 OPENINGS = (
     "in this picture", "on a quiet morning", "taken near the old town", "from our collection", "with a cheap camera",
-    "number 1 2 3", "as we came home late", "after the long rain", "for the second time today", "made by a machine",
+    "number 1 2 3", "as we came back late", "after the long rain", "for the second time today", "made by a machine",
     "in the middle of the page", "not very clear but still", "at first sight", "if you look here",
     "somewhere in the north", "between two other things", "page 4 7", "file 9 0 5 8 6", "found in a book of pictures",
 )  # fmt: skip
 
 CLOSINGS = (
-    "on a plain wall", "seen from the side", "with some noise around it", "and nothing else", "in front of a wall",
+    "on a white wall", "seen from the side", "with some noise around it", "and nothing else", "in front of a door",
     "for you to find", "as it was last year", "with a few lines behind", "in soft light", "that nobody wants",
     "and it is very nice", "which we like a lot", "at the end of the day", "in many colors and styles",
 )  # fmt: skip

@@ -12,24 +12,16 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# glibc hands every large tensor back to the system and fetches it again, which costs more than the arithmetic.
-# It reads these settings when the process starts, hence the restart.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
-             "MALLOC_ARENA_MAX": "1"}  # fmt: skip
-if __name__ == "__main__" and os.environ.get("MALLOC_MMAP_MAX_") is None:
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-
 import captions
 import numpy as np
+import publish
 import score
-import tokenizers
 import torch
 import vocabulary
 from pool import Pool, batch, draw_pool
@@ -43,6 +35,11 @@ from fedvlm.clip.tokenizer import Tokenizer
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.streams import stream, torch_stream
 
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
+             "MALLOC_ARENA_MAX": "1"}  # fmt: skip
+"""By default glibc may hand every large tensor back to the system and fetch it again, which can cost more than the
+arithmetic. It reads these settings when a process starts."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,7 +48,7 @@ class Settings:
     seed: int = 0
     images: int = 200_000
     """Scenes in the pool."""
-    steps: int = 2700
+    steps: int = 2400
     batch: int = 256
     rate: float = 1.2e-3
     """Peak learning rate."""
@@ -61,7 +58,7 @@ class Settings:
     """Weight decay of matrices (not of embeddings, gains and biases)."""
     long: float = 0.2
     """Share of steps whose captions fill the context."""
-    masked: float = 0.65
+    masked: float = 0.25
     """Share of steps (the first ones) in which the image encoder sees only `kept` random patches, for speed."""
     kept: int = 24
     """Patches kept in these steps, of 36 (FLIP, Li et al. 2023)."""
@@ -80,6 +77,8 @@ class Job:
 
 def main() -> None:
     """Train (or go on training), then score and write the model directory."""
+    if not ALLOCATOR.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     names = Settings.__dataclass_fields__
@@ -88,10 +87,12 @@ def main() -> None:
     work = arguments.out.with_name(arguments.out.name + ".training")
     resume(job, work)
     say(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
-    train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
-    table = score.table(job.model)
-    export(job, arguments.out)
-    durable.write_text(arguments.out / "CARD.md", card(job, table, arguments.threads))
+    if job.step < settings.steps:
+        train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
+    publish.export(job.model, arguments.out)
+    table = score.table(clip.load(str(arguments.out)), images=arguments.score)
+    facts = publish.Facts(asdict(settings), settings.steps * settings.batch, job.seconds, arguments.threads)
+    durable.write_text(arguments.out / "CARD.md", publish.card(job.model, facts, table))
     say(score.text(table))
 
 
@@ -127,8 +128,8 @@ def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
             say(f"step {job.step} loss {np.mean(losses[-25:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
         if job.step % every == 0:
             keep(job, work)
-            export(job, out)
-            say(score.text(score.table(job.model, images=200, styles=("photo", "drawing"))))
+            publish.export(job.model, out)
+            say(score.text(score.table(job.model, images=200, styles=("photo", "drawing", "neon"))))
 
 
 def advance(job: Job, pool: Pool) -> float:
@@ -203,20 +204,6 @@ def encode(words: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids), torch.tensor([len(row) + 1 for row in rows])
 
 
-def export(job: Job, out: Path) -> None:
-    """Write the model as a Hugging Face directory, with the older pair of tokenizer files beside `tokenizer.json`."""
-    out.mkdir(parents=True, exist_ok=True)
-    clip.save(job.model, out, half=True)
-    table = json.loads(job.model.tokenizer.inner.to_str())["model"]
-    durable.write_json(out / "vocab.json", table["vocab"])
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in table["merges"]]
-    durable.write_text(out / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    durable.write_json(
-        out / "special_tokens_map.json", {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
-    )
-
-
 def keep(job: Job, work: Path) -> None:
     """Keep what is needed to go on: weights, both moments of the optimiser, and the count of steps."""
     work.mkdir(parents=True, exist_ok=True)
@@ -249,26 +236,6 @@ def resume(job: Job, work: Path) -> None:
         }  # fmt: skip
 
 
-def card(job: Job, table: score.Table, threads: int) -> str:
-    """The model card."""
-    settings = job.settings
-    return CARD.format(
-        weights=sum(parameter.numel() for parameter in job.model.parameters()),
-        command=f"python recipes/pretrain.py --out DIR --seed {settings.seed}",
-        settings="\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items()),
-        pairs=settings.steps * settings.batch,
-        minutes=job.seconds / 60,
-        threads=threads,
-        speed=settings.steps * settings.batch / job.seconds,
-        versions=f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
-        f"tokenizers {tokenizers.__version__}, {platform.machine()}",
-        scores=score.text(table),
-    )
-
-
-CARD = (Path(__file__).parent / "CARD.template.md").read_text()
-
-
 def say(text: str) -> None:
     """One line (or table) of the log."""
     print(text, flush=True)
@@ -278,6 +245,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
     parser.add_argument("--threads", type=int, default=2, help="the last digits of the weights depend on it")
+    parser.add_argument("--score", type=int, default=1200, help="images per style in the final scores")
     parser.add_argument("--every", type=int, default=400, help="steps between kept states")
     for name, value in _defaults():
         parser.add_argument(f"--{name}", type=type(value), default=value)

@@ -1,6 +1,6 @@
 """How well a CLIP names drawn scenes it has never seen: zero-shot accuracies per style.
 
-    python recipes/score.py src/fedvlm/clip/embedded
+python recipes/score.py embedded
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def _accuracies(model: clip.FrozenCLIP, style: str, strength: float, images: int
     draw = stream(seed, "scoring", style)
     shape, fill = draw.integers(len(SHAPES), size=images), draw.integers(len(FILLS), size=images)
     start = key(seed, "scoring scenes", style) & (2**63 - 1)
-    specs = [
-        SceneSpec(start + i, SHAPES[shape[i]], FILLS[fill[i]], None, style, strength) for i in range(images)
-    ]
+    specs = [SceneSpec(start + i, SHAPES[shape[i]], FILLS[fill[i]], None, style, strength) for i in range(images)]
     features = _features(model, specs)
     classes = [f"{name} {form}" for name in FILLS for form in SHAPES]
     logits = features @ F.normalize(model.classifier(classes), dim=-1).T

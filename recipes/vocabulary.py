@@ -7,6 +7,7 @@ same file. Every word becomes one token; anything else falls back to parts, at w
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -17,9 +18,7 @@ END = "</w>"
 
 Pair = tuple[str, str]
 
-WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)  # fmt: skip
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """How CLIP cuts text into words (Radford et al. 2021, released tokenizer)."""
 
 
@@ -43,7 +42,7 @@ def split(word: str, ranks: dict[Pair, int]) -> list[str]:
     """The parts of a word under ranked merges: the first-ranked neighbouring pair is joined until none is left."""
     parts = [*word[:-1], word[-1] + END]
     while True:
-        ranked = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
+        ranked = [pair for pair in pairwise(parts) if pair in ranks]
         if not ranked:
             return parts
         first = min(ranked, key=lambda pair: ranks[pair])

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedvlm import experiment, methods, presets
@@ -87,10 +88,11 @@ def partition(
     seed = chosen.seeds[0]
     federation = federate(load_source(chosen.data, seed), chosen, seed)
     console = _console()
-    first, *rows = partition_table(federation)
-    shown = Table(*first, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*row)
+    shown = Table("client", "domain", "train", "test", "classes", "most of", box=None, pad_edge=False)
+    for row in partition_table(federation):
+        shown.add_row(
+            escape(row.client), escape(row.domain), f"{row.train}", f"{row.local}", f"{row.classes}", escape(row.names)
+        )
     console.print(shown)
     for note in (*federation.source.warnings, *federation.notes):
         console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
@@ -159,6 +161,9 @@ def main() -> None:
     try:
         app()
     except FedvlmError as error:
+        Console(stderr=True).print(f"fedvlm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
         Console(stderr=True).print(f"fedvlm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -12,9 +12,9 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedvlm.errors import FedvlmError, nearest
 
@@ -26,6 +26,15 @@ class Section(BaseModel):
     """A table of settings: unknown keys are errors, values are not silently converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, values: Any) -> Any:
+        """TOML has no null: the word `none` stands for it in settings that may be absent."""
+        if not isinstance(values, dict):
+            return values
+        optional = {k for k, f in cls.model_fields.items() if type(None) in get_args(f.annotation)}
+        return {key: None if value == "none" and key in optional else value for key, value in values.items()}
 
 
 class ModelSection(Section):
@@ -63,6 +72,8 @@ class FileData(Section):
     """Training images per class (and domain); all of them where not given."""
     novel: Literal["half", "none"] = "half"
     """`half`: the first ceil(C/2) classes are base, the rest novel; `none`: every class is base."""
+    include: list[str] = []
+    """The only labels to use (the papers take 10 of DomainNet's 345); all of them where empty."""
     exclude: list[str] = []
     """Labels to leave out (noise labels)."""
     test_fraction: Fraction = 0.3
@@ -243,14 +254,12 @@ def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-_LISTS = ("methods", "seeds", "data.styles", "data.exclude")
+_LISTS = ("methods", "seeds", "data.styles", "data.include", "data.exclude")
 
 
 def _value(text: str, *, is_list: bool) -> Any:
     if is_list and not text.startswith("["):
         return [_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
-    if text == "none":
-        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -277,8 +286,13 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
     return f"setting '{name}': {message}, not {detail['input']!r}"
 
 
-_SOURCES = {"scenes": ScenesData, "folder": FolderData, "manifest": ManifestData, "coop": CoopData,
-            "huggingface": HubData}  # fmt: skip
+_SOURCES: dict[str, type[Section]] = {
+    "scenes": ScenesData,
+    "folder": FolderData,
+    "manifest": ManifestData,
+    "coop": CoopData,
+    "huggingface": HubData,
+}
 
 
 def _known(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -63,7 +63,7 @@ class ClipConfig:
 
 def standard(name: str, *, context: int = 77, vocabulary: int = 49408) -> ClipConfig:
     """The published architectures: `ViT-B/32`, `ViT-B/16`, `ViT-L/14`, `RN50`, and a small one for tests, `ViT-T/8`."""
-    sizes = {
+    sizes: dict[str, tuple[ViT | ResNet, int, int, int]] = {
         "ViT-B/32": (_vit(224, 32, 768, 12), 512, 12, 512),
         "ViT-B/16": (_vit(224, 16, 768, 12), 512, 12, 512),
         "ViT-L/14": (_vit(224, 14, 1024, 24), 768, 12, 768),

@@ -23,6 +23,7 @@ from fedvlm.clip.model import FrozenCLIP
 from fedvlm.errors import FedvlmError
 
 EMBEDDED = Path(__file__).parent / "embedded"
+_OPEN_CLIP = "open_clip_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
     "fedvlm reads safetensors only, because unpickling a file can run any code in it. "
@@ -40,7 +41,7 @@ def load(name: str = "embedded", *, revision: str | None = None, offline: bool =
     """
     folder = _folder(name, revision, offline)
     shape, extra = _config(folder)
-    files = _weight_files(folder)
+    files = _weight_files(folder, name)
     clip = FrozenCLIP(
         shape,
         tokenizer.load(folder, shape.text.context),
@@ -91,37 +92,36 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
 
 
 def _config(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
-    for file, read in (("open_clip_config.json", config.from_open_clip), ("config.json", config.from_huggingface)):
-        path = folder / file
-        if not path.exists():
-            continue
-        try:
-            table = json.loads(path.read_text())
-            if file == "open_clip_config.json" and (folder / "config.json").exists() and _is_hf(folder):
-                continue
-            return read(table), table
-        except (KeyError, TypeError, ValueError) as error:
-            raise FedvlmError(f"{path} is not a readable CLIP configuration: {error!r}") from error
-    raise FedvlmError(f"{folder} has neither config.json nor open_clip_config.json")
+    """Shapes and the raw table. Repositories may carry both formats; open_clip's is meant where its weights are."""
+    file = folder / ("open_clip_config.json" if _is_open_clip(folder) else "config.json")
+    read = config.from_open_clip if _is_open_clip(folder) else config.from_huggingface
+    if not file.exists():
+        raise FedvlmError(f"{folder} has neither config.json nor open_clip_config.json")
+    try:
+        table = json.loads(file.read_text())
+        return read(table), table
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FedvlmError(f"{file} is not a readable CLIP configuration: {error!r}") from error
 
 
-def _is_hf(folder: Path) -> bool:
-    """Some repositories carry both configurations; the weights' name tells which one is meant."""
-    return (folder / "model.safetensors").exists() and not (folder / "open_clip_model.safetensors").exists()
+def _is_open_clip(folder: Path) -> bool:
+    there = (folder / "open_clip_config.json").exists()
+    return there and ((folder / _OPEN_CLIP).exists() or not (folder / "config.json").exists())
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for name in ("model.safetensors", "open_clip_model.safetensors"):
-        if (folder / name).exists():
-            return [folder / name]
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    for file in (_OPEN_CLIP,) if (folder / _OPEN_CLIP).exists() and _is_open_clip(folder) else ("model.safetensors",):
+        if (folder / file).exists():
+            return [folder / file]
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(durable.read_json(index)["weight_map"].values()))
         return [folder / Path(shard).name for shard in shards]
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
         raise FedvlmError(f"{folder} holds only pickled weights ({', '.join(pickles)}). {_CONVERT}")
-    raise FedvlmError(f"{folder} has no safetensors weights (model.safetensors or open_clip_model.safetensors)")
+    hub = "" if Path(name).is_dir() else f"; if '{name}' publishes them in a pull request, set model.revision=refs/pr/N"
+    raise FedvlmError(f"{folder} has no safetensors weights (model.safetensors or {_OPEN_CLIP}){hub}")
 
 
 def _digest(files: list[Path]) -> str:

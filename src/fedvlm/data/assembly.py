@@ -104,7 +104,7 @@ def _clients(
         names = [str(i).zfill(len(str(count - 1))) for i in kept]
     found = []
     for name, i in zip(names, kept, strict=True):
-        domain = _domain(table, train[i], dealt.domains[i], section)
+        domain = _domain(table, np.concatenate([train[i], local[i]]), dealt.domains[i], section)
         base, novel = _general(images, domain, experiment)
         classes = np.unique(position[table.label[train[i]]]).tolist()
         found.append(Client(name, _listed(train[i]), _listed(local[i]), base, novel, tuple(classes), domain))
@@ -141,10 +141,10 @@ def _kept(sizes: Sequence[int], section: PartitionSection, notes: list[str]) -> 
     return kept
 
 
-def _domain(table: Columns, train: Ints, bound: int, section: PartitionSection) -> str | None:
-    """The domain a client is bound to; a natural client's, if all its training images come from one."""
+def _domain(table: Columns, images: Ints, bound: int, section: PartitionSection) -> str | None:
+    """The domain a client is bound to; a natural client's, if all its images come from one."""
     if section.kind == "natural":
-        seen = set(table.domain[train].tolist())
+        seen = set(table.domain[images].tolist())
         bound = seen.pop() if len(seen) == 1 else -1
     return table.domains[bound] if bound >= 0 else None
 

@@ -79,9 +79,9 @@ def _classnames(path: Path, splits: dict[Split, list[Entry]]) -> list[str]:
             raise FedvlmError(f"{path} gives label {label} two names, '{name_of[label]}' and '{name}' (at {image})")
         if label_of.setdefault(name, label) != label:
             raise FedvlmError(f"{path} gives two labels, {label_of[name]} and {label}, the name '{name}' (at {image})")
-    missing = sorted(set(range(max(name_of, default=-1) + 1)) - name_of.keys())
-    if missing or min(name_of, default=0) < 0:
-        raise FedvlmError(f"{path}: labels must run from 0 without gaps; no image has label {listed(missing) or '0'}")
+    missing = [label for label in range(len(name_of)) if label not in name_of]
+    if missing:
+        raise FedvlmError(f"{path}: labels must run from 0 without gaps, but no image has label {listed(missing)}")
     return [name_of[label] for label in range(len(name_of))]
 
 

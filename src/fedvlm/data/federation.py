@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from fedvlm.data.record import Source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Section
 
-VERSION = 1
+VERSION: Literal[1] = 1
 """Of the saved form."""
 
 
@@ -84,7 +84,7 @@ class Federation:
         return {
             "source": self.source.name,
             "records": len(self.source),
-            "images": images_digest(self.source),
+            "images": self.source.digest,
             "base": {str(label): self.source.classnames[label] for label in self.base},
             "novel": {str(label): self.source.classnames[label] for label in self.novel},
             "clients": clients,
@@ -100,7 +100,7 @@ class Federation:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise FedvlmError(f"this is no saved partition: {where}: {first['msg']}") from None
-        if (read.records, read.images) != (len(source), images_digest(source)):
+        if (read.records, read.images) != (len(source), source.digest):
             raise FedvlmError(
                 f"the partition was made for other images: {read.records} of '{read.source}' then, {len(source)} of "
                 f"'{source.name}' now (digests of paths, labels, domains and clients differ). Put the data back as it "
@@ -123,7 +123,7 @@ class _SavedClient(Section):
 
 
 class _Saved(Section):
-    version: int
+    version: Literal[1]
     source: str
     records: int
     images: str
@@ -133,15 +133,6 @@ class _Saved(Section):
     tests: dict[str, list[int]]
     notes: list[str]
     digest: str
-
-
-def images_digest(source: Source) -> str:
-    """SHA-256 over key, label, class name, domain, client and split of all records, in order."""
-    digest = hashlib.sha256()
-    for record in source.records:
-        fields = (record.image.key, record.label, record.name, record.domain, record.client, record.split)
-        digest.update(json.dumps(fields).encode())
-    return digest.hexdigest()
 
 
 def _restored(source: Source, read: _Saved) -> Federation | None:

@@ -59,10 +59,11 @@ class FileImage:
         Raises FedvlmError if the path leaves the folder.
         """
         try:
-            with inside(self.root, self.path).open("rb") as file:
+            path = inside(self.root, self.path)
+            if not path.is_file():  # nor a named pipe, which would be waited for
+                return Problem("missing", "no such file")
+            with path.open("rb") as file:
                 return inspect(file, self.max_megapixels)
-        except FileNotFoundError:
-            return Problem("missing", "no such file")
         except OSError as error:
             return Problem("unreadable", error.strerror or str(error))
 
@@ -86,8 +87,11 @@ class EncodedImage:
 
 
 def inside(root: Path, path: str) -> Path:
-    """The file `root/path`; FedvlmError if `..`, an absolute path or a symlink leads out of `root`."""
-    real, home = os.path.realpath(root / path), os.path.realpath(root)
+    """The file `root/path`; FedvlmError if `..`, an absolute path or a symlink leads out of `root`, or for no path."""
+    try:
+        real, home = os.path.realpath(root / path), os.path.realpath(root)
+    except ValueError:
+        raise FedvlmError(f"{path!a} is no path: it holds characters that no file name has") from None
     if real != home and not real.startswith(home.rstrip(os.sep) + os.sep):
         raise FedvlmError(
             f"{path} leads out of the data folder {root} (to {real}): only images inside it are read; "
@@ -156,14 +160,14 @@ def inspect(file: BinaryIO, max_megapixels: float) -> Problem | None:
 
 def _verify(image: PIL.Image.Image, file: BinaryIO) -> None:
     """Raise if the file is damaged: PNG by its checksums, JPEG by its end marker, anything else by decoding it."""
-    image.getexif()
-    whole = image.format == "PNG"
-    if image.format in ("JPEG", "MPO"):
-        file.seek(-2, os.SEEK_END)
-        whole = file.read() == b"\xff\xd9"
-    if whole:
+    if image.format == "PNG":
         image.verify()
         return
+    if image.format in ("JPEG", "MPO"):
+        image.getexif()
+        file.seek(-2, os.SEEK_END)
+        if file.read() == b"\xff\xd9":
+            return
     file.seek(0)
     with PIL.Image.open(file) as again:
         _rgb(again)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
-
-import PIL.Image
 
 from fedvlm.data.files import Problem
 from fedvlm.data.record import Image, Record, Source, Split
@@ -59,8 +56,9 @@ def gather(
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
     notes = list(warned)
-    names = _kept_names(source, rows, config.exclude, classnames)
-    kept = [row for row in rows if row.name in set(names)]
+    names = _kept_names(source, rows, config, classnames)
+    known = set(names)
+    kept = [row for row in rows if row.name in known]
     notes += _alike(names)
     kept = _distinct(kept, notes)
     kept = _usable(source, kept, config, notes)
@@ -81,17 +79,18 @@ def split_named(word: str) -> Split | None:
     return SPLITS.get(word.strip().lower())
 
 
-def _kept_names(
-    source: str, rows: Sequence[Row], exclude: Sequence[str], classnames: Sequence[str] | None
-) -> list[str]:
+def _kept_names(source: str, rows: Sequence[Row], config: FileData, classnames: Sequence[str] | None) -> list[str]:
     names = list(classnames) if classnames is not None else sorted({row.name for row in rows})
-    for word in exclude:
-        if word not in names:
-            raise FedvlmError(f"data.exclude names '{word}', which is no label of {source}{nearest(word, names)}")
+    for key, words in (("include", config.include), ("exclude", config.exclude)):
+        for word in words:
+            if word not in names:
+                raise FedvlmError(f"data.{key} names '{word}', which is no label of {source}{nearest(word, names)}")
+    if any(not name.strip() or name != name.encode(errors="replace").decode() for name in names):
+        raise FedvlmError(f"{source} has a class name that is empty or no valid text: every class needs a name")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise FedvlmError(f"{source} gives several labels the same class name: {listed(twice)}")
-    kept = [name for name in names if name not in set(exclude)]
+    kept = [name for name in names if name in (config.include or names) and name not in config.exclude]
     if not kept:
         raise FedvlmError(f"data.exclude leaves no label of {source}")
     return kept
@@ -103,8 +102,8 @@ def _alike(names: Sequence[str]) -> list[str]:
     for name in names:
         groups["".join(name.replace("_", " ").split()).casefold()].append(name)
     pairs = [" = ".join(f"'{name}'" for name in group) for group in groups.values() if len(group) > 1]
-    return [counted(pairs, "class name occurs twice but for its spelling", "class names occur twice but for spelling")
-            ] if pairs else []  # fmt: skip
+    one, many = "class name occurs twice but for its spelling", "class names occur twice but for their spelling"
+    return [counted(pairs, one, many)] if pairs else []
 
 
 def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
@@ -144,12 +143,15 @@ def _usable(source: str, rows: Sequence[Row], config: FileData, notes: list[str]
 
 
 def _problems(images: Sequence[Checked]) -> list[Problem | None]:
-    """What is wrong with each image, several files at a time (waiting for the disk is most of it)."""
-    ask: Callable[[Checked], Problem | None] = lambda image: image.problem()  # noqa: E731
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        # `max_megapixels` decides what is too large, not Pillow's own warning
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-        return list(pool.map(ask, images, chunksize=64))
+    """What is wrong with each image. Threads are for slow disks; in large pieces they cost little where it is fast."""
+    pieces = [images[start : start + 256] for start in range(0, len(images), 256)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about files that are counted here
+        return [problem for piece in pool.map(_asked, pieces) for problem in piece]
+
+
+def _asked(images: Sequence[Checked]) -> list[Problem | None]:
+    return [image.problem() for image in images]
 
 
 def _with_images(names: Sequence[str], rows: Sequence[Row], notes: list[str], *, is_ordered: bool) -> list[str]:

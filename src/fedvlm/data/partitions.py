@@ -161,9 +161,10 @@ def class_chunks(order: list[int], clients: int) -> list[list[int]]:
     if size == 0 or size * (clients - 1) >= len(order):
         fit = [n for n in range(1, len(order) + 1) if round(len(order) / n) * (n - 1) < len(order)]
         near = sorted(sorted(fit, key=lambda n: abs(n - clients))[:4])
+        some = "1 base class" if len(order) == 1 else f"{len(order)} base classes"
         raise FedvlmError(
-            f"{len(order)} base classes cannot be dealt to {clients} clients, round({len(order)} / {clients}) = {size} "
-            f"to each: somebody would get none. Set partition.clients to, for example, {listed(near)} "
+            f"{some} cannot be dealt to {clients} clients, round({len(order)} / {clients}) = {size} to each: "
+            f"somebody would get none. Set partition.clients to, for example, {listed(near)} "
             f'(at most {len(order)}), or partition.kind = "dirichlet"'
         )
     return [order[i * size : (i + 1) * size] for i in range(clients - 1)] + [order[(clients - 1) * size :]]

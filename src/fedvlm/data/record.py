@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import PIL.Image
@@ -59,17 +62,23 @@ class Source:
             if not 0 <= record.label < len(self.classnames) or self.classnames[record.label] != record.name:
                 raise ValueError(f"{record.image.key}: label {record.label} does not go with the name '{record.name}'")
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over key, label, class name, domain, client and split of all records, in order."""
+        rows = [(r.image.key, r.label, r.name, r.domain, r.client, r.split) for r in self.records]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
     def __len__(self) -> int:
         return len(self.records)
 
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains in sorted order; empty where the source has none."""
+        """Names of the domains in the order of their first records; empty where the source has none."""
         return _distinct(record.domain for record in self.records)
 
     def clients(self) -> tuple[str, ...]:
         """Names of the natural clients in sorted order; empty where the source has none."""
-        return _distinct(record.client for record in self.records)
+        return tuple(sorted(_distinct(record.client for record in self.records)))
 
 
 def _distinct(values: Iterable[str | None]) -> tuple[str, ...]:
-    return tuple(sorted({value for value in values if value is not None}))
+    return tuple(value for value in dict.fromkeys(values) if value is not None)

@@ -69,8 +69,11 @@ def play(task: Task, state: State) -> Iterator[tuple[State, RoundRecord]]:
 
 
 def chosen(task: Task, round_: int) -> list[Client]:
-    """This round's clients, in the order of the federation: max(1, floor(share x N)) without replacement."""
-    clients = task.bench.federation.clients
+    """This round's clients, in the order of their names: max(1, floor(share x N)) without replacement.
+
+    Names and not positions decide, so that the order in which clients are listed changes nothing.
+    """
+    clients = sorted(task.bench.federation.clients, key=lambda client: client.name)
     # The small term keeps a share such as 0.29 x 100 from becoming 28 in binary floating point.
     count = max(1, int(task.participation * len(clients) + 1e-9))
     picked = stream(task.seed, "clients", round_).choice(len(clients), count, replace=False)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedvlm import durable
 
@@ -32,6 +33,7 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
             _line(panel, method, points, metric, rounds, position)
         panel.set_title(name)
         panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.25, linewidth=0.5)
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy, %")

@@ -29,6 +29,7 @@ from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.engine import RoundRecord
 
+LOCK = ".lock"
 _PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
 
 
@@ -84,7 +85,7 @@ class RunFolder:
         """Create the folder, or take up the one that is there if it holds the same experiment."""
         file = self.path / "experiment.json"
         if overwrite and file.exists():
-            shutil.rmtree(self.path)
+            self._clear()
         if file.exists():
             found = durable.read_json(file)
             if not resume:
@@ -97,7 +98,7 @@ class RunFolder:
                     f"{self.path} holds a run with other settings or weights: {_changes(found, experiment)}"
                 )
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        if any(not there.name.startswith(".") for there in self.path.iterdir()):
             raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
         durable.write_json(
             file,
@@ -109,11 +110,19 @@ class RunFolder:
             },
         )
 
+    def _clear(self) -> None:
+        """Remove everything but the lock, which this process holds."""
+        for there in self.path.iterdir():
+            if there.is_dir():
+                shutil.rmtree(there)
+            elif there.name != LOCK:
+                there.unlink()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process writes a run folder at a time."""
         durable.make_folder(self.path)
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

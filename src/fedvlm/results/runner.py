@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from fedvlm import durable, methods, tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.picture import draw_partition
+from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation import engine
 from fedvlm.federation.client import Task
@@ -111,10 +113,12 @@ def _scene(run: _Run, seed: int) -> _Scene:
     assert run.activations is not None
     federation = federate(run.source, settings, seed)
     folder = run.folder.path / f"seed-{seed}"
-    if not (folder / "partition.json").exists():
+    saved = folder / "partition.json"
+    if not saved.exists():
         draw_partition(federation, folder / "partition.png")
-        durable.write_json(folder / "partition.json", federation.to_json())
-    Federation.from_json(run.source, durable.read_json(folder / "partition.json"))
+        durable.write_json(saved, federation.to_json())
+    elif Federation.from_json(run.source, durable.read_json(saved)).digest() != federation.digest():
+        raise FedvlmError(f"{saved} is not the partition these settings and versions give: start with --overwrite")
     return _Scene(seed, federation, run.activations)
 
 
@@ -204,7 +208,7 @@ def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
     result = {
         "state": task.state,
         "final": final,
-        "mean_of_last_five": {m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()},
+        "mean_of_last_five_evaluations": {m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()},
         "best_round_on_test": max(metrics["local"], key=lambda pair: (pair[1], -pair[0]))[0]
         if "local" in metrics
         else None,
@@ -220,6 +224,8 @@ def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
     clock = {
         "train_s": sum(line["train_s"] for line in rounds),
         "evaluate_s": sum(line["evaluate_s"] for line in rounds),
+        # ru_maxrss is in KiB on Linux; of the whole process so far.
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     return result | {"digest": durable.json_digest(result)} | clock
 

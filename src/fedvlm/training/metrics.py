@@ -45,7 +45,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 def worst_tenth(values: Sequence[float]) -> float:
     """Mean of the lowest ceil(n/10) values."""
     lowest = sorted(values)[: math.ceil(len(values) / 10)]
-    return sum(lowest) / len(lowest)
+    return math.fsum(lowest) / len(lowest)
 
 
 def summary(clients: Mapping[str, Metrics]) -> Metrics:
@@ -63,4 +63,4 @@ def summary(clients: Mapping[str, Metrics]) -> Metrics:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return math.fsum(values) / len(values)

@@ -18,6 +18,7 @@ from fedvlm.data.scenes.shapes import REACH, TABLE, distance_tables
 from fedvlm.data.scenes.spec import COLOURS, FILLS, SHAPES, SIZE, SceneSpec
 
 Rows = npt.NDArray[np.intp]
+Flags = npt.NDArray[np.bool_]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in brightness (ITU-R BT.601)."""
@@ -65,9 +66,9 @@ def geometry(specs: Sequence[SceneSpec]) -> Geometry:
     return Geometry(seeds, distance, cover, tone, colour, second)
 
 
-def column(values: Floats) -> Floats:
-    """`[B]` as `[B, 1, 1]`, to be multiplied with planes."""
-    return values[:, None, None]
+def column(values: Floats | Flags) -> Floats:
+    """`[B]` as `[B, 1, 1]`, to be multiplied with planes; truth values become 0 and 1."""
+    return values.astype(np.float32, copy=False)[:, None, None]
 
 
 @functools.cache
@@ -116,7 +117,9 @@ def _colours(specs: Sequence[SceneSpec], seeds: Seeds) -> tuple[Floats, Floats]:
     u = draws(seeds, "colour", 7)
     table, names = np.array(list(COLOURS.values()), dtype=np.float32), list(COLOURS)
     drawn = (u[:, 0] * len(names)).astype(np.intp)
-    given = [index if spec.colour is None else names.index(spec.colour) for spec, index in zip(specs, drawn, strict=True)]
+    given = [
+        index if spec.colour is None else names.index(spec.colour) for spec, index in zip(specs, drawn, strict=True)
+    ]
     gray = np.array(given) == names.index("gray")
     jitter = np.where(gray[:, None], u[:, 1:2], u[:, 1:4]) - 0.5
     colour = np.clip(table[given] + 0.14 * jitter, 0, 1).astype(np.float32)
@@ -131,7 +134,7 @@ def brightness(colour: Floats) -> Floats:
     return colour[:, 0] * np.float32(LUMA[0]) + colour[:, 1] * np.float32(LUMA[1]) + colour[:, 2] * np.float32(LUMA[2])
 
 
-def wave(x: Floats, period: Floats) -> Floats:
+def wave(x: Floats, period: Floats | np.float32) -> Floats:
     """A square wave along x (pixels) with edges one pixel wide, 0..1."""
     phase = x / period
     triangle = np.abs(phase - np.floor(phase) - 0.5) * 2

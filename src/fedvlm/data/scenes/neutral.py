@@ -17,10 +17,10 @@ def photo(scene: Geometry) -> Floats:
     u = draws(scene.seeds, "photo", 7)
     x, y = grid()
     ground = _background(scene, u)
-    light = 1 + ((2 * column(u[:, 0]) - 1) * x + (2 * column(u[:, 1]) - 1) * y) * (0.35 / SIZE)
+    light = 1 + ((2 * column(u[:, 0]) - 1) * x + (2 * column(u[:, 1]) - 1) * y) * np.float32(0.35 / SIZE)
     image = paint(ground, _object(scene) * light[:, None], scene.cover)
     image = _lens(image, u[:, 2], u[:, 3], u[:, 4])
-    gray = column(u[:, 5] < np.where(_is_gray(scene), 0.6, 0.15)).astype(np.float32)[:, None]
+    gray = column(u[:, 5] < np.where(_is_gray(scene), 0.6, 0.15))[:, None]
     image = image + gray * (brightness(image)[:, None] - image)
     return np.clip(image + grain(scene.seeds, "grain")[:, None] * (0.10 * column(u[:, 6]))[:, None], 0, 1)
 

@@ -51,7 +51,7 @@ def scenes_source(config: ScenesData, seed: int) -> Source:
         for label, (fill, shape) in enumerate(classes)
         for split, spec in _specs(config, seed, domain, SceneSpec(0, shape, fill, None, style, strength))
     ]
-    return Source("scenes", names, tuple(records), novel=config.novel_classes)
+    return Source("scenes", names, tuple(records))
 
 
 def choose_classes(base: int, novel: int, seed: int) -> list[tuple[str, str]]:
@@ -79,9 +79,7 @@ def read_styles(entries: list[str]) -> dict[str, tuple[str, float]]:
     """
     parsed = [_style(entry) for entry in entries]
     styles = [style for style, _ in parsed]
-    domains = [
-        style if styles.count(style) == 1 else f"{style}:{strength:g}" for style, strength in parsed
-    ]
+    domains = [style if styles.count(style) == 1 else f"{style}:{strength:g}" for style, strength in parsed]
     if len(set(domains)) < len(domains):
         twice = next(domain for domain in domains if domains.count(domain) > 1)
         raise FedvlmError(f"data.styles lists '{twice}' twice: each style is one domain, give it once")
@@ -101,7 +99,9 @@ def _style(entry: str) -> tuple[str, float]:
     except ValueError:
         strength = math.nan
     if not 0 <= strength <= 1:
-        raise FedvlmError(f"data.styles: the strength in '{entry}' is a number from 0 (neutral) to 1, as in '{style}:0.7'")
+        raise FedvlmError(
+            f"data.styles: the strength in '{entry}' is a number from 0 (neutral) to 1, as in '{style}:0.7'"
+        )
     return style, strength
 
 
