@@ -227,7 +227,7 @@ def sgd(
         leaves = doubled(now, train=True)
         value = loss(leaves, batch)
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        losses.append(float(value))
+        losses.append(value.item())
         for name, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
                 step = gain * gradient + decay * now[name]

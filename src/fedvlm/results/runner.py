@@ -185,7 +185,7 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     if (finished := point.result()) is not None:
         return finished
     task = _task(run, scene, method)
-    scene.activations.keep_only(task.bench.base.entry)
+    scene.activations.prepare(_needed(scene.federation, run.experiment.augment), task.bench.base.entry)
     state, length = point.checkpoint.load() or (engine.start(task), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, scene.seed, task.rounds, state.round)
@@ -198,6 +198,13 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     return result
 
 
+def _needed(federation: Federation, augment: bool) -> set[int]:
+    """Records whose test view will be asked for: all evaluated ones, and the trained ones unless they are augmented."""
+    lists = [*federation.tests.values(), *(client.local for client in federation.clients)]
+    lists += [] if augment else [client.train for client in federation.clients]
+    return {index for indices in lists for index in indices}
+
+
 def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
     """The point's summary from its ledger. `digest` covers everything that does not depend on the clock."""
     rounds, visits = point.lines("round"), point.lines("visit")
@@ -208,7 +215,9 @@ def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
     result = {
         "state": task.state,
         "final": final,
-        "mean_of_last_five_evaluations": {m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()},
+        "mean_of_last_five_evaluations": {
+            m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()
+        },
         "best_round_on_test": max(metrics["local"], key=lambda pair: (pair[1], -pair[0]))[0]
         if "local" in metrics
         else None,

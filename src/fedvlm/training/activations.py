@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -19,10 +19,11 @@ CHUNK = 64
 
 
 class Activations:
-    """Activations of a source's images at any entry of the image encoder, computed when first asked for.
+    """Activations of a source's images at any entry of the image encoder, up to `limit_bytes` of them remembered.
 
-    Up to `limit_bytes` are remembered (first come, first kept: a cyclic scan over more than fits would empty a
-    least-recently-used store); what does not fit is computed again. Rows are float32 on the CLIP's device.
+    `prepare` encodes everything a run will ask for, in one fixed order and fixed chunks, so that rounding does not
+    depend on who asks first or on where an interrupted run is taken up. What does not fit is computed when asked
+    for. Rows are float32 on the CLIP's device.
     """
 
     def __init__(self, clip: FrozenCLIP, records: Sequence[Record], device: Device, limit_bytes: int) -> None:
@@ -30,36 +31,54 @@ class Activations:
         self.records = records
         self.device = device
         self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self.rows: dict[tuple[int, int], Tensor] = {}
+        self.rows: dict[int, dict[int, Tensor]] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all remembered rows."""
+        return sum(len(rows) * _size(next(iter(rows.values()))) for rows in self.rows.values() if rows)
+
+    def prepare(self, indices: Iterable[int], entry: int) -> None:
+        """Remember these records at `entry`, in rising order, as far as the bound allows.
+
+        Other entries' rows give way when room is needed, so what is kept depends on the request alone.
+        """
+        rows = self.rows.setdefault(entry, {})
+        missing = [index for index in sorted(set(indices)) if index not in rows]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            hidden = self._test_views(chunk, entry)
+            if not self._fits(hidden, entry):
+                return
+            # Rows of their own: views would keep whole chunks alive.
+            rows |= {index: row.clone() for index, row in zip(chunk, hidden, strict=True)}
 
     def get(self, indices: Sequence[int], entry: int) -> Tensor:
         """Activations `[B, ...]` of these records under the test transform at `entry`."""
-        missing = [index for index in dict.fromkeys(indices) if (index, entry) not in self.rows]
+        rows = self.rows.get(entry, {})
+        missing = [index for index in dict.fromkeys(indices) if index not in rows]
         fresh: dict[int, Tensor] = {}
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            images = self._read(chunk)
-            hidden = self._encode([self.clip.preprocess.test(image) for image in images], entry)
-            fresh |= dict(zip(chunk, hidden, strict=True))
-        self._remember(fresh, entry)
-        return torch.stack([fresh[i] if i in fresh else self.rows[i, entry] for i in indices])
+            fresh |= dict(zip(chunk, self._test_views(chunk, entry), strict=True))
+        return torch.stack([fresh[index] if index in fresh else rows[index] for index in indices])
 
-    def augmented(self, indices: Sequence[int], entry: int, *names: int | str) -> Tensor:
-        """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (names, i)."""
-        seed, *rest = names
-        images = self._read(indices)
+    def augmented(self, indices: Sequence[int], entry: int, seed: int, *names: int | str) -> Tensor:
+        """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i)."""
         views = [
-            self.clip.preprocess.augment(image, stream(int(seed), *rest, index))
-            for index, image in zip(indices, images, strict=True)
+            self.clip.preprocess.augment(image, stream(seed, *names, index))
+            for index, image in zip(indices, self._read(indices), strict=True)
         ]
         return self._encode(views, entry)
 
-    def keep_only(self, entry: int) -> None:
-        """Forget other entries' activations (another method begins elsewhere)."""
-        for key in [key for key in self.rows if key[1] != entry]:
-            tensor = self.rows.pop(key)
-            self.used_bytes -= tensor.numel() * tensor.element_size()
+    def _test_views(self, indices: Sequence[int], entry: int) -> Tensor:
+        return self._encode([self.clip.preprocess.test(image) for image in self._read(indices)], entry)
+
+    def _fits(self, hidden: Tensor, entry: int) -> bool:
+        size = len(hidden) * _size(hidden[0])
+        if self.used_bytes + size > self.limit_bytes:
+            self.rows = {entry: self.rows[entry]}
+        return self.used_bytes + size <= self.limit_bytes
 
     def _read(self, indices: Sequence[int]) -> list[Image.Image]:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
@@ -70,10 +89,6 @@ class Activations:
         with self.device.autocast():
             return self.clip.visual.hidden(batch, entry).float()
 
-    def _remember(self, fresh: dict[int, Tensor], entry: int) -> None:
-        for index, tensor in fresh.items():
-            size = tensor.numel() * tensor.element_size()
-            if self.used_bytes + size <= self.limit_bytes:
-                # A row of its own: a view would keep its whole chunk alive.
-                self.rows[index, entry] = tensor.clone()
-                self.used_bytes += size
+
+def _size(row: Tensor) -> int:
+    return row.numel() * row.element_size()

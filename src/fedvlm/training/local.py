@@ -66,7 +66,10 @@ def sgd(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.SGD:
     """A new SGD over the leaves, each at its configured rate times `factor`; biases decay like all others."""
     config = method.config
     assert isinstance(config, Config)
-    groups = [{"params": [leaf], "lr": method.rate(name) * factor} for name, leaf in leaves.items()]
+    rates: dict[float, list[Tensor]] = {}
+    for name, leaf in leaves.items():
+        rates.setdefault(method.rate(name), []).append(leaf)
+    groups = [{"params": params, "lr": rate * factor} for rate, params in rates.items()]
     return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

@@ -70,10 +70,10 @@ def _neon(scene: Geometry, photo: Floats) -> Floats:
 def _blueprint(scene: Geometry, photo: Floats) -> Floats:
     """White lines on blue squared paper."""
     x, y = grid()
-    shift = draws(scene.seeds, "squares", 2)[:, :, None, None] * 8
-    squares = np.maximum(wave(x + shift[:, 0], np.float32(8)) > 0.85, wave(y + shift[:, 1], np.float32(8)) > 0.85)
+    shift = np.floor(draws(scene.seeds, "squares", 2) * 6)[:, :, None, None]
+    ruled = (np.floor(x + shift[:, 0]) % 6 == 0) | (np.floor(y + shift[:, 1]) % 6 == 0)
     line = np.maximum(_stroke(scene, 0.4), 0.55 * _body(scene))
-    paper = _colour((0.08, 0.22, 0.55)) + (0.06 * squares + 0.06 * grain(scene.seeds, "blue"))[:, None]
+    paper = _colour((0.08, 0.22, 0.55)) + (0.09 * ruled + 0.06 * grain(scene.seeds, "blue"))[:, None]
     return paint(np.asarray(paper), _colour((0.88, 0.94, 1.0)), line)
 
 

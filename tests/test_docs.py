@@ -1,0 +1,63 @@
+"""Every command in the documentation parses, every setting in it exists, and the Python in it compiles."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from fedvlm import experiment, methods, presets
+from fedvlm.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    (page.name, line.removeprefix("$ ").split("  #")[0].strip())
+    for page in PAGES
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
+    for line in block.splitlines()
+    if line.startswith("$ fedvlm")
+]
+HEADS = [(name, line) for name in presets.names() for line in presets.about(name).splitlines()[:1]]
+
+
+def toml_of(page: str) -> dict[str, str]:
+    """Files that a page shows, by the name in their first comment."""
+    text = (ROOT / "docs" / page).read_text() if (ROOT / "docs" / page).exists() else ""
+    blocks = re.findall(r"```toml\n# (\S+)\n(.*?)```", text, re.S)
+    return dict(blocks)
+
+
+@pytest.mark.parametrize(("page", "command"), [*COMMANDS, *HEADS])
+def test_a_documented_command_is_valid(page: str, command: str, tmp_path: Path) -> None:
+    program, verb, *words = shlex.split(command)
+    assert program == "fedvlm"
+    group = typer.main.get_command(app)
+    with group.make_context("fedvlm", [verb, *words], resilient_parsing=False) as context:
+        _, found, rest = group.resolve_command(context, [verb, *words])
+    sub = found.make_context(verb, list(rest))
+    if "what" in sub.params:
+        shown = toml_of(page)
+        name = sub.params["what"]
+        if name in shown:
+            name = str(tmp_path / name)
+            Path(name).write_text(shown[sub.params["what"]])
+        chosen = experiment.parse(experiment.override(presets.settings(name), sub.params["words"] or []))
+        methods.check(chosen.method)
+        for method in chosen.methods:
+            methods.build(method, chosen.method)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 10
+    assert {name for name, _ in HEADS} == set(presets.names())
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES])
+def test_python_in_the_documentation_compiles(page: str) -> None:
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        compile(block, page, "exec")

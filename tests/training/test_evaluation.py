@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import torch
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Client, Federation
+from fedvlm.experiment import ComputeSection
+from fedvlm.errors import FedvlmError
+from fedvlm.training import device as devices
+from fedvlm.training.evaluation import Bench, evaluate
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return small.clip()
+
+
+@pytest.fixture(scope="module")
+def fed() -> Federation:
+    """Base labels are positions in a list that is not sorted: source labels 2, 0, 3, 1."""
+    made = small.federation()
+    place = {0: 1, 1: 3, 2: 0, 3: 2}
+    clients = tuple(replace(client, classes=tuple(sorted(place[k] for k in client.classes))) for client in made.clients)
+    return replace(made, base=(2, 0, 3, 1), novel=(6, 4, 5), clients=clients)
+
+
+def bench(clip: FrozenCLIP, fed: Federation, **more: object) -> Bench:
+    return replace(small.bench(small.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
+
+
+def by_hand(clip: FrozenCLIP, fed: Federation, indices: tuple[int, ...], classes: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
+    """Zero-shot logits image by image, class by class."""
+    rows = []
+    for index in indices:
+        pixels = clip.preprocess.normalise(clip.preprocess.test(fed.source.records[index].image.open())[None])
+        image = clip.encode_image(pixels)[0]
+        row = []
+        for label in classes:
+            ids, eot = clip.tokenizer([f"a photo of a {fed.source.classnames[label].replace('_', ' ')}."])
+            text = clip.encode_text(ids, eot)[0]
+            row.append(float(torch.dot(image, text) / image.norm() / text.norm()) * 20)
+        rows.append(row)
+    return np.array(rows), [fed.source.records[index].label for index in indices]
+
+
+def test_accuracies_of_a_client_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
+    """Local: own images, all base classes; local_own: own classes only; base and novel: whole sets, their own names."""
+    table = bench(clip, fed)
+    for client in fed.clients:
+        result = evaluate(table, client, {}, {})
+        logits, labels = by_hand(clip, fed, client.local, fed.base)
+        names = [fed.base[k] for k in logits.argmax(1)]
+        assert result["local"] == pytest.approx(np.mean([a == b for a, b in zip(names, labels, strict=True)]))
+        own = list(client.classes)
+        names = [fed.base[own[k]] for k in logits[:, own].argmax(1)]
+        assert result["local_own"] == pytest.approx(np.mean([a == b for a, b in zip(names, labels, strict=True)]))
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        chance = (shifted / shifted.sum(1, keepdims=True))[range(len(labels)), [fed.base.index(k) for k in labels]]
+        assert result["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-4)
+        for key, classes in (("base", fed.base), ("novel", fed.novel)):
+            logits, labels = by_hand(clip, fed, fed.tests[key], classes)
+            names = [classes[k] for k in logits.argmax(1)]
+            assert result[key] == pytest.approx(np.mean([a == b for a, b in zip(names, labels, strict=True)]))
+
+
+def test_batches_make_no_difference(clip: FrozenCLIP, fed: Federation) -> None:
+    client = fed.clients[0]
+    whole = evaluate(bench(clip, fed), client, {}, {})
+    for batch in (1, 3):
+        assert evaluate(bench(clip, fed, batch=batch), client, {}, {}) == pytest.approx(whole)
+
+
+def test_what_a_client_lacks_is_left_out(clip: FrozenCLIP, fed: Federation) -> None:
+    client = fed.clients[0]
+    assert evaluate(bench(clip, fed), replace(client, local=()), {}, {}).keys() == {"base", "novel"}
+    assert "novel" not in evaluate(bench(clip, fed), replace(client, novel=None), {}, {})
+    assert "novel" not in evaluate(bench(clip, fed, novel=None), client, {}, {})
+
+
+def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> None:
+    """A domain's client may own test images that the shared set lacks, and the other way round."""
+    client = replace(fed.clients[0], local=fed.clients[0].train[:4])
+    result = evaluate(bench(clip, fed), client, {}, {})
+    logits, labels = by_hand(clip, fed, client.local, fed.base)
+    assert result["local"] == pytest.approx(np.mean([fed.base[k] == label for k, label in zip(logits.argmax(1), labels, strict=True)]))
+
+
+def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federation) -> None:
+    table = bench(clip, fed)
+    labels = table.labels(fed.tests["base"], fed.base)
+    assert labels.tolist() == [fed.base.index(fed.source.records[i].label) for i in fed.tests["base"]]
+    assert labels.tolist() == fed.labels(fed.tests["base"])
+    assert table.labels(fed.tests["novel"], fed.novel).tolist() == fed.labels(fed.tests["novel"])
+
+
+@pytest.mark.xfail(strict=True, reason="an evaluation set without images ends in 'torch.cat(): expected a non-empty list of Tensors'")
+def test_an_empty_evaluation_set(clip: FrozenCLIP, fed: Federation) -> None:
+    empty = replace(fed, tests={"base": fed.tests["base"], "novel": ()})
+    try:
+        assert "novel" not in evaluate(bench(clip, empty), fed.clients[0], {}, {})
+    except FedvlmError as error:
+        assert "novel" in str(error)
+
+
+def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCLIP, fed: Federation) -> None:
+    """Labels stay with images: features planted at the class names' own text features are found again."""
+    text = clip.classifier([fed.source.classnames[k] for k in range(7)])
+    table = bench(clip, fed)
+    for index, record in enumerate(fed.source.records):
+        table.activations.rows[index, clip.visual.depth + 1] = text[record.label]
+    result = evaluate(table, fed.clients[0], {}, {})
+    assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_choosing_a_device() -> None:
+    before = torch.get_num_threads()
+    try:
+        made = devices.choose(ComputeSection(device="cpu", dtype="bfloat16", threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert (made.device.type, made.dtype) == ("cpu", torch.bfloat16)
+    with made.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with devices.Device(torch.device("cpu")).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert devices.choose(ComputeSection()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cpu:x", ""])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(FedvlmError, match=f"compute.device = '{name}' cannot be used here"):
+        devices.choose(ComputeSection(device=name))
+
+
+def test_a_client_is_found_by_what_it_declares(fed: Federation) -> None:
+    """The fixture is what evaluation relies on: own classes are positions in `base`, sets exist."""
+    for client in fed.clients:
+        assert isinstance(client, Client)
+        assert {fed.base[k] for k in client.classes} == {fed.source.records[i].label for i in client.train}
+        assert client.base in fed.tests
+    assert Path(fed.clients[0].name).name == fed.clients[0].name
