@@ -139,7 +139,8 @@ def adapter(tensors: Weights, tower: str, block: int, scale: float) -> Branch:
 
     def out(h: Tensor) -> Tensor:
         for part in (f"{tower}.{block}.down", f"shared.{block}"):
-            h = torch.clamp(h @ tensors[f"{part}.weight"].T + tensors[f"{part}.bias"], min=0)
+            h = h @ tensors[f"{part}.weight"].T + tensors[f"{part}.bias"]
+            h = h * (h > 0)  # with the subgradient 0 at 0, where whole rows stand while biases are zero
         return scale * (h @ tensors[f"{tower}.{block}.up.weight"].T + tensors[f"{tower}.{block}.up.bias"])
 
     return out

@@ -181,12 +181,19 @@ def bench(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1
     )
 
 
+def needed(fed: Federation) -> set[int]:
+    """Every record that some client trains on or is evaluated on."""
+    lists = [*fed.tests.values(), *(one.local for one in fed.clients), *(one.train for one in fed.clients)]
+    return {index for indices in lists for index in indices}
+
+
 def task(
     chosen: Method, frozen: FrozenCLIP, fed: Federation, *, rounds: int = 3, seed: int = 1, limit: int = 1 << 30,
     device: Device = CPU, **more: Any,
 ) -> Task:  # fmt: skip
     """A new task, as a new process would make it."""
     table = bench(chosen, frozen, fed, limit=limit, device=device)
+    table.activations.prepare(needed(fed), table.base.entry)
     return Task(chosen, table, table.base.init(torch_stream(seed, "init")), seed, rounds, **more)
 
 

@@ -56,22 +56,40 @@ def run(
 
 
 @app.command("methods")
-def methods_() -> None:
-    """The methods, what each shares, and its settings."""
+def methods_(
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="One method, with all its settings.")] = None,
+) -> None:
+    """The methods and what each shares; with a name, its mathematics, tensors and settings."""
     console = _console()
-    for name, method in methods.known().items():
-        first = (sys.modules[method.__module__].__doc__ or "").strip().splitlines()[0]
-        console.print(f"{name:12} {method.title}: shares {', '.join(method.shared) or 'nothing'}", highlight=False)
-        console.print(f"             {first}", highlight=False, markup=False)
-        for key, field in method.Config.model_fields.items():
-            console.print(f"               {key} = {field.default!r}", highlight=False, markup=False)
+    if name is not None:
+        _method(console, name)
+        return
+    shown = Table("method", "", "leaves the client", "paper", box=None, pad_edge=False)
+    for key, method in methods.known().items():
+        leaves = ", ".join(method.shared) or "nothing"
+        shown.add_row(key, method.title, "all that is trained" if leaves == "*" else leaves, method.paper)
+    console.print(shown)
+    console.print("\nfedvlm methods NAME shows a method's tensors and settings", highlight=False)
+
+
+def _method(console: Console, name: str) -> None:
+    """Docstring of the method's file, then every setting with its default and effect."""
+    kind = type(methods.build(name))
+    console.print((sys.modules[kind.__module__].__doc__ or "").strip(), highlight=False, markup=False, soft_wrap=True)
+    shown = Table(f"method.{name}.", "default", "", box=None, pad_edge=False)
+    for key, field in kind.Config.model_fields.items():
+        shown.add_row(key, escape(repr(field.default)), escape(field.description or ""))
+    console.print()
+    console.print(shown)
 
 
 @app.command("presets")
 def presets_() -> None:
     """The experiments that ship with the package."""
     for name in presets.names():
-        _console().print(f"{name}\n  " + presets.about(name).replace("\n", "\n  "), highlight=False, markup=False)
+        _console().print(
+            f"{name}\n  " + presets.about(name).replace("\n", "\n  "), highlight=False, markup=False, soft_wrap=True
+        )
 
 
 @app.command()

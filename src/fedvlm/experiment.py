@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A table of settings: unknown keys are errors, values are not silently converted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

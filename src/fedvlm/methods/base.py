@@ -56,6 +56,7 @@ class Method:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    paper: ClassVar[str]
     Config: ClassVar[type[Config]] = Config
     shared: ClassVar[tuple[str, ...]] = ("*",)
     rates: ClassVar[Mapping[str, str]] = {"*": "lr"}

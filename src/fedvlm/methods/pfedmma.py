@@ -50,6 +50,7 @@ class PFedMMA(base.Method):
 
     name = "pfedmma"
     title = "pFedMMA"
+    paper = "arXiv 2507.05394"
     Config = AdapterConfig
     config: AdapterConfig
     shared: ClassVar[tuple[str, ...]] = ("shared.*",)
@@ -65,6 +66,7 @@ class FedMMA(PFedMMA):
 
     name = "fedmma"
     title = "FedMMA"
+    paper = "control of arXiv 2507.05394"
     shared = ("*",)
 
 
@@ -73,4 +75,5 @@ class LocalMMA(PFedMMA):
 
     name = "local_mma"
     title = "local MMA"
+    paper = "Yang et al., CVPR 2024"
     shared: ClassVar[tuple[str, ...]] = ()

@@ -115,6 +115,7 @@ class PFedMoAP(base.Method):
 
     name = "pfedmoap"
     title = "pFedMoAP"
+    paper = "arXiv 2410.10114"
     Config = MixtureConfig
     config: MixtureConfig
     shared = ("prompt",)

@@ -39,6 +39,7 @@ class PromptFL(base.Method):
 
     name = "promptfl"
     title = "PromptFL"
+    paper = "Guo et al., IEEE TMC 2023"
     Config = PromptConfig
     config: PromptConfig
 
@@ -52,4 +53,5 @@ class CoOp(PromptFL):
 
     name = "coop"
     title = "CoOp (local)"
+    paper = "Zhou et al., IJCV 2022"
     shared = ()

@@ -53,6 +53,7 @@ class ZeroShot(base.Method):
 
     name = "zero_shot"
     title = "zero-shot CLIP"
+    paper = "Radford et al., ICML 2021"
     Config = Section  # type: ignore[assignment]
     shared = ()
     trains = False
