@@ -71,12 +71,12 @@ def test_overrides_are_laid_over_and_leave_the_original_alone() -> None:
              "method.pfedmma.lr=1e-3", "evaluation.template=an x of {}, y=z.", "partition.clients=none"]  # fmt: skip
     result = override(settings, words)
     assert result == {
-        "rounds": 5, "partition": {"kind": "iid", "alpha": 0.3, "clients": None}, "methods": ["coop", "pfedmma"], "seeds": [1, 2],
+        "rounds": 5, "partition": {"kind": "iid", "alpha": 0.3, "clients": "none"}, "methods": ["coop", "pfedmma"], "seeds": [1, 2],
         "augment": True, "model": {"name": "a/b"}, "method": {"pfedmma": {"lr": 0.001}},
         "evaluation": {"template": "an x of {}, y=z."},
     }  # fmt: skip
     assert settings == {"rounds": 3, "partition": {"kind": "iid"}}
-    parse(result)
+    assert parse(result).partition.clients is None
 
 
 @pytest.mark.parametrize("word", ["seeds=3", "seeds=[3]", "seeds=3,"])
@@ -99,22 +99,23 @@ def test_a_later_word_wins() -> None:
     assert override({}, ["rounds=3", "rounds=4"]) == {"rounds": 4}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="override() turns the word none into null, so the literal 'none' of FileData.novel cannot be set",
-)
 def test_no_novel_classes_from_the_command_line() -> None:
     whole = parse(override({"data": {"source": "folder", "path": "x"}}, ["data.novel=none"]))
     assert whole.data.novel == "none"  # type: ignore[union-attr]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="override() turns the word none into null, so the literal 'none' of pfedmoap.select cannot be set",
-)
 def test_no_experts_from_the_command_line() -> None:
     whole = parse(override({}, ["method.pfedmoap.select=none"]))
     assert build("pfedmoap", whole.method).config.select == "none"  # type: ignore[attr-defined]
+
+
+def test_none_stands_for_what_may_be_absent_and_only_there() -> None:
+    """TOML has no null."""
+    absent = {"partition": {"alpha": "none"}, "evaluation": {"state": "none"}, "model": {"revision": "none"}}
+    assert parse(absent) == parse({})
+    with pytest.raises(FedvlmError, match="'rounds'"):
+        parse({"rounds": "none"})
+    assert parse({"name": "none"}).name == "none"
 
 
 @pytest.mark.xfail(

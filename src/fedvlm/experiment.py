@@ -158,7 +158,7 @@ class PartitionSection(Section):
     one_domain_each: bool = False
     """`pathological`/`iid`/`dirichlet`: client i sees only domain i mod D."""
     min_images: Count = 1
-    """Clients with fewer training images are left out (`natural`) or the draw is repeated (`dirichlet`)."""
+    """Clients with fewer usable images are left out (`natural`); the draw of training images is repeated (`dirichlet`)."""
 
 
 class EvaluationSection(Section):

@@ -279,10 +279,10 @@ def test_natural_clients_the_largest_first() -> None:
     parts = [source_of({"a": n, "b": n}, None, clients=(name,)) for name, n in (("s", 1), ("m", 3), ("l", 9), ("t", 2))]
     records = tuple(record for part in parts for record in part.records)
     source = Source("sample", ("a", "b"), records)
-    partition = {"kind": "natural", "clients": 2, "min_images": 2}
+    partition = {"kind": "natural", "clients": 2, "min_images": 3}
     federation = federate(source, experiment_of({"novel": "none"}, partition), 0)
     assert [client.name for client in federation.clients] == ["l", "m"]
-    assert "1 of 4 clients have fewer than 2 training images and are left out" in federation.notes
+    assert "1 of 4 clients have fewer than 3 usable images and are left out" in federation.notes
     assert "the 2 largest of 3 clients take part (partition.clients)" in federation.notes
 
 

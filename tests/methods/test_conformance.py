@@ -6,6 +6,7 @@ The CLIP is tiny and random; `small.SETTINGS` brings every method down to its si
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,10 @@ def test_message_bytes_are_the_declared_ones(name: str, clip: FrozenCLIP, fed: F
         assert one.client == sent.client
         assert one.up_bytes == declared == {n: t.numel() * t.element_size() for n, t in sent.tensors.items()}
         assert one.images == sent.weight
+    least, most = method.downlink_bytes(sum(declared.values()), len(fed.clients))
+    assert {sum(one.down_bytes.values()) for one in visits} >= {least, most}
     for one in visits:
+        assert least <= sum(one.down_bytes.values()) <= most
         messages = [
             {n: len(t.numpy().tobytes()) for n, t in message.items()}
             for client, message in down
@@ -140,10 +144,7 @@ def test_message_bytes_are_the_declared_ones(name: str, clip: FrozenCLIP, fed: F
         assert one.down_bytes in messages
 
 
-ORDER = "weighted_mean divides each weight first and sums in the order of arrival, so exact ties round either way"
-
-
-@pytest.mark.parametrize("name", but(TRAINED, {"fedmma", "promptfl", "pfedmoap"}, ORDER))
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_order_of_clients_does_not_change_a_byte(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     first, _ = small.run(small.task(small.method(name), clip, fed, every=100))
     turned = replace(fed, clients=tuple(fed.clients[place] for place in (3, 1, 0, 2)))
@@ -151,9 +152,6 @@ def test_the_order_of_clients_does_not_change_a_byte(name: str, clip: FrozenCLIP
     assert small.fingerprint(second) == small.fingerprint(first)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine.chosen draws positions: the list's order decides who takes part. Draw from sorted names"
-)
 def test_the_order_of_clients_does_not_change_who_takes_part(clip: FrozenCLIP, fed: Federation) -> None:
     turned = replace(fed, clients=tuple(reversed(fed.clients)))
     tasks = [small.task(small.method("coop"), clip, one, participation=0.5) for one in (fed, turned)]
@@ -172,6 +170,20 @@ def uplinks(
         for n, value in enumerate(values)
     ]
     return method.server(start), sent
+
+
+REAL = "weighted_mean divides each weight first and sums in the order of arrival, so exact ties round either way"
+
+
+@pytest.mark.xfail(strict=True, reason=REAL)
+def test_the_order_of_replies_does_not_change_a_byte_of_real_prompts(clip: FrozenCLIP, fed: Federation) -> None:
+    """One element in seventy differs for prompts as a first round gives them: ties are common where values are alike."""
+    method = small.method("promptfl")
+    _, up = spied(method)
+    task = small.task(method, clip, fed, rounds=1, every=100)
+    small.run(task)
+    server, orders = method.server(task.initial), itertools.permutations(range(4))
+    assert len({tensors.digest(method.aggregate(server, [up[i] for i in order])) for order in orders}) == 1
 
 
 SHARING = [name for name in TRAINED if known()[name].shared]
@@ -234,13 +246,7 @@ def figures(records: list[Any]) -> list[Any]:
     ]
 
 
-RESUME = (
-    "Activations keep the rows of whichever batch first asked for them, and their last bits depend on that batch's size: "
-    "after resuming other batches ask first. Compute rows in fixed groups, independent of who asks"
-)
-
-
-@pytest.mark.parametrize("name", but(TRAINED, {"coop", "promptfl", "pfedmoap"}, RESUME))
+@pytest.mark.parametrize("name", TRAINED)
 def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
     """Bit for bit: state, losses and accuracies, wherever it stops."""
     whole, records = small.run(small.task(small.method(name), clip, fed))
@@ -408,6 +414,15 @@ def test_writing_into_a_reply_after_aggregation_changes_nothing_on_the_server(
     assert tensors.digest(after) == before
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What exists already does not count (and is not walked through: other libraries' objects are many)."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def graphs() -> Iterator[Tensor]:
     for item in gc.get_objects():
         if type(item) in (Tensor, torch.nn.Parameter) and item.grad_fn is not None:
@@ -420,19 +435,19 @@ def live_bytes() -> int:
     return sum(seen.values())
 
 
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("name", TRAINED)
 def test_visits_keep_no_graph_and_memory_does_not_grow_with_rounds(
     name: str, clip: FrozenCLIP, fed: Federation
 ) -> None:
     """A pool's prompts change every round, so a memory of them is bounded by its own limit: 4 clients x 4 rounds fit."""
     task = small.task(small.method(name), clip, fed, rounds=5, every=100)
-    gc.collect()
-    before, sizes = len(list(graphs())), []
+    sizes = []
     for state, _ in engine.play(task, engine.start(task)):
         assert not any(t.requires_grad for own in [state.server, *state.personal.values()] for t in own.values())
         sizes.append(live_bytes())
     gc.collect()
-    assert len(list(graphs())) <= before
+    assert not list(graphs())
     slack = 4 * 4 * 4 * 16 * 4  # experts remembered: clients x rounds x classes x features x bytes
     assert max(sizes[1:4]) - min(sizes[1:4]) <= slack
 

@@ -97,10 +97,13 @@ def _clients(
     table, section = images.table, experiment.partition
     count = len(dealt.domains)
     train, local = _by_owner(images.train, dealt.train, count), _by_owner(images.base, dealt.test, count)
-    kept = _kept([len(part) for part in train], section, notes)
     if section.kind == "natural":
+        # Counted over all splits: who takes part does not depend on what is held out.
+        mine = table.client[(position[table.label] >= 0) & (table.client >= 0)]
+        kept = _natural([len(part) for part in train], np.bincount(mine, minlength=count).tolist(), section, notes)
         names = safe_names([table.clients[i] for i in kept])
     else:
+        kept = _trainable([len(part) for part in train], section, notes)
         names = [str(i).zfill(len(str(count - 1))) for i in kept]
     found = []
     for name, i in zip(names, kept, strict=True):
@@ -122,22 +125,30 @@ def _by_owner(images: Ints, owner: Ints, count: int) -> list[Ints]:
     return [images[order[start:end]] for start, end in itertools.pairwise(edges)]
 
 
-def _kept(sizes: Sequence[int], section: PartitionSection, notes: list[str]) -> list[int]:
-    """Numbers of the clients that take part: who can train; of natural clients those with enough, the largest first."""
-    least = section.min_images if section.kind == "natural" else 1
-    kept = [i for i, size in enumerate(sizes) if size >= least]
-    if not kept:
-        raise FedvlmError(f"no client has {least} training images: lower partition.min_images")
+def _trainable(sizes: Sequence[int], section: PartitionSection, notes: list[str]) -> list[int]:
+    """Numbers of the clients that have anything to train on."""
+    kept = [i for i, size in enumerate(sizes) if size]
     if len(kept) < len(sizes):
-        few_images = "no training image" if least == 1 else f"fewer than {least} training images"
-        notes.append(f"{len(sizes) - len(kept)} of {len(sizes)} clients have {few_images} and are left out")
-    if section.kind == "natural" and section.clients is not None and len(kept) > section.clients:
-        notes.append(f"the {section.clients} largest of {len(kept)} clients take part (partition.clients)")
-        kept = sorted(sorted(kept, key=lambda i: (-sizes[i], i))[: section.clients])
+        notes.append(f"{len(sizes) - len(kept)} of {len(sizes)} clients have no training image and are left out")
     small = [i for i in kept if sizes[i] < section.min_images]
     if small:
         least_images = f"fewer than partition.min_images = {section.min_images} training images"
         notes.append(counted(small, f"client has {least_images}", f"clients have {least_images}"))
+    return kept
+
+
+def _natural(sizes: Sequence[int], usable: Sequence[int], section: PartitionSection, notes: list[str]) -> list[int]:
+    """Numbers of the natural clients with enough usable images that can train; at most `clients`, the largest first."""
+    least = section.min_images
+    kept = [i for i, size in enumerate(sizes) if size and usable[i] >= least]
+    if not kept:
+        raise FedvlmError(f"no client has {least} usable images: lower partition.min_images")
+    if len(kept) < len(sizes):
+        few_images = "no training image" if least == 1 else f"fewer than {least} usable images"
+        notes.append(f"{len(sizes) - len(kept)} of {len(sizes)} clients have {few_images} and are left out")
+    if section.clients is not None and len(kept) > section.clients:
+        notes.append(f"the {section.clients} largest of {len(kept)} clients take part (partition.clients)")
+        kept = sorted(sorted(kept, key=lambda i: (-usable[i], i))[: section.clients])
     return kept
 
 

@@ -146,13 +146,25 @@ def _announce(run: _Run, scene: _Scene) -> None:
 def zero_shot_check(
     clip: FrozenCLIP, federation: Federation, activations: Activations, experiment: Experiment, most: int = 256
 ) -> tuple[float, int, int]:
-    """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes."""
-    indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
-    sample = stream(0, "zero-shot check").choice(indices, min(most, len(indices)), replace=False).tolist()
+    """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes.
+
+    Every class has the same number of images in the sample as far as there are enough, so that answering with the
+    most frequent class is no better than guessing.
+    """
+    sample = _balanced(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
     bench = Bench(tuner, None, federation, activations, experiment.evaluation.batch)
     logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
+
+
+def _balanced(federation: Federation, most: int) -> list[int]:
+    indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
+    by_class: dict[int, list[int]] = {}
+    for index in stream(0, "zero-shot check").permutation(indices).tolist():
+        by_class.setdefault(federation.source.records[index].label, []).append(index)
+    each = max(1, most // len(by_class))
+    return sorted(index for members in by_class.values() for index in members[:each])
 
 
 def above_chance(count: int, classes: int) -> float:
