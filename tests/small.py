@@ -199,10 +199,11 @@ def task(
 
 def run(chosen: Task, state: State | None = None) -> tuple[State, list[RoundRecord]]:
     """Play what is left of a task."""
-    state, records = state or start(chosen), []
-    for state, record in play(chosen, state):  # noqa: B007
+    begun, records = state or start(chosen), []
+    last = begun
+    for last, record in play(chosen, begun):  # noqa: B007
         records.append(record)
-    return state, records
+    return last, records
 
 
 def fingerprint(state: State) -> dict[str, str]:

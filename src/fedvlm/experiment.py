@@ -158,7 +158,7 @@ class PartitionSection(Section):
     one_domain_each: bool = False
     """`pathological`/`iid`/`dirichlet`: client i sees only domain i mod D."""
     min_images: Count = 1
-    """Clients with fewer usable images are left out (`natural`); the draw of training images is repeated (`dirichlet`)."""
+    """Clients with fewer usable images are left out (`natural`); `dirichlet` draws again below it in training ones."""
 
 
 class EvaluationSection(Section):

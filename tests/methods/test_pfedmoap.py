@@ -64,7 +64,10 @@ def test_the_nearest_prompts_by_brute_force(count: int, seed: int) -> None:
     for client in NAMES:
         own = server[f"pool.{client}"].double().flatten().tolist()
         distance = {
-            other: sum((a - b) ** 2 for a, b in zip(own, server[f"pool.{other}"].double().flatten().tolist(), strict=True)) ** 0.5
+            other: sum(
+                (a - b) ** 2 for a, b in zip(own, server[f"pool.{other}"].double().flatten().tolist(), strict=True)
+            )
+            ** 0.5
             for other in NAMES
             if other != client
         }
@@ -97,7 +100,9 @@ def test_random_experts_are_drawn_anew_evenly_and_never_the_client_itself() -> N
     expected, deviation = 600 * 3 / 6, (600 * 0.5 * 0.5) ** 0.5
     assert all(abs(count - expected) < 5 * deviation for count in counts.values())
     assert len(set(picks)) == 20
-    assert drawn.choose(server, "site-3", stream(1, "x")) == drawn.choose(dict(reversed(server.items())), "site-3", stream(1, "x"))
+    assert drawn.choose(server, "site-3", stream(1, "x")) == drawn.choose(
+        dict(reversed(server.items())), "site-3", stream(1, "x")
+    )
 
 
 def test_fixed_experts_are_the_same_whoever_asks_whenever() -> None:
@@ -133,7 +138,10 @@ def test_names_with_dots_and_prefixes_are_told_apart() -> None:
         assert same(experts(sent), server, [name for name in names if name != client])
 
 
-@pytest.mark.xfail(strict=True, reason="tensors are called experts.CLIENT: every client learns the names of others whose prompts it gets")
+@pytest.mark.xfail(
+    strict=True,
+    reason="tensors are called experts.CLIENT: every client learns the names of others whose prompts it gets",
+)
 def test_a_client_does_not_learn_the_names_of_others() -> None:
     """Prompts are dealt openly (and the docstring says so); who else takes part need not be."""
     sent = method(experts=20).downlink(pool(), "site-3", stream(0, "d"))
@@ -143,7 +151,10 @@ def test_a_client_does_not_learn_the_names_of_others() -> None:
 def test_the_aggregate_is_weighted_by_images_over_those_who_took_part() -> None:
     """(1 x 2 + 3 x 6) / 4 = 5; the pool takes the two prompts and keeps the others'."""
     server = pool()
-    sent = [Uplink("site-0", 1.0, {"prompt": torch.full((3, 24), 2.0)}), Uplink("new", 3.0, {"prompt": torch.full((3, 24), 6.0)})]
+    sent = [
+        Uplink("site-0", 1.0, {"prompt": torch.full((3, 24), 2.0)}),
+        Uplink("new", 3.0, {"prompt": torch.full((3, 24), 6.0)}),
+    ]
     after = method().aggregate(server, sent)
     assert torch.equal(after["prompt"], torch.full((3, 24), 5.0))
     assert after.keys() == server.keys() | {"pool.new"}
@@ -164,7 +175,9 @@ def test_experts_of_a_round_are_those_of_the_round_before(clip: FrozenCLIP, fed:
         messages = dict(sent[: len(fed.clients)])
         sent.clear()
         for client in fed.clients:
-            others = [f"pool.{other.name}" for other in fed.clients if other != client and f"pool.{other.name}" in before]
+            others = [
+                f"pool.{other.name}" for other in fed.clients if other != client and f"pool.{other.name}" in before
+            ]
             expected = {before[name].numpy().tobytes() for name in others}
             assert {t.numpy().tobytes() for t in experts(messages[client.name])} == expected
             assert bool(expected) == (record.round > 1)
@@ -216,7 +229,9 @@ def test_logits_are_equation_ten(clip: FrozenCLIP, fed: Federation, others: int,
     prompts = [torch.randn(3, 24, generator=torch_stream(n, "expert")) for n in range(others)]
     received = {"prompt": start["prompt"]} | {f"experts.{n}": prompt for n, prompt in enumerate(prompts)}
     pixels = torch.randn(4, 3, 16, 16, generator=torch_stream(0, "pixels"))
-    ours = tuner.logits(start, tuner.classifier(start, tuner.prepare(received)), clip.visual.hidden(pixels, tuner.entry))
+    ours = tuner.logits(
+        start, tuner.classifier(start, tuner.prepare(received)), clip.visual.hidden(pixels, tuner.entry)
+    )
     theirs = naive.mixture_logits(
         clip, naive.weights(clip), naive.doubled(start), [prompt.double() for prompt in prompts], fed.base_names, pixels,
         width=8, heads=2, scaling=10.0, weight=weight,
@@ -230,20 +245,29 @@ def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Fed
     tuner = task.bench.base
     pixels = torch.randn(4, 3, 16, 16, generator=torch_stream(0, "pixels"))
     hidden = clip.visual.hidden(pixels, tuner.entry)
-    ours = tuner.logits(task.initial, tuner.classifier(task.initial, tuner.prepare({"prompt": task.initial["prompt"]})), hidden)
+    ours = tuner.logits(
+        task.initial, tuner.classifier(task.initial, tuner.prepare({"prompt": task.initial["prompt"]})), hidden
+    )
     w, start = naive.weights(clip), naive.doubled(task.initial)
     image = torch.nn.functional.normalize(naive.image_features(pixels, w, clip.config), dim=-1)
     text = naive.prompt_features(clip, w, start["prompt"], fed.base_names)
     theirs = 20.0 * (naive.gate_logits(start, image, text[None], 8, 2, 10.0) + 0.5 * image @ text.T)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     state, records = small.run(task)
-    assert all(not torch.equal(own["gating.o.weight"], task.initial["gating.o.weight"]) for own in state.personal.values())
+    assert all(
+        not torch.equal(own["gating.o.weight"], task.initial["gating.o.weight"]) for own in state.personal.values()
+    )
     assert all(one.down_bytes == {"prompt": 3 * 24 * 4} for one in records[0].visits)
 
 
-@pytest.mark.xfail(strict=True, reason="experts=1 (M = 1, K = 0) trains no gate at all, unlike select='none', which is K = 0 too")
+@pytest.mark.xfail(
+    strict=True, reason="experts=1 (M = 1, K = 0) trains no gate at all, unlike select='none', which is K = 0 too"
+)
 def test_one_expert_is_the_gate_over_the_own_prompt_too(clip: FrozenCLIP, fed: Federation) -> None:
-    one, none = (small.run(small.task(method(**how), clip, fed, rounds=2, every=100))[0] for how in ({"experts": 1}, {"select": "none"}))
+    one, none = (
+        small.run(small.task(method(**how), clip, fed, rounds=2, every=100))[0]
+        for how in ({"experts": 1}, {"select": "none"})
+    )
     assert small.fingerprint(one)["client site-0"] == small.fingerprint(none)["client site-0"]
 
 
@@ -255,7 +279,9 @@ def test_experts_are_frozen_during_a_visit(clip: FrozenCLIP, fed: Federation) ->
     assert not constants["experts"].requires_grad
 
 
-def test_remembered_experts_are_found_by_their_bytes(clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_experts_are_found_by_their_bytes(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clients of a round receive the same prompts: their text features are computed once, and never for another prompt."""
     tuner = method().tuner(clip, fed.base_names, "")
     calls, real = [], tuner.prompt.features
@@ -272,7 +298,9 @@ def test_remembered_experts_are_found_by_their_bytes(clip: FrozenCLIP, fed: Fede
     assert len(tuner.known) <= 256
 
 
-@pytest.mark.xfail(strict=True, reason="known keeps a strided view, so all channels stay in memory: 8 times what is needed with RN50")
+@pytest.mark.xfail(
+    strict=True, reason="known keeps a strided view, so all channels stay in memory: 8 times what is needed with RN50"
+)
 def test_remembered_experts_take_no_more_room_than_they_need(clip: FrozenCLIP, fed: Federation) -> None:
     tuner = method().tuner(clip, fed.base_names, "")
     tuner.prepare({"experts.a": torch.randn(3, 24)})
@@ -280,7 +308,10 @@ def test_remembered_experts_take_no_more_room_than_they_need(clip: FrozenCLIP, f
     assert kept.untyped_storage().nbytes() == kept.numel() * 4
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation prepares under autocast, training without, and what the first of them computed is remembered")
+@pytest.mark.xfail(
+    strict=True,
+    reason="evaluation prepares under autocast, training without, and what the first of them computed is remembered",
+)
 def test_remembered_experts_do_not_depend_on_who_asked_first(clip: FrozenCLIP, fed: Federation) -> None:
     """Otherwise a run in bfloat16 resumes with other experts: after a restart training asks before evaluation does."""
     device = Device(torch.device("cpu"), torch.bfloat16)
@@ -309,10 +340,7 @@ def test_each_round_and_client_draws_from_its_own_stream(clip: FrozenCLIP, fed: 
 def test_its_accuracy_is_that_after_training(clip: FrozenCLIP, fed: Federation) -> None:
     """Inference with the own last prompt, the own gate and experts from the pool that it trained with (3.1)."""
     task = small.task(method(), clip, fed, rounds=2)
-    states = [engine.start(task)]
-    for state, record in engine.play(task, states[0]):
-        states.append(state)
-    before, after = states[1], states[2]
+    (before, _), (after, record) = engine.play(task, engine.start(task))
     client = fed.clients[0]
     own, sent = after.personal[client.name], engine.downlink(task, before, client)
     w = naive.weights(clip)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import json
 from typing import Any
 
@@ -39,10 +38,15 @@ def size(clip: FrozenCLIP, entry: int) -> int:
     return 16 * 4 if entry == clip.visual.depth + 1 else 5 * 32 * 4
 
 
+def remembered(store: Activations) -> set[tuple[int, int]]:
+    return {(index, entry) for entry, rows in store.rows.items() for index in rows}
+
+
 @pytest.mark.parametrize("entry", [1, 2, 3, 4])
-@pytest.mark.parametrize("limit", [0, 1000, 1 << 30])
+@pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
 def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: int, limit: int) -> None:
     store = Activations(clip, source.records, small.CPU, limit)
+    store.prepare([80, 3, 5, 3], entry)
     for indices in ([5, 3, 80, 3], [3, 4, 5], [80], list(range(84))):
         out = store.get(indices, entry)
         expected = directly(clip, source, indices, entry)
@@ -50,59 +54,60 @@ def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, 
         assert out.dtype == torch.float32
         assert not out.requires_grad
         assert (out - expected).abs().max() < 1e-5
-        assert store.used_bytes <= limit
-        assert store.used_bytes == len(store.rows) * size(clip, entry)
+    assert store.used_bytes == len(remembered(store)) * size(clip, entry) <= limit
+    assert remembered(store) == ({(i, entry) for i in (3, 5, 80)} if limit else set())
 
 
 def test_what_is_remembered_is_not_read_again(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 1 << 30)
-    first = store.get([1, 2, 3, 2], 2)
+    store.prepare([1, 2, 3, 2], 2)
     assert opened(source) == 3
-    again = store.get([3, 2, 1], 2)
+    first = store.get([1, 2, 3], 2)
+    assert torch.equal(store.get([3, 2, 1], 2), first.flip(0))
+    store.prepare([3, 2, 1], 2)
     assert opened(source) == 3
-    assert torch.equal(again, first[[2, 1, 0]])
     store.get([3, 4], 2)
     assert opened(source) == 4
     store.get([3], 3)
     assert opened(source) == 5
 
 
-def test_what_does_not_fit_is_computed_again(clip: FrozenCLIP, source: Source) -> None:
-    """First come, first kept: a scan over more than fits still finds the first rows."""
-    store = Activations(clip, source.records, small.CPU, 3 * size(clip, 2))
-    for _ in range(3):
-        store.get(list(range(10)), 2)
-    assert {index for index, _ in store.rows} == {0, 1, 2}
-    assert opened(source) == 10 + 7 + 7
+def test_what_was_asked_for_first_does_not_decide_what_is_remembered(clip: FrozenCLIP) -> None:
+    """Two chunks of 64 fit: the first two in rising order, whatever the order of the request."""
+    source = small.source(each=60)
+    store = Activations(clip, source.records, small.CPU, 2 * CHUNK * size(clip, 2))
+    store.prepare(reversed(range(3 * CHUNK)), 2)
+    assert remembered(store) == {(i, 2) for i in range(2 * CHUNK)}
+    assert store.used_bytes == store.limit_bytes
 
 
 def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 1 << 30)
+    store.prepare([1, 2], 2)
     first = store.get([1, 2], 2)
     kept = first.clone()
     first.zero_()
     assert torch.equal(store.get([1, 2], 2), kept)
 
 
-def test_forgetting_other_entries(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 1 << 30)
-    store.get([1, 2], 2)
-    store.get([1, 2, 3], 4)
-    store.keep_only(4)
-    assert set(store.rows) == {(1, 4), (2, 4), (3, 4)}
-    assert store.used_bytes == 3 * size(clip, 4)
-    store.keep_only(1)
-    assert (store.rows, store.used_bytes) == ({}, 0)
+def test_another_entry_makes_room_when_it_must(clip: FrozenCLIP, source: Source) -> None:
+    store = Activations(clip, source.records, small.CPU, 4 * size(clip, 2))
+    store.prepare([1, 2], 4)
+    store.prepare([1, 2], 2)
+    assert remembered(store) == {(1, 4), (2, 4), (1, 2), (2, 2)}
+    store.prepare([3, 5], 2)
+    assert remembered(store) == {(i, 2) for i in (1, 2, 3, 5)}
+    assert store.used_bytes == 4 * size(clip, 2)
 
 
-def test_memory_is_bounded_by_the_limit_and_one_chunk(clip: FrozenCLIP) -> None:
+def test_memory_is_bounded_by_the_limit(clip: FrozenCLIP) -> None:
     """Rows are kept as rows: none keeps the chunk alive that it was computed in."""
     source = small.source(each=60)
-    store = Activations(clip, source.records, small.CPU, 10 * size(clip, 2))
-    store.get(list(range(5 * CHUNK)), 2)
-    gc.collect()
-    held = {row.untyped_storage().data_ptr(): row.untyped_storage().nbytes() for row in store.rows.values()}
-    assert sum(held.values()) == store.used_bytes == 10 * size(clip, 2)
+    store = Activations(clip, source.records, small.CPU, 200 * size(clip, 2))
+    store.prepare(range(5 * CHUNK), 2)
+    kept = [row for rows in store.rows.values() for row in rows.values()]
+    held = {row.untyped_storage().data_ptr(): row.untyped_storage().nbytes() for row in kept}
+    assert sum(held.values()) == store.used_bytes == 3 * CHUNK * size(clip, 2)
 
 
 def test_images_are_encoded_a_chunk_at_a_time(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,24 +118,57 @@ def test_images_are_encoded_a_chunk_at_a_time(clip: FrozenCLIP, monkeypatch: pyt
     assert batches == [CHUNK, CHUNK, 5]
 
 
-WIDE = ClipConfig(ViT(32, 8, Transformer(128, 2, 2, 512)), Text(40, len(small.vocabulary()), Transformer(24, 1, 2, 48)), 128)
+WIDE = ClipConfig(
+    ViT(32, 8, Transformer(128, 2, 2, 512)), Text(40, len(small.vocabulary()), Transformer(24, 1, 2, 48)), 128
+)
 
 
-BITS = "rows are encoded in whatever batch asks for them first, and a product's last bits depend on the batch's size"
-
-
-@pytest.mark.parametrize("entry", [1, 2, pytest.param(3, marks=pytest.mark.xfail(strict=True, reason=BITS))])
-def test_a_row_does_not_depend_on_the_batch_that_asked_for_it(entry: int) -> None:
+@pytest.mark.parametrize("entry", [1, 2, 3])
+def test_a_prepared_row_does_not_depend_on_who_asks(entry: int) -> None:
     """Bit for bit: or else what a run computes depends on what it was asked before it was stopped (house.md: resume).
 
-    The small width of the other tests hides it; ViT-B shows it for batches of up to five images.
+    A product's last bits depend on the batch's size: width 128 shows it for up to five images, smaller ones hide it.
     """
     clip, source = small.clip(WIDE), small.source(each=12)
-    whole = Activations(clip, source.records, small.CPU, 1 << 30).get(list(range(64)), entry)
+    store = Activations(clip, source.records, small.CPU, 1 << 30)
+    store.prepare(range(84), entry)
+    whole = store.get(range(84), entry)
     for count in (1, 2, 3, 5, 8):
-        store = Activations(clip, source.records, small.CPU, 1 << 30)
-        parts = torch.cat([store.get(list(range(start, min(64, start + count))), entry) for start in range(0, 64, count)])
-        assert torch.equal(parts, whole), count
+        again = Activations(clip, source.records, small.CPU, 1 << 30)
+        again.get([7, 3, 70], entry)
+        again.prepare(reversed(range(84)), entry)
+        parts = [again.get(range(start, min(84, start + count)), entry) for start in range(0, 84, count)]
+        assert torch.equal(torch.cat(parts), whole), count
+
+
+CHUNKS = (
+    "prepare() chunks what is missing, so an earlier seed's rows shift the chunks of a later one, and after a restart "
+    "finished seeds are not prepared. Encode fixed groups of records (index // CHUNK) instead"
+)
+
+
+@pytest.mark.xfail(strict=True, reason=CHUNKS)
+def test_a_prepared_row_does_not_depend_on_what_was_prepared_before() -> None:
+    """Seeds of one experiment share the store. Rows 0..64 for one and 0..83 for the next, or the next alone."""
+    clip, source = small.clip(WIDE), small.source(each=12)
+    long, fresh = (Activations(clip, source.records, small.CPU, 1 << 30) for _ in range(2))
+    long.prepare(range(CHUNK + 1), 3)
+    long.prepare(range(84), 3)
+    fresh.prepare(range(84), 3)
+    assert torch.equal(long.get(range(84), 3), fresh.get(range(84), 3))
+
+
+ROOM = "rows of the same entry that nobody needs any more are kept, and newly needed ones find no room"
+
+
+@pytest.mark.xfail(strict=True, reason=ROOM)
+def test_what_is_kept_depends_on_the_request_alone(clip: FrozenCLIP) -> None:
+    """As prepare()'s docstring promises."""
+    source = small.source(each=60)
+    store = Activations(clip, source.records, small.CPU, CHUNK * size(clip, 2))
+    store.prepare(range(CHUNK), 2)
+    store.prepare(range(CHUNK, 2 * CHUNK), 2)
+    assert remembered(store) == {(i, 2) for i in range(CHUNK, 2 * CHUNK)}
 
 
 def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: Source) -> None:
@@ -141,20 +179,29 @@ def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: S
     expected = clip.visual.hidden(clip.preprocess.normalise(torch.stack(views)), 2)
     assert (out - expected).abs().max() < 1e-5
     assert torch.equal(out[0], out[2])
-    assert (store.rows, store.used_bytes) == ({}, 0)
+    assert store.used_bytes == 0
 
 
 def test_augmented_views_differ_by_every_name(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 0)
     base = store.augmented([4], 2, 7, "view", "site-1", 2, 0)
-    others = [(8, "view", "site-1", 2, 0), (7, "view", "site-2", 2, 0), (7, "view", "site-1", 3, 0), (7, "view", "site-1", 2, 1)]
+    others = [
+        (8, "view", "site-1", 2, 0),
+        (7, "view", "site-2", 2, 0),
+        (7, "view", "site-1", 3, 0),
+        (7, "view", "site-1", 2, 1),
+    ]
     assert all(not torch.equal(store.augmented([4], 2, *names), base) for names in others)
-    assert torch.equal(store.augmented([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4))
+    assert torch.equal(
+        store.augmented([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4)
+    )
 
 
 def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
     draw = np.random.default_rng(0)
-    images = [small.ArrayImage(str(n), draw.integers(0, 255, (20 + 3 * n, 50 - n, 3)).astype(np.uint8)) for n in range(4)]
+    images = [
+        small.ArrayImage(str(n), draw.integers(0, 255, (20 + 3 * n, 50 - n, 3)).astype(np.uint8)) for n in range(4)
+    ]
     records = [small.Record(image, 0, "a") for image in images]
     store = Activations(clip, records, small.CPU, 0)
     assert store.get([0, 1, 2, 3], 1).shape == (4, 5, 32)

@@ -10,8 +10,8 @@ import torch
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
-from fedvlm.experiment import ComputeSection
 from fedvlm.errors import FedvlmError
+from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
 from fedvlm.training.evaluation import Bench, evaluate
 
@@ -34,7 +34,9 @@ def bench(clip: FrozenCLIP, fed: Federation, **more: object) -> Bench:
     return replace(small.bench(small.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
 
 
-def by_hand(clip: FrozenCLIP, fed: Federation, indices: tuple[int, ...], classes: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
+def by_hand(
+    clip: FrozenCLIP, fed: Federation, indices: tuple[int, ...], classes: tuple[int, ...]
+) -> tuple[np.ndarray, list[int]]:
     """Zero-shot logits image by image, class by class."""
     rows = []
     for index in indices:
@@ -88,32 +90,33 @@ def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> N
     client = replace(fed.clients[0], local=fed.clients[0].train[:4])
     result = evaluate(bench(clip, fed), client, {}, {})
     logits, labels = by_hand(clip, fed, client.local, fed.base)
-    assert result["local"] == pytest.approx(np.mean([fed.base[k] == label for k, label in zip(logits.argmax(1), labels, strict=True)]))
+    assert result["local"] == pytest.approx(
+        np.mean([fed.base[k] == label for k, label in zip(logits.argmax(1), labels, strict=True)])
+    )
 
 
 def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federation) -> None:
     table = bench(clip, fed)
-    labels = table.labels(fed.tests["base"], fed.base)
-    assert labels.tolist() == [fed.base.index(fed.source.records[i].label) for i in fed.tests["base"]]
-    assert labels.tolist() == fed.labels(fed.tests["base"])
-    assert table.labels(fed.tests["novel"], fed.novel).tolist() == fed.labels(fed.tests["novel"])
+    for key, classes in (("base", fed.base), ("novel", fed.novel)):
+        expected = [classes.index(fed.source.records[i].label) for i in fed.tests[key]]
+        assert table.labels(fed.tests[key]).tolist() == expected
+        assert table.labels(fed.tests[key]).dtype == torch.int64
 
 
-@pytest.mark.xfail(strict=True, reason="an evaluation set without images ends in 'torch.cat(): expected a non-empty list of Tensors'")
+@pytest.mark.xfail(
+    strict=True, reason="an evaluation set without images ends in 'torch.cat(): expected a non-empty list of Tensors'"
+)
 def test_an_empty_evaluation_set(clip: FrozenCLIP, fed: Federation) -> None:
     empty = replace(fed, tests={"base": fed.tests["base"], "novel": ()})
-    try:
-        assert "novel" not in evaluate(bench(clip, empty), fed.clients[0], {}, {})
-    except FedvlmError as error:
-        assert "novel" in str(error)
+    assert "novel" not in evaluate(bench(clip, empty), fed.clients[0], {}, {})
 
 
 def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCLIP, fed: Federation) -> None:
     """Labels stay with images: features planted at the class names' own text features are found again."""
     text = clip.classifier([fed.source.classnames[k] for k in range(7)])
     table = bench(clip, fed)
-    for index, record in enumerate(fed.source.records):
-        table.activations.rows[index, clip.visual.depth + 1] = text[record.label]
+    planted = {index: text[record.label] for index, record in enumerate(fed.source.records)}
+    table.activations.rows[clip.visual.depth + 1] = planted
     result = evaluate(table, fed.clients[0], {}, {})
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
 

@@ -39,7 +39,13 @@ def test_macro_f1_over_the_classes_present_only() -> None:
 
 
 def test_loss_by_hand() -> None:
-    expected = -sum(math.log(math.exp(row[k]) / sum(map(math.exp, row))) for row, k in zip(LOGITS.tolist(), LABELS.tolist(), strict=True)) / 5
+    expected = (
+        -sum(
+            math.log(math.exp(row[k]) / sum(map(math.exp, row)))
+            for row, k in zip(LOGITS.tolist(), LABELS.tolist(), strict=True)
+        )
+        / 5
+    )
     assert metrics.loss(LOGITS, LABELS) == pytest.approx(expected, rel=1e-12)
     assert metrics.loss(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])) == pytest.approx(1000.0)
 

@@ -10,8 +10,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.experiment import Experiment
 from fedvlm.federation import wire
-from fedvlm.methods import Method
-from fedvlm.tensors import Named
+from fedvlm.federation.client import Task
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Terms:
     """Every tensor that crosses, with its shape."""
 
 
-def terms(name: str, method: Method, initial: Named, clients: int) -> Terms:
+def terms(name: str, task: Task) -> Terms:
     """What a method trains, keeps and sends, read off the tensors themselves."""
-    up = wire.shared(method, initial)
-    kept = wire.private(method, initial)
+    method, initial = task.method, task.initial
+    up, kept = wire.shared(method, initial), wire.private(method, initial)
     return Terms(
         name,
         method.title,
@@ -42,8 +41,8 @@ def terms(name: str, method: Method, initial: Named, clients: int) -> Terms:
         tensors.count(kept),
         tensors.count(up),
         tensors.nbytes(up),
-        method.downlink_bytes(tensors.nbytes(up), clients),
-        method.state.replace("_", " "),
+        method.downlink_bytes(tensors.nbytes(up), len(task.bench.federation.clients)),
+        (task.state or method.state).replace("_", " "),
         [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
     )
 

@@ -124,8 +124,7 @@ def _scene(run: _Run, seed: int) -> _Scene:
 
 def _announce(run: _Run, scene: _Scene) -> None:
     """Contract, what the data could not satisfy, and whether zero-shot is above chance."""
-    clients = len(scene.federation.clients)
-    lines = [contract.terms(n, m, _task(run, scene, m).initial, clients) for n, m in run.methods.items()]
+    lines = [contract.terms(name, _task(run, scene, method)) for name, method in run.methods.items()]
     text = contract.text(run.experiment, run.clip, scene.federation, lines)
     durable.write_text(run.folder.path / "contract.txt", text + "\n")
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])

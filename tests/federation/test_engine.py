@@ -1,0 +1,309 @@
+"""The round engine, watched with a method small enough to be worked out by hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Federation
+from fedvlm.errors import FedvlmError
+from fedvlm.federation import client as clients
+from fedvlm.federation import engine
+from fedvlm.federation.client import assemble
+from fedvlm.methods import base
+from fedvlm.methods.base import Method
+
+
+class Count(Method):
+    """Every step adds one to `s` (shared) and to `p` (private): the loss is -(s + p), the rate 1."""
+
+    name = "count"
+    title = "count"
+    shared = ("s",)
+
+    def tuner(self, clip: FrozenCLIP, classnames: Any, template: str) -> Any:
+        return Adder(clip, len(classnames))
+
+    def loss(self, logits: Tensor, labels: Tensor, trained: dict[str, Tensor], received: dict[str, Tensor]) -> Tensor:
+        return -(trained["s"] + trained["p"]).sum()
+
+
+class Adder:
+    """Logits that say class 0 wherever `s + p` is positive, else class 1."""
+
+    def __init__(self, clip: FrozenCLIP, classes: int) -> None:
+        self.entry = clip.visual.depth + 1
+        self.classes = classes
+
+    def init(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"s": torch.zeros(1), "p": torch.zeros(1)}
+
+    def prepare(self, received: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def classifier(self, tensors: dict[str, Tensor], constants: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def logits(self, tensors: dict[str, Tensor], classifier: dict[str, Tensor], hidden: Tensor) -> Tensor:
+        row = torch.zeros(self.classes)
+        row[0] = 1.0
+        return (tensors["s"] + tensors["p"]) * row.expand(len(hidden), -1)
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return small.clip()
+
+
+@pytest.fixture(scope="module")
+def fed() -> Federation:
+    """Sizes 8, 4, 3, 1: with batches of 2 that is 4, 2, 2 and 1 steps an epoch."""
+    return small.federation(sizes=(8, 4, 3, 1))
+
+
+def task(clip: FrozenCLIP, fed: Federation, **more: Any) -> clients.Task:
+    settings = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch": 2} | more.pop("settings", {})
+    return small.task(Count(settings), clip, fed, **more)
+
+
+def test_two_rounds_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
+    """Round 1: s_i = p_i = 4, 2, 2, 1 steps; s = (8*4 + 4*2 + 3*2 + 1*1)/16 = 47/16. Round 2: s_i = 47/16 + steps."""
+    steps = [4, 2, 2, 1]
+    states = [state for state, _ in engine.play(task(clip, fed, rounds=2), engine.start(task(clip, fed)))]
+    mean = 47 / 16
+    assert states[0].server["s"].item() == mean
+    assert states[1].server["s"].item() == 2 * mean
+    for number, client in enumerate(fed.clients):
+        first, second = (state.personal[client.name] for state in states)
+        assert (first["s"].item(), first["p"].item()) == (steps[number], steps[number])
+        assert (second["s"].item(), second["p"].item()) == (mean + steps[number], 2 * steps[number])
+
+
+def test_momentum_starts_from_zero_at_every_visit(clip: FrozenCLIP, fed: Federation) -> None:
+    """Velocities 1, 1.5, 1.75, 1.875 for momentum 1/2: four steps add 6.125 at every visit."""
+    state, _ = small.run(task(clip, fed, rounds=3, settings={"momentum": 0.5}))
+    assert state.personal["site-0"]["p"].item() == 3 * 6.125
+
+
+def test_epochs_and_the_schedule(clip: FrozenCLIP, fed: Federation) -> None:
+    """Two epochs double the steps; over two rounds half a cosine gives the factors 1 and 1/2."""
+    state, _ = small.run(task(clip, fed, rounds=2, settings={"epochs": 2, "schedule": "cosine"}))
+    assert state.personal["site-0"]["p"].item() == pytest.approx(8 + 4)
+
+
+def test_a_client_not_chosen_keeps_its_own_and_weighs_nothing(clip: FrozenCLIP, fed: Federation) -> None:
+    """pfedmma.md 3: the mean runs over those who took part; the others' private tensors stay."""
+    chosen = task(clip, fed, rounds=6, participation=0.5)
+    steps, sizes = (
+        dict(zip(("site-0", "site-1", "site-2", "site-3"), (4, 2, 2, 1), strict=True)),
+        {c.name: len(c.train) for c in fed.clients},
+    )
+    server, taken = 0.0, Counter()
+    for state, record in engine.play(chosen, engine.start(chosen)):
+        names = [one.client for one in record.visits]
+        assert names == [client.name for client in engine.chosen(chosen, record.round - 1)]
+        assert len(names) == 2
+        server = sum(sizes[n] * (server + steps[n]) for n in names) / sum(sizes[n] for n in names)
+        assert state.server["s"].item() == pytest.approx(server, rel=1e-6)
+        taken.update(names)
+        assert {n: own["p"].item() for n, own in state.personal.items()} == {n: taken[n] * steps[n] for n in taken}
+
+
+@pytest.mark.parametrize(("share", "count", "expected"), [
+    (1.0, 4, 4), (0.5, 4, 2), (0.74, 4, 2), (0.01, 4, 1), (0.25, 30, 7), (0.29, 100, 29), (0.07, 100, 7), (0.1, 100, 10), (0.3, 10, 3),
+    (1 / 3, 3, 1), (0.6, 5, 3),
+])  # fmt: skip
+def test_how_many_take_part(clip: FrozenCLIP, fed: Federation, share: float, count: int, expected: int) -> None:
+    """max(1, floor(share x N)) in exact arithmetic: 25 % of 30 are 7, 29 % of 100 are 29."""
+    many = replace(fed, clients=tuple(replace(fed.clients[0], name=f"c{n}") for n in range(count)))
+    names = [client.name for client in engine.chosen(task(clip, many, participation=share), 0)]
+    assert len(names) == len(set(names)) == expected
+
+
+def test_everybody_is_as_likely_to_take_part(clip: FrozenCLIP, fed: Federation) -> None:
+    half = task(clip, fed, participation=0.5)
+    rounds = [tuple(client.name for client in engine.chosen(half, n)) for n in range(600)]
+    counts = Counter(name for names in rounds for name in names)
+    assert all(abs(count - 300) < 5 * (600 / 4) ** 0.5 for count in counts.values())
+    assert len(set(rounds)) == 6
+    again = task(clip, fed, participation=0.5)
+    assert rounds == [tuple(client.name for client in engine.chosen(again, n)) for n in range(600)]
+
+
+def test_a_record_says_what_happened(clip: FrozenCLIP, fed: Federation) -> None:
+    _, records = small.run(task(clip, fed, rounds=2))
+    assert [record.round for record in records] == [1, 2]
+    for record in records:
+        assert [(one.client, one.images) for one in record.visits] == [
+            ("site-0", 8),
+            ("site-1", 4),
+            ("site-2", 3),
+            ("site-3", 1),
+        ]
+        assert all(one.up_bytes == one.down_bytes == {"s": 4} for one in record.visits)
+        assert all(one.seconds >= 0 for one in record.visits)
+    # Losses before each update: -(s + p), both one larger with every step.
+    assert records[0].visits[0].losses == [0.0, -2.0, -4.0, -6.0]
+    assert records[1].visits[3].losses == [-(47 / 16 + 1)]
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [(1, 3, [1, 2, 3]), (2, 3, [2, 3]), (2, 4, [2, 4]), (10, 3, [3]), (3, 7, [3, 6, 7])],
+)
+def test_when_it_is_evaluated(clip: FrozenCLIP, fed: Federation, every: int, rounds: int, expected: list[int]) -> None:
+    """After every so many rounds, and always after the last, where the other state is measured too."""
+    _, records = small.run(task(clip, fed, rounds=rounds, every=every))
+    assert [record.round for record in records if record.means] == expected
+    assert [len(record.means) for record in records if record.means] == [1] * (len(expected) - 1) + [2]
+    assert all(record.means.keys() == record.clients.keys() for record in records)
+
+
+def test_evaluating_more_often_changes_nothing_else(clip: FrozenCLIP, fed: Federation) -> None:
+    prints = []
+    for every in (1, 3):
+        state, _ = small.run(small.task(small.method("pfedmoap"), clip, fed, every=every))
+        prints.append(small.fingerprint(state))
+    assert prints[0] == prints[1]
+
+
+def test_the_two_states_that_are_measured(clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After aggregation the new server tensors lie over the own ones; after training a client is as it last trained."""
+    seen: dict[str, list[tuple[str, float, float, float]]] = {"after_aggregation": [], "after_training": []}
+    now = [""]
+    real = engine.measure
+
+    def measure(task: Any, before: Any, after: Any, client: Any, name: Any) -> Any:
+        now[0] = name
+        return real(task, before, after, client, name)
+
+    def evaluate(bench: Any, client: Any, tensors: dict[str, Tensor], received: dict[str, Tensor]) -> dict[str, float]:
+        seen[now[0]].append((client.name, tensors["s"].item(), tensors["p"].item(), received["s"].item()))
+        return {"local": 1.0}
+
+    monkeypatch.setattr(engine, "measure", measure)
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    chosen = task(clip, fed, rounds=2, every=5, participation=0.5, seed=2)
+    names = [{client.name for client in engine.chosen(chosen, n)} for n in range(2)]
+    assert names[0] != names[1]
+    states = [engine.start(chosen), *(state for state, _ in engine.play(chosen, engine.start(chosen)))]
+    for name, s, p, received in seen["after_aggregation"]:
+        own = states[2].personal.get(name, {"p": torch.zeros(1)})
+        assert (s, p, received) == (states[2].server["s"].item(), own["p"].item(), states[2].server["s"].item())
+    for name, s, p, received in seen["after_training"]:
+        own = states[2].personal.get(name, {"s": states[1].server["s"], "p": torch.zeros(1)})
+        assert (s, p, received) == (own["s"].item(), own["p"].item(), states[1].server["s"].item())
+    assert [len(rows) for rows in seen.values()] == [4, 4]
+
+
+def test_the_state_reported_can_be_chosen(clip: FrozenCLIP, fed: Federation) -> None:
+    for state in ("after_training", "after_aggregation"):
+        _, records = small.run(task(clip, fed, rounds=2, state=state))
+        assert list(records[0].means) == [state]
+        assert next(iter(records[1].means)) == state
+        assert len(records[1].means) == 2
+
+
+def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Federation) -> None:
+    zero = small.task(small.method("zero_shot"), clip, fed, rounds=5)
+    state, records = small.run(zero)
+    assert [(record.round, record.visits) for record in records] == [(0, [])]
+    assert state.round == 5
+    assert list(engine.play(zero, state)) == []
+
+
+def test_nothing_is_left_to_play_after_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
+    counted = task(clip, fed, rounds=2)
+    state, _ = small.run(counted)
+    assert list(engine.play(counted, state)) == []
+
+
+def test_a_round_gives_a_new_state_and_leaves_the_old(clip: FrozenCLIP, fed: Federation) -> None:
+    counted = task(clip, fed, rounds=3)
+    states = [engine.start(counted)]
+    prints = [small.fingerprint(states[0])]
+    for state, _ in engine.play(counted, states[0]):
+        states.append(state)
+        prints.append(small.fingerprint(state))
+    assert [small.fingerprint(state) for state in states] == prints
+    assert len({tuple(one.items()) for one in prints}) == 4
+
+
+def test_a_round_touches_neither_disk_nor_network(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """house.md rule 4."""
+    counted = small.task(small.method("pfedmoap"), clip, fed, rounds=2)
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a round touched the disk or the network")
+
+    for owner, name in (
+        (os, "open"),
+        (Path, "open"),
+        (Path, "write_bytes"),
+        (Path, "write_text"),
+        (socket, "socket"),
+        (os, "replace"),
+    ):
+        monkeypatch.setattr(owner, name, forbidden)
+    monkeypatch.setattr("builtins.open", forbidden)
+    small.run(counted)
+
+
+def test_an_error_names_round_and_client(clip: FrozenCLIP, fed: Federation) -> None:
+    with pytest.raises(FedvlmError, match=r"round 1, client site-0: .*no longer a number"):
+        small.run(small.task(small.method("promptfl", lr=1e30), clip, fed))
+    diverging = task(clip, fed, rounds=3, settings={"lr": 2e38})
+    with pytest.raises(FedvlmError, match=r"round 1, client site-0"):
+        small.run(diverging)
+
+
+def test_an_undeclared_uplink_stops_the_round(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = task(clip, fed)
+    real = clients.visit
+
+    def leaking(*given: Any) -> Any:
+        done = real(*given)
+        return replace(done, uplink=replace(done.uplink, tensors=done.uplink.tensors | {"p": done.personal["p"]}))
+
+    monkeypatch.setattr(engine, "visit", leaking)
+    with pytest.raises(FedvlmError, match=r"round 1, client site-0.*p"):
+        small.run(counted)
+
+
+def test_putting_a_client_together(clip: FrozenCLIP, fed: Federation) -> None:
+    """Received tensors lie over the own ones; what is no trainable tensor (an expert) is no part of them."""
+    counted = task(clip, fed)
+    received = {"s": torch.full((1,), 5.0), "experts.a": torch.ones(2)}
+    first = assemble(counted, None, received)
+    assert {name: tensor.item() for name, tensor in first.items()} == {"s": 5.0, "p": 0.0}
+    later = assemble(counted, {"s": torch.ones(1), "p": torch.full((1,), 3.0)}, received)
+    assert {name: tensor.item() for name, tensor in later.items()} == {"s": 5.0, "p": 3.0}
+
+
+def test_the_default_parts_of_a_method() -> None:
+    """Mean weighted by images, everything shared, cross-entropy."""
+    plain = Method.__new__(Method)
+    state = {"a": torch.zeros(2)}
+    assert plain.server(state) == state
+    sent = [
+        base.Uplink("x", 1.0, {"a": torch.tensor([0.0, 4.0])}),
+        base.Uplink("y", 3.0, {"a": torch.tensor([4.0, 0.0])}),
+    ]
+    assert plain.aggregate(state, sent)["a"].tolist() == [3.0, 1.0]
+    logits, labels = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    assert plain.loss(logits, labels, {}, {}).item() == pytest.approx(0.6931472)
+    assert plain.downlink_bytes(100, 7) == (100, 100)
