@@ -49,19 +49,29 @@ class Settings:
     images: int = 200_000
     """Scenes in the pool."""
     steps: int = 2400
+    """Steps of the main phase."""
+    polish: int = 800
+    """Steps of a second, lower cosine after it."""
     batch: int = 256
     rate: float = 1.2e-3
     """Peak learning rate."""
     warmup: int = 150
     """Steps of linear warm-up; a cosine to 2 % of the peak follows."""
+    again: float = 0.4
+    """Peak of the second cosine as a share of the first, reached in 25 steps."""
     decay: float = 0.1
     """Weight decay of matrices (not of embeddings, gains and biases)."""
     long: float = 0.2
     """Share of steps whose captions fill the context."""
     masked: float = 0.25
-    """Share of steps (the first ones) in which the image encoder sees only `kept` random patches, for speed."""
+    """Share of the main phase, its first steps, in which the image encoder sees only `kept` random patches."""
     kept: int = 24
     """Patches kept in these steps, of 36 (FLIP, Li et al. 2023)."""
+
+    @property
+    def total(self) -> int:
+        """Steps of both phases."""
+        return self.steps + self.polish
 
 
 @dataclass
@@ -87,11 +97,11 @@ def main() -> None:
     work = arguments.out.with_name(arguments.out.name + ".training")
     resume(job, work)
     say(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
-    if job.step < settings.steps:
+    if job.step < settings.total:
         train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
     publish.export(job.model, arguments.out)
     table = score.table(clip.load(str(arguments.out)), images=arguments.score)
-    facts = publish.Facts(asdict(settings), settings.steps * settings.batch, job.seconds, arguments.threads)
+    facts = publish.Facts(asdict(settings), settings.total * settings.batch, job.seconds, arguments.threads)
     durable.write_text(arguments.out / "CARD.md", publish.card(job.model, facts, table))
     say(score.text(table))
 
@@ -120,7 +130,7 @@ def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
     """All remaining steps; every so many of them the state is kept and the model exported."""
     begun, before, losses = time.monotonic(), job.seconds, []
     first = job.step
-    while job.step < job.settings.steps:
+    while job.step < job.settings.total:
         losses.append(advance(job, pool))
         job.seconds = before + time.monotonic() - begun
         if job.step % 25 == 0:
@@ -155,11 +165,17 @@ def advance(job: Job, pool: Pool) -> float:
 
 
 def rate(settings: Settings, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine to 2 % of the peak."""
-    if step < settings.warmup:
-        return settings.rate * (step + 1) / settings.warmup
-    share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+    """Learning rate of a step: twice a linear warm-up and a cosine to 2 % of the peak, the second time lower."""
+    if step < settings.steps:
+        return _cycle(settings.rate, step, settings.steps, settings.warmup)
+    return _cycle(settings.rate * settings.again, step - settings.steps, settings.polish, 25)
+
+
+def _cycle(peak: float, step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told, kept: Tensor | None) -> Tensor:
