@@ -127,7 +127,6 @@ def test_truncating_goes_back_to_an_earlier_length(tmp_path: Path) -> None:
     assert names(tmp_path) == ["ledger"]
 
 
-@pytest.mark.xfail(strict=True, reason="truncate() lets an OSError through instead of explaining it")
 def test_truncating_what_cannot_be_cut_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger"
     durable.append_line(path, 1)
@@ -151,9 +150,6 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="write_bytes removes its temporary file on OSError only: Ctrl-C leaves litter for ever"
-)
 def test_an_interrupted_write_leaves_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -118,29 +118,19 @@ def test_none_stands_for_what_may_be_absent_and_only_there() -> None:
     assert parse({"name": "none"}).name == "none"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="data.shots=4 over the default data lacks the discriminator 'source', which defaults to scenes elsewhere",
-)
 def test_the_default_data_can_be_changed_from_the_command_line() -> None:
     assert parse(override({}, ["data.shots=4"])).data.shots == 4
 
 
-@pytest.mark.xfail(strict=True, reason="override() looks a key up among the lists before stripping it")
 def test_spaces_around_a_key_do_not_matter() -> None:
     assert override({}, [" seeds = 1,2"]) == {"seeds": [1, 2]}
 
 
-@pytest.mark.xfail(strict=True, reason="json round trip in override(): a TOML date ends in a TypeError traceback")
 def test_a_date_in_the_file_is_a_mistake_not_a_traceback() -> None:
     with pytest.raises(FedvlmError, match="name"):
         parse(override({"name": datetime.date(2024, 1, 1)}, []))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a text setting given as a bare number on the command line is refused ('expected a string, not 7')",
-)
 @pytest.mark.parametrize("word", ["name=7", "model.revision=12345", "data.path=2024"])
 def test_a_number_can_be_a_name(word: str) -> None:
     parse(override({"data": {"source": "folder", "path": "x"}}, [word]))

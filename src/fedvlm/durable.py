@@ -28,9 +28,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        raise _explained(path, error) from error
+        if isinstance(error, OSError):
+            raise _explained(path, error) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,7 +56,7 @@ def make_folder(path: Path) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value of a file of ours; a damaged file ends in a `FedvlmError` that names it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FedvlmError(f"{path} is damaged ({error}): start the run again with --overwrite") from error
 
@@ -81,10 +83,13 @@ def append_line(path: Path, value: Any, *, sync: bool = True) -> int:
 
 def truncate(path: Path, length: int) -> None:
     """Cut `path` back to `length` bytes (a missing file counts as empty)."""
-    if path.exists() and path.stat().st_size > length:
-        with path.open("rb+") as file:
-            file.truncate(length)
-            os.fsync(file.fileno())
+    try:
+        if path.exists() and path.stat().st_size > length:
+            with path.open("rb+") as file:
+                file.truncate(length)
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise _explained(path, error) from error
 
 
 def _sync_folder(folder: Path) -> None:

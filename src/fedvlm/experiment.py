@@ -7,6 +7,7 @@ validated by that method's configuration class.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -29,12 +30,18 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none(cls, values: Any) -> Any:
-        """TOML has no null: the word `none` stands for it in settings that may be absent."""
+    def _words(cls, values: Any) -> Any:
+        """TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name."""
         if not isinstance(values, dict):
             return values
-        optional = {k for k, f in cls.model_fields.items() if type(None) in get_args(f.annotation)}
-        return {key: None if value == "none" and key in optional else value for key, value in values.items()}
+        kinds = {key: {field.annotation, *get_args(field.annotation)} for key, field in cls.model_fields.items()}
+        return {key: _worded(value, kinds.get(key, set())) for key, value in values.items()}
+
+
+def _worded(value: Any, kinds: set[Any]) -> Any:
+    if value == "none" and type(None) in kinds:
+        return None
+    return str(value) if type(value) is int and str in kinds and int not in kinds else value
 
 
 class ModelSection(Section):
@@ -220,7 +227,13 @@ class Experiment(Section):
 
 
 def parse(settings: dict[str, Any]) -> Experiment:
-    """Validate plain settings; every problem is told with its key path, what was expected and the nearest key."""
+    """Validate plain settings; every problem is told with its key path, what was expected and the nearest key.
+
+    A `[data]` table without a source that has only settings of drawn scenes changes the default data.
+    """
+    data = settings.get("data")
+    if isinstance(data, dict) and "source" not in data and data.keys() <= ScenesData.model_fields.keys():
+        settings = settings | {"data": {"source": "scenes", **data}}
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
@@ -239,18 +252,18 @@ def read(path: Path) -> dict[str, Any]:
 
 def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Settings with `key=value` words laid over them. Lists may be written `a,b,c`."""
-    result: dict[str, Any] = json.loads(json.dumps(settings))
+    result = copy.deepcopy(settings)
     for word in words:
-        path, sign, text = word.partition("=")
+        path, sign, text = (part.strip() for part in word.partition("="))
         if not sign or not path:
             raise FedvlmError(f"'{word}' is not of the form key=value")
-        *tables, last = path.strip().split(".")
+        *tables, last = path.split(".")
         place = result
         for table in tables:
             place = place.setdefault(table, {})
             if not isinstance(place, dict):
                 raise FedvlmError(f"'{word}': '{table}' is a value, not a table of settings")
-        place[last] = _value(text.strip(), is_list=path in _LISTS)
+        place[last] = _value(text, is_list=path in _LISTS)
     return result
 
 
@@ -261,9 +274,11 @@ def _value(text: str, *, is_list: bool) -> Any:
     if is_list and not text.startswith("["):
         return [_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    # Dates and times are no settings: such a word is a name.
+    return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,25 +36,28 @@ def weighted_mean(parts: Sequence[Named], weights: Sequence[float]) -> Named:
 
     The parts must agree in names and shapes; a part of weight zero has no influence, not even by NaN.
     """
-    kept = [(part, float(weight)) for part, weight in zip(parts, weights, strict=True) if weight != 0]
-    total = sum(weight for _, weight in kept)
-    if not total > 0:
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"weights must be finite and not negative: {list(weights)}")
+    kept = [(part, float(weight)) for part, weight in zip(parts, weights, strict=True) if weight]
+    if not kept:
         raise ValueError("a weighted mean needs a positive total weight")
+    total = math.fsum(weight for _, weight in kept)
     first = kept[0][0]
     for part, _ in kept[1:]:
         if part.keys() != first.keys():
             raise ValueError(f"tensor names differ: {sorted(part.keys() ^ first.keys())}")
-    return {name: _mean([(part[name], weight / total) for part, weight in kept]) for name in first}
+    return {name: _mean([(part[name], weight) for part, weight in kept], total) for name in first}
 
 
-def _mean(terms: list[tuple[Tensor, float]]) -> Tensor:
+def _mean(terms: list[tuple[Tensor, float]], total: float) -> Tensor:
     first = terms[0][0]
     result = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
     for tensor, weight in terms:
         if tensor.shape != first.shape:
             raise ValueError(f"shapes differ: {tuple(tensor.shape)} and {tuple(first.shape)}")
         result += weight * tensor.double()
-    return result.to(first.dtype)
+    # One division at the end: with whole numbers of images the sum is nearly always exact, whatever the order.
+    return (result / total).to(first.dtype)
 
 
 def count(tensors: Named) -> int:
@@ -88,7 +92,8 @@ def digest(tensors: Named) -> str:
 
 def save(path: Path, tensors: Named) -> None:
     """Write a safetensors file atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Clones: the format refuses two names of one memory.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     durable.write_bytes(path, safetensors.torch.save(plain))
 
 

@@ -238,8 +238,7 @@ WIDE = ClipConfig(
      ("text.transformer.resblocks.1.attn.out_proj.weight", 96**-0.5 * 6**-0.5),
      ("text.transformer.resblocks.1.mlp.c_fc.weight", (2 * 96) ** -0.5),
      ("text.transformer.resblocks.1.mlp.c_proj.weight", 96**-0.5 * 6**-0.5),
-     pytest.param("text.text_projection", 96**-0.5, marks=pytest.mark.xfail(
-         strict=True, reason="_std: 'text_projection' does not end in 'proj', so its fan-in is taken for the joint width"))],
+     pytest.param("text.text_projection", 96**-0.5)],
 )  # fmt: skip
 def test_initial_weights_are_drawn_as_published(name: str, std: float) -> None:
     """CLIP's released `initialize_parameters`, text and joint parts."""

@@ -58,10 +58,6 @@ def test_values_that_are_not_finite_are_refused(method: Method, value: float) ->
     refused(method, message, "'shared.5.bias'", "not finite", "learning rate")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="check_uplink does not look at dtypes: twice the declared bytes, or the average's own dtype, pass",
-)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
 def test_another_dtype_is_refused(method: Method, dtype: torch.dtype) -> None:
     refused(method, {name: tensor.to(dtype) for name, tensor in sent().items()}, str(dtype))

@@ -33,12 +33,6 @@ EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
 
 
-def but(names: list[str], wrong: set[str], reason: str) -> list[Any]:
-    """Method names, those in `wrong` marked as known not to pass."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(name, marks=mark) if name in wrong else name for name in names]
-
-
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
     return small.clip()
@@ -174,9 +168,7 @@ def uplinks(
 SHARING = [name for name in TRAINED if known()[name].shared]
 
 
-@pytest.mark.parametrize(
-    "name", but(SHARING, set(SHARING), "sums depend on the order of uplinks: sort them by client in aggregate")
-)
+@pytest.mark.parametrize("name", SHARING)
 def test_the_order_of_uplinks_does_not_change_a_byte(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Replies of a network come in any order. The values make rounding visible in one step; real ones do so rarely."""
     method = small.method(name)
@@ -185,7 +177,7 @@ def test_the_order_of_uplinks_does_not_change_a_byte(name: str, clip: FrozenCLIP
     assert len({tensors.digest(result) for result in results}) == 1
 
 
-@pytest.mark.parametrize("name", but(TRAINED, {"pfedmoap"}, "the pool takes the prompt of a client without images"))
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("value", [7.0, float("nan")])
 def test_a_client_of_weight_zero_changes_nothing(name: str, value: float, clip: FrozenCLIP, fed: Federation) -> None:
     method = small.method(name)
@@ -373,9 +365,7 @@ def test_states_share_no_memory(name: str, clip: FrozenCLIP, fed: Federation) ->
     assert not storages(done.personal) & storages(state.server)
 
 
-@pytest.mark.parametrize(
-    "name", but(SHARING, set(SHARING), "the downlink hands out the server's own tensors: clone them in engine.downlink")
-)
+@pytest.mark.parametrize("name", SHARING)
 def test_writing_into_what_was_received_changes_nothing_on_the_server(
     name: str, clip: FrozenCLIP, fed: Federation
 ) -> None:
@@ -387,7 +377,7 @@ def test_writing_into_what_was_received_changes_nothing_on_the_server(
     assert small.fingerprint(state) == before
 
 
-@pytest.mark.parametrize("name", but(SHARING, {"pfedmoap"}, "the pool keeps the uplink's own tensor"))
+@pytest.mark.parametrize("name", SHARING)
 def test_writing_into_a_reply_after_aggregation_changes_nothing_on_the_server(
     name: str, clip: FrozenCLIP, fed: Federation
 ) -> None:

@@ -280,9 +280,7 @@ def test_trained_parameters_are_held_to_a_tenth(folder: Path) -> None:
 INFINITE = "inf <= 1e-4 x inf: one infinite reference value lets the whole tensor pass, whatever is computed"
 
 
-@pytest.mark.parametrize(
-    "value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.xfail(strict=True, reason=INFINITE))]
-)
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"))])
 def test_a_reference_that_is_no_number_does_not_pass(folder: Path, value: float) -> None:
     spoil(folder, "mixture", "mixture/logits", lambda tensor: torch.full_like(tensor, value))
     assert failed(folder, "mixture") == {"mixture/logits"}
@@ -374,13 +372,11 @@ def test_class_token_in_the_middle(folder: Path) -> None:
     refused(folder, "middle")
 
 
-@pytest.mark.xfail(strict=True, reason="shapes that do not go together end in PyTorch's RuntimeError")
 def test_an_input_of_another_shape(folder: Path) -> None:
     spoil(folder, "mixture", "init/gating.q.weight", lambda tensor: tensor[:, :-1].contiguous())
     refused(folder, "mixture")
 
 
-@pytest.mark.xfail(strict=True, reason="a fixture without outputs gives no groups, and all() of nothing passes")
 def test_nothing_to_compare_is_no_pass(folder: Path) -> None:
     file = folder / "adapter.safetensors"
     table = {name: tensor for name, tensor in safetensors.torch.load_file(file).items() if inputs(name)}
@@ -388,9 +384,6 @@ def test_nothing_to_compare_is_no_pass(folder: Path) -> None:
     refused(folder, "adapter")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a relative DIR/CLIP that is missing looks like a hub id: resolve the folder before load()"
-)
 def test_a_missing_clip_is_not_looked_for_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(folder / "other-clip")
     monkeypatch.chdir(folder.parent)

@@ -67,7 +67,14 @@ def as_manifest(root: Path, images: Images) -> dict[str, Any]:
         writer = csv.writer(file)
         writer.writerow(["what", "where", "who"])
         writer.writerows([name, f"{name}/{i}.png", f"p{i % 2}"] for name in images for i in range(EACH))
-    data = {"source": "manifest", "path": str(root), "manifest": "list.csv", "image": "where", "label": "what", "client": "who"}
+    data = {
+        "source": "manifest",
+        "path": str(root),
+        "manifest": "list.csv",
+        "image": "where",
+        "label": "what",
+        "client": "who",
+    }
     return {"data": data, "partition": {"kind": "natural"}}
 
 
@@ -87,7 +94,10 @@ def as_hub(root: Path, images: Images) -> dict[str, Any]:
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     parts = {}
     for split, chosen in (("train", range(0, EACH, 2)), ("test", range(1, EACH, 2))):
-        rows = {"img": [images[n][i] for n in names for i in chosen], "label": [names.index(n) for n in names for _ in chosen]}
+        rows = {
+            "img": [images[n][i] for n in names for i in chosen],
+            "label": [names.index(n) for n in names for _ in chosen],
+        }
         parts[split] = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict(parts).save_to_disk(str(root / "saved"))
     data = {"source": "huggingface", "path": str(root / "saved")}

@@ -151,14 +151,10 @@ def test_a_loss_that_is_no_number_is_told(clip: FrozenCLIP) -> None:
     method = small.method("promptfl", lr=1e30)
     tuner = method.tuner(clip, NAMES, "")
     _, batches = data(clip, tuner.entry)
-    with pytest.raises(FedvlmError, match=r"promptfl is no longer a number.*learning rate"):
+    with pytest.raises(FedvlmError, match=r"promptfl.*no longer finite.*learning rate"):
         train(method, tuner, tuner.init(torch_stream(0, "init")), {}, batches, small.CPU)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="only losses before updates are looked at: a last step into NaN or infinity is kept and reported as accuracy",
-)
 def test_a_last_step_that_ends_in_no_number_is_told(clip: FrozenCLIP) -> None:
     method = small.method("coop", lr=1e38, weight_decay=0.5, momentum=0.0)
     tuner = method.tuner(clip, NAMES, "")

@@ -87,9 +87,6 @@ def test_published_strides(total: int, width: int, step: int) -> None:
     assert gate.stride(total, width) == step
 
 
-@pytest.mark.xfail(
-    strict=True, reason="heads that do not divide the gate's width end in a RuntimeError of unflatten at the first step"
-)
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     tensors = gate.init(16, torch_stream(0, "gate"))
     with pytest.raises(FedvlmError, match="heads"):

@@ -83,16 +83,16 @@ def from_huggingface(config: dict[str, Any]) -> ClipConfig:
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     return ClipConfig(
         ViT(
-            image=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
+            image=_count(vision, "image_size", 224),
+            patch=_count(vision, "patch_size", 32),
             tower=_hf_tower(vision, width=768, layers=12, heads=12, mlp=3072),
         ),
         Text(
-            context=text.get("max_position_embeddings", 77),
-            vocabulary=text.get("vocab_size", 49408),
+            context=_count(text, "max_position_embeddings", 77),
+            vocabulary=_count(text, "vocab_size", 49408),
             tower=_hf_tower(text, width=512, layers=12, heads=8, mlp=2048),
         ),
-        embed=config.get("projection_dim", 512),
+        embed=_count(config, "projection_dim", 512),
     )
 
 
@@ -154,13 +154,20 @@ def _tower(
 
 def _hf_tower(table: dict[str, Any], *, width: int, layers: int, heads: int, mlp: int) -> Transformer:
     return Transformer(
-        width=table.get("hidden_size", width),
-        layers=table.get("num_hidden_layers", layers),
-        heads=table.get("num_attention_heads", heads),
-        mlp=table.get("intermediate_size", mlp),
+        width=_count(table, "hidden_size", width),
+        layers=_count(table, "num_hidden_layers", layers),
+        heads=_count(table, "num_attention_heads", heads),
+        mlp=_count(table, "intermediate_size", mlp),
         activation=table.get("hidden_act", "quick_gelu"),
         eps=table.get("layer_norm_eps", 1e-5),
     )
+
+
+def _count(table: dict[str, Any], key: str, default: int) -> int:
+    value = table.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} is {value!r}, expected a positive whole number")
+    return value
 
 
 def _to_hf_tower(tower: Transformer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -24,6 +25,7 @@ from fedvlm.errors import FedvlmError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _OPEN_CLIP = "open_clip_model.safetensors"
+_ON = ("1", "ON", "YES", "TRUE")  # the hub library's own reading of its switches
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
     "fedvlm reads safetensors only, because unpickling a file can run any code in it. "
@@ -42,9 +44,15 @@ def load(name: str = "embedded", *, revision: str | None = None, offline: bool =
     folder = _folder(name, revision, offline)
     shape, extra = _config(folder)
     files = _weight_files(folder, name)
+    words = tokenizer.load(folder, shape.text.context)
+    if words.inner.get_vocab_size() > shape.text.vocabulary:
+        raise FedvlmError(
+            f"the tokenizer in {folder} has {words.inner.get_vocab_size()} tokens, but the model's vocabulary is "
+            f"{shape.text.vocabulary}: they do not belong together"
+        )
     clip = FrozenCLIP(
         shape,
-        tokenizer.load(folder, shape.text.context),
+        words,
         preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")),
         name,
         _digest(files),
@@ -72,7 +80,7 @@ def _folder(name: str, revision: str | None, offline: bool) -> Path:
 
 
 def _download(name: str, revision: str | None, offline: bool) -> Path:
-    offline = offline or bool(os.environ.get("HF_HUB_OFFLINE"))
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _ON
     try:
         folder = huggingface_hub.snapshot_download(
             name,
@@ -80,6 +88,8 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
             local_files_only=offline,
             allow_patterns=["*.json", "*.txt", "*.safetensors"],
         )
+    except HFValidationError as error:
+        raise FedvlmError(f"'{name}' is neither a directory nor a hub id: {error}") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FedvlmError(f"the hub has no '{name}' at revision {revision or 'main'}: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -115,13 +125,27 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
             return [folder / file]
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(durable.read_json(index)["weight_map"].values()))
-        return [folder / Path(shard).name for shard in shards]
+        return _shards(index)
     pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
     if pickles:
         raise FedvlmError(f"{folder} holds only pickled weights ({', '.join(pickles)}). {_CONVERT}")
-    hub = "" if Path(name).is_dir() else f"; if '{name}' publishes them in a pull request, set model.revision=refs/pr/N"
+    hub = (
+        ""
+        if Path(name).is_dir()
+        else f". If '{name}' has them in a pull request, set model.revision=refs/pr/N. {_CONVERT}"
+    )
     raise FedvlmError(f"{folder} has no safetensors weights (model.safetensors or {_OPEN_CLIP}){hub}")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [index.parent / Path(name).name for name in names]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FedvlmError(f"{index} is not a readable index of weight files: {error!r}") from None
+    if missing := [str(shard) for shard in shards if not shard.exists()]:
+        raise FedvlmError(f"{', '.join(missing)} is missing, though {index.name} names it: fetch the model again")
+    return shards
 
 
 def _digest(files: list[Path]) -> str:

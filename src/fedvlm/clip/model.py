@@ -58,7 +58,10 @@ class FrozenCLIP(CLIP):
     def __init__(
         self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, digest: str
     ) -> None:
-        super().__init__(config)
+        # On the meta device nothing is drawn: weights come from a file or from `initialise`, never from a global state.
+        with torch.device("meta"):
+            super().__init__(config)
+        self.to_empty(device="cpu")
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
@@ -74,7 +77,8 @@ class FrozenCLIP(CLIP):
 
 
 def initialise(clip: CLIP, generator: torch.Generator) -> None:
-    """Draw every weight as CLIP was initialised (Radford et al. 2021, released code), from one generator."""
+    """Draw every weight from one generator, with the scales of CLIP's text encoder for both transformers."""
+    _reset(clip)
     for name, parameter in clip.named_parameters():
         if name == "logit_scale":
             parameter.data.fill_(math.log(1 / 0.07))
@@ -84,12 +88,20 @@ def initialise(clip: CLIP, generator: torch.Generator) -> None:
             parameter.data.normal_(0.0, _std(clip, name, parameter), generator=generator)
 
 
+def _reset(clip: CLIP) -> None:
+    """Running statistics of batch norm: mean 0, variance 1."""
+    for name, buffer in clip.named_buffers():
+        buffer.fill_(1 if name.endswith("running_var") else 0)
+
+
 def _std(clip: CLIP, name: str, parameter: Tensor) -> float:
     in_text = name.startswith("text.")
     if in_text and "embedding" in name:
         return 0.02 if "token" in name else 0.01
     if "transformer" not in name:
-        fan_in = parameter.shape[0] if "embedding" in name or name.endswith("proj") else parameter[0].numel()
+        fan_in = (
+            parameter.shape[0] if "embedding" in name or name.endswith(("proj", "projection")) else parameter[0].numel()
+        )
         width = parameter.shape[-1] if "embedding" in name else fan_in
         return float(width**-0.5)
     tower = clip.config.text.tower if in_text else clip.config.vision.tower  # type: ignore[union-attr]

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fedvlm.errors import FedvlmError
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -62,8 +64,11 @@ def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Pr
     """Means and deviations from `preprocessor_config.json` or an open_clip `preprocess_cfg`; else CLIP's own."""
     file = folder / "preprocessor_config.json"
     if file.exists():
-        table = json.loads(file.read_text())
-        return Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
+        try:
+            table = json.loads(file.read_text(encoding="utf-8"))
+            return Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FedvlmError(f"{file} is not a readable preprocessor configuration: {error}") from None
     table = open_clip or {}
     return Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
 

@@ -23,6 +23,9 @@ class Tokenizer:
         sot, eot = inner.token_to_id(SOT), inner.token_to_id(EOT)
         if sot is None or eot is None:
             raise FedvlmError(f"the tokenizer lacks {SOT} or {EOT}: this is not a CLIP tokenizer")
+        # Files may carry settings of the code that wrote them; lengths are decided here.
+        inner.no_padding()
+        inner.no_truncation()
         self.inner = inner
         self.context = context
         self.sot: int = sot
@@ -79,5 +82,6 @@ def _from_vocabulary(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    inner.add_special_tokens([SOT, EOT])
+    if inner.token_to_id(SOT) is not None and inner.token_to_id(EOT) is not None:
+        inner.add_special_tokens([SOT, EOT])  # now they are cut out of texts whole
     return inner

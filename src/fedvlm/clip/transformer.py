@@ -23,7 +23,8 @@ class Insertions:
     """What a tuner adds to a stack of blocks, by block number (from 1).
 
     `inputs[j]` maps the token stream `[B, L, D]` that enters block j to the one used instead (insert or replace
-    prompt tokens). `branches[j]` maps LN1 of that input, `[B, L, D]`, to what is added to the block's output.
+    prompt tokens). `branches[j]` maps LN1 of that input, `[B, L, D]`, to what is added to the block's output; it
+    works token by token, and in the last block it gets only the token that is read, `[B, 1, D]`.
     """
 
     inputs: Mapping[int, Edit] = field(default_factory=dict)

@@ -34,19 +34,30 @@ _PLAIN = {
     "logit_scale": "logit_scale",
 }
 _TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text.text_projection"}
+_EXTRAS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size", "num_batches_tracked")
+"""Stored besides weights by some versions of the published formats."""
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
 def fill(clip: CLIP, stored: Named, where: str) -> None:
     """Copy stored weights (either naming, any float dtype) into the module; missing or misshapen ones are errors."""
-    found = from_huggingface(stored) if any(name.startswith("vision_model.") for name in stored) else _openai(stored)
+    known = from_huggingface if any(name.startswith("vision_model.") for name in stored) else _openai
+    try:
+        found = known(stored)
+    except KeyError as error:
+        raise FedvlmError(f"{where} lacks the weight {error}") from None
     own = clip.state_dict()
+    spare = sorted(name for name in found.keys() - own.keys() if not name.endswith(_EXTRAS))
+    if spare:
+        raise FedvlmError(
+            f"{where} has {len(spare)} weights that its configuration has no place for: {listed(spare, 4)}"
+        )
     missing = sorted(name for name in own.keys() - found.keys() if not name.endswith("num_batches_tracked"))
     if missing:
         raise FedvlmError(f"{where} lacks {len(missing)} weights of this architecture: {listed(missing, 4)}")
     for name, tensor in own.items():
         if name not in found:
-            continue
+            continue  # batch norm's counter, which evaluation does not use
         if found[name].shape != tensor.shape:
             raise FedvlmError(
                 f"{where}: '{name}' has shape {tuple(found[name].shape)}, its configuration says {tuple(tensor.shape)}"
@@ -67,6 +78,8 @@ def from_huggingface(stored: Named) -> Named:
         elif match and match[3] == "self_attn.q_proj":
             parts = [stored[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
             result[f"{_tower(match[1])}.{match[2]}.attn.in_proj_{match[4]}"] = torch.cat(parts)
+        elif not (match and match[3] in ("self_attn.k_proj", "self_attn.v_proj")):
+            result[name] = tensor
     return result
 
 

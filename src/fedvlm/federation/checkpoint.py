@@ -10,11 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Section
 from fedvlm.federation.engine import State
 from fedvlm.tensors import Named
+
+FileName = Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")]
+"""Of this folder: no path."""
+
+
+class _Entry(Section):
+    file: FileName
+    digest: str
+
+
+class _Manifest(Section):
+    round: int
+    server: _Entry
+    clients: dict[str, _Entry]
+    ledger_bytes: int
 
 
 @dataclass
@@ -30,8 +49,12 @@ class Checkpoint:
 
     def save(self, state: State, trained: Iterable[str], ledger_bytes: int) -> None:
         """Make `state` durable; `trained` names the clients whose tensors changed in this round."""
-        held = self._read()["clients"] if self.manifest.exists() else {}
-        server, clients = f"server-{state.round:04d}.safetensors", f"clients-{state.round:04d}.safetensors"
+        last: dict[str, Any] = self._read() if self.manifest.exists() else {"server": {"file": ""}, "clients": {}}
+        held = last["clients"]
+        mark = f"{state.round:04d}"
+        if last["server"]["file"] == f"server-{mark}.safetensors":
+            mark += "b"  # this round is stored already: never overwrite files that the manifest names
+        server, clients = f"server-{mark}.safetensors", f"clients-{mark}.safetensors"
         changed = {name: state.personal[name] for name in trained if name in state.personal}
         tensors.save(self.folder / server, state.server)
         if changed:
@@ -58,11 +81,13 @@ class Checkpoint:
         }
         return State(table["round"], server, personal), table["ledger_bytes"]
 
-    def _read(self) -> dict:  # type: ignore[type-arg]
+    def _read(self) -> dict[str, Any]:
         table = durable.read_json(self.manifest)
-        if not isinstance(table, dict) or not {"round", "server", "clients", "ledger_bytes"} <= table.keys():
-            raise FedvlmError(f"{self.manifest} is damaged: start the run again with --overwrite")
-        return table
+        try:
+            return _Manifest.model_validate(table).model_dump()
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise FedvlmError(f"{self.manifest} is damaged at '{where}': start again with --overwrite") from None
 
     def _checked(self, entry: dict[str, str], found: Named) -> Named:
         if tensors.digest(found) != entry["digest"]:
@@ -70,8 +95,9 @@ class Checkpoint:
         return found
 
     def _sweep(self, needed: set[str]) -> None:
-        for file in self.folder.glob("*.safetensors"):
-            if file.name not in needed:
+        for file in self.folder.iterdir():
+            # Temporary files of a killed process go too.
+            if file.name not in needed and file != self.manifest:
                 file.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from fedvlm.federation import wire
 from fedvlm.federation.client import Task, assemble, visit
 from fedvlm.methods.base import State as StateName
 from fedvlm.streams import stream
-from fedvlm.tensors import Named
+from fedvlm.tensors import Named, clone
 from fedvlm.training.evaluation import evaluate
 from fedvlm.training.metrics import Metrics, summary
 
@@ -81,8 +81,9 @@ def chosen(task: Task, round_: int) -> list[Client]:
 
 
 def downlink(task: Task, state: State, client: Client) -> Named:
-    """What a client receives from this server state."""
-    return task.method.downlink(state.server, client.name, stream(task.seed, "downlink", state.round, client.name))
+    """What a client receives from this server state: copies, so that nothing it does reaches the server's own."""
+    draw = stream(task.seed, "downlink", state.round, client.name)
+    return clone(task.method.downlink(state.server, client.name, draw))
 
 
 def _round(task: Task, before: State) -> tuple[State, RoundRecord]:
@@ -130,7 +131,8 @@ def measure(task: Task, before: State, after: State, client: Client, name: State
     """Accuracies of one client in a named state.
 
     `after_aggregation`: the new server state laid over its tensors. `after_training`: its tensors as it last trained
-    them, with what it received then; a client that has not taken part yet has what it would receive.
+    them, with what the server sends in this round (to a client of the round, what it trained with); a client that
+    has not taken part yet has what it would receive.
     """
     personal = after.personal.get(client.name)
     if name == "after_training":

@@ -29,6 +29,8 @@ def check_uplink(method: Method, initial: Named, sent: Named, client: str, round
     for name, tensor in sent.items():
         if tensor.shape != expected[name].shape:
             raise FedvlmError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        if tensor.dtype != expected[name].dtype:
+            raise FedvlmError(f"{where}: '{name}' is {tensor.dtype}, not {expected[name].dtype}")
         if not bool(tensor.isfinite().all()):
             raise FedvlmError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
 

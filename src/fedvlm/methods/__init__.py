@@ -37,15 +37,18 @@ def build(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) ->
     chosen = known()[kind]
     common = {key: value for key, value in tables.get("all", {}).items() if key in chosen.Config.model_fields}
     inherited = dict(tables.get(kind, {})) if kind != name else {}
-    return chosen(common | inherited | own)
+    return chosen(common | inherited | own, table=name)
 
 
 def check(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every `[method.*]` table belongs to a method, and every key of `[method.all]` to at least one."""
+    """Every `[method.*]` table belongs to a method; each setting of `[method.all]` fits all methods that know it."""
     for name in settings:
         if name != "all":
             build(name, settings)
     fields = {field for method in known().values() for field in method.Config.model_fields}
-    for key in settings.get("all", {}):
+    for key, value in settings.get("all", {}).items():
         if key not in fields:
             raise FedvlmError(f"unknown setting 'method.all.{key}'{nearest(key, fields)}")
+        for method in known().values():
+            if key in method.Config.model_fields:
+                method.check(key, value)

@@ -28,7 +28,7 @@ State = Literal["after_aggregation", "after_training"]
 class Config(Section):
     """What every trained method has."""
 
-    lr: Annotated[float, Field(ge=0)] = 0.002
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.002
     """Learning rate of SGD in the first round."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Over rounds: the rate stays, or falls from `lr` in the first round to zero after the last (half a cosine)."""
@@ -65,11 +65,22 @@ class Method:
     """The client state whose accuracies the paper reports."""
     trains: ClassVar[bool] = True
 
-    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Any] | None = None, table: str | None = None) -> None:
+        """`table` is the name of the `[method.*]` table the settings come from, for error messages."""
         try:
             self.config = self.Config.model_validate(dict(settings or {}))
         except ValidationError as error:
-            raise FedvlmError("\n".join(problems(error, self.Config, f"method.{self.name}."))) from None
+            raise FedvlmError("\n".join(problems(error, self.Config, f"method.{table or self.name}."))) from None
+
+    @classmethod
+    def check(cls, key: str, value: Any) -> None:
+        """Refuse a value that `[method.all]` gives to a setting of this method."""
+        try:
+            cls.Config.model_validate({key: value})
+        except ValidationError as error:
+            found = [detail for detail in error.errors() if detail["loc"]]
+            if found:
+                raise FedvlmError(problems(error, cls.Config, "method.all.")[0]) from None
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Tuner:
         """The tuner for a class list (called for the base and for the novel classes)."""
@@ -93,7 +104,9 @@ class Method:
 
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
         """The next server state from this round's uplinks: the mean weighted by images."""
-        return server | tensors.weighted_mean([up.tensors for up in uplinks], [up.weight for up in uplinks])
+        # In the order of names: replies may arrive in any order, sums of floats depend on it.
+        replies = sorted(uplinks, key=lambda up: up.client)
+        return server | tensors.weighted_mean([up.tensors for up in replies], [up.weight for up in replies])
 
     def rate(self, name: str) -> float:
         """Configured learning rate of a tensor."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
@@ -33,7 +33,7 @@ from fedvlm.tuners.adapter import Adapter, Shape
 class AdapterConfig(base.Config):
     """The paper's: blocks 5..12, rank 32, scale and rate 0.001, 2 local epochs, batch 32."""
 
-    lr: Annotated[float, Field(ge=0)] = 0.001
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.001
     epochs: Annotated[int, Field(ge=1)] = 2
     batch: Annotated[int, Field(ge=1)] = 32
     first_block: Annotated[int, Field(ge=1)] = 5
@@ -43,6 +43,12 @@ class AdapterConfig(base.Config):
     rank: Annotated[int, Field(ge=1)] = 32
     scale: Annotated[float, Field(gt=0)] = 0.001
     """Factor on the branch. Gradients are rescaled, so it also scales what a step does to the function."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdapterConfig:
+        if self.first_block > self.last_block:
+            raise ValueError(f"first_block {self.first_block} comes after last_block {self.last_block}")
+        return self
 
 
 class PFedMMA(base.Method):

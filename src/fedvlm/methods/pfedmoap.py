@@ -5,7 +5,8 @@
     logit_c = s <pool(I), gate(pool(I), experts_c)> + lambda s <I, T_c>       (eq. 10; experts_c includes i's own)
     pool[i] <- P_i at the end of the round;  P_g <- sum_i (n_i / n) P_i
 
-A client not yet in the pool trains its prompt alone, s <I, T_c>, and its gate stays as initialised.
+A client not yet in the pool trains its prompt alone, s <I, T_c>, and its gate stays as initialised. Measured between
+its first and second visit it has experts already, mixed by that untrained gate, as in the paper's algorithm.
 
 | tensor | shape | where | bytes |
 |---|---|---|---|
@@ -24,7 +25,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ POOL, EXPERT = "pool.", "experts."
 class MixtureConfig(PromptConfig):
     """The paper's: 10 experts, gate of width 128 with 8 heads and rate 0.01, lambda 0.5."""
 
-    gate_lr: Annotated[float, Field(ge=0)] = 0.01
+    gate_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     experts: Annotated[int, Field(ge=1)] = 10
     """Experts M, the client's own included: K = M - 1 are downloaded (fewer where the pool is smaller)."""
     select: Literal["nearest", "random", "fixed", "none"] = "nearest"
@@ -53,6 +54,17 @@ class MixtureConfig(PromptConfig):
     """Factor on attention scores instead of 1/sqrt(channels of a head), as released."""
     local_weight: Annotated[float, Field(ge=0)] = 0.5
     """Lambda: weight of the client's own plain logits."""
+
+    @property
+    def alone(self) -> bool:
+        """No experts by choice: the gate works on the client's own text features from the first round on."""
+        return self.select == "none" or self.experts == 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> MixtureConfig:
+        if self.gate_width % self.heads:
+            raise ValueError(f"gate_width {self.gate_width} is not a multiple of heads {self.heads}")
+        return self
 
 
 class Mixture:
@@ -75,9 +87,9 @@ class Mixture:
 
     @torch.no_grad()
     def prepare(self, received: Named) -> Named:
-        """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit."""
+        """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit and in full precision."""
         prompts = tensors.select(received, [f"{EXPERT}*"])
-        if not prompts and self.config.select != "none":
+        if not prompts and not self.config.alone:
             return {}
         empty = self.prompt.start.new_empty(len(self.prompt.start), 0, self.config.gate_width)
         return {"experts": torch.cat([empty, *(self._expert(prompt)[:, None] for prompt in prompts.values())], dim=1)}
@@ -88,7 +100,8 @@ class Mixture:
         if key not in self.known:
             while len(self.known) >= 256:
                 self.known.pop(next(iter(self.known)))
-            self.known[key] = self.prompt.features(prompt)[:, :: self.stride]
+            with torch.autocast(prompt.device.type, enabled=False):
+                self.known[key] = self.prompt.features(prompt)[:, :: self.stride].contiguous()
         return self.known[key]
 
     def classifier(self, trained: Named, constants: Named) -> Named:
@@ -127,13 +140,13 @@ class PFedMoAP(base.Method):
         return Mixture(clip, classnames, self.config)
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
-        """The averaged prompt, and `experts.CLIENT` for the chosen ones if this client is in the pool."""
-        chosen = self.choose(server, client, draw)
-        return {"prompt": server["prompt"]} | {f"{EXPERT}{other}": server[f"{POOL}{other}"] for other in chosen}
+        """The averaged prompt and, if this client is in the pool, the chosen ones, numbered: no names of others."""
+        chosen = [server[f"{POOL}{other}"] for other in self.choose(server, client, draw)]
+        return {"prompt": server["prompt"]} | {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(chosen)}
 
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
         """The prompt alone at first; with every expert later."""
-        experts = 0 if self.config.select == "none" else min(self.config.experts, clients) - 1
+        experts = 0 if self.config.alone else min(self.config.experts, clients) - 1
         return shared_bytes, shared_bytes * (1 + experts)
 
     def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
@@ -141,7 +154,7 @@ class PFedMoAP(base.Method):
         own = server.get(f"{POOL}{client}")
         others = sorted(name[len(POOL) :] for name in server if name.startswith(POOL) and name != f"{POOL}{client}")
         count = min(self.config.experts - 1, len(others))
-        if own is None or self.config.select == "none":
+        if own is None or self.config.alone:
             return []
         if self.config.select == "nearest":
             others.sort(key=lambda other: float((server[f"{POOL}{other}"] - own).double().norm()))
@@ -151,4 +164,5 @@ class PFedMoAP(base.Method):
 
     def aggregate(self, server: Named, uplinks: Sequence[base.Uplink]) -> Named:
         """The weighted mean prompt; the pool takes this round's prompts."""
-        return super().aggregate(server, uplinks) | {f"{POOL}{up.client}": up.tensors["prompt"] for up in uplinks}
+        pool = {f"{POOL}{up.client}": up.tensors["prompt"].clone() for up in uplinks if up.weight}
+        return super().aggregate(server, uplinks) | pool

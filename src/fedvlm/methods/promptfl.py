@@ -25,7 +25,7 @@ from fedvlm.tuners.prompt import Prompt
 class PromptConfig(base.Config):
     """pFedMoAP's comparison: 16 random tokens, 5 local epochs, rate 0.002, batch 16 (the number of shots)."""
 
-    lr: Annotated[float, Field(ge=0)] = 0.002
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.002
     epochs: Annotated[int, Field(ge=1)] = 5
     batch: Annotated[int, Field(ge=1)] = 16
     tokens: Annotated[int, Field(ge=1)] = 16

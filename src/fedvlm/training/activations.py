@@ -16,6 +16,8 @@ from fedvlm.training.device import Device
 
 CHUNK = 64
 """Images decoded and encoded at a time: bounds memory for any number of images."""
+FEWEST = 8
+"""Rows of the smallest batch that is encoded."""
 
 
 class Activations:
@@ -41,15 +43,17 @@ class Activations:
     def prepare(self, indices: Iterable[int], entry: int) -> None:
         """Remember these records at `entry`, in rising order, as far as the bound allows.
 
-        Other entries' rows give way when room is needed, so what is kept depends on the request alone.
+        What is not asked for gives way when room is needed, so what is kept depends on the request alone.
         """
+        wanted = sorted(set(indices))
         rows = self.rows.setdefault(entry, {})
-        missing = [index for index in sorted(set(indices)) if index not in rows]
+        missing = [index for index in wanted if index not in rows]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             hidden = self._test_views(chunk, entry)
-            if not self._fits(hidden, entry):
+            if not self._fits(hidden, entry, wanted):
                 return
+            rows = self.rows[entry]
             # Rows of their own: views would keep whole chunks alive.
             rows |= {index: row.clone() for index, row in zip(chunk, hidden, strict=True)}
 
@@ -74,10 +78,13 @@ class Activations:
     def _test_views(self, indices: Sequence[int], entry: int) -> Tensor:
         return self._encode([self.clip.preprocess.test(image) for image in self._read(indices)], entry)
 
-    def _fits(self, hidden: Tensor, entry: int) -> bool:
+    def _fits(self, hidden: Tensor, entry: int, wanted: Iterable[int]) -> bool:
         size = len(hidden) * _size(hidden[0])
         if self.used_bytes + size > self.limit_bytes:
             self.rows = {entry: self.rows[entry]}
+        if self.used_bytes + size > self.limit_bytes:
+            held = self.rows[entry]
+            self.rows[entry] = {index: held[index] for index in wanted if index in held}
         return self.used_bytes + size <= self.limit_bytes
 
     def _read(self, indices: Sequence[int]) -> list[Image.Image]:
@@ -85,9 +92,12 @@ class Activations:
 
     @torch.no_grad()
     def _encode(self, pixels: list[Tensor], entry: int) -> Tensor:
-        batch = self.clip.preprocess.normalise(torch.stack(pixels).to(self.device.device))
+        # Matrix kernels for very few rows round differently: a short batch is filled up, so that an image's row does
+        # not depend on how many others are encoded with it.
+        filled = pixels + pixels[-1:] * (FEWEST - len(pixels))
+        batch = self.clip.preprocess.normalise(torch.stack(filled).to(self.device.device))
         with self.device.autocast():
-            return self.clip.visual.hidden(batch, entry).float()
+            return self.clip.visual.hidden(batch, entry).float()[: len(pixels)]
 
 
 def _size(row: Tensor) -> int:

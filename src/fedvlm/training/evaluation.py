@@ -67,8 +67,8 @@ def evaluate(bench: Bench, client: Client, tensors: Named, received: Named) -> M
         result["loss"] = metrics.loss(logits[own], labels[own])
     shared = [place[index] for index in base_set]
     result["base"] = metrics.accuracy(logits[shared], labels[shared])
-    if bench.novel is not None and client.novel is not None:
-        novel_set = federation.tests[client.novel]
+    novel_set = federation.tests[client.novel] if client.novel is not None else ()
+    if bench.novel is not None and novel_set:
         logits = bench.logits(bench.novel, tensors, received, novel_set)
         result["novel"] = metrics.accuracy(logits, bench.labels(novel_set))
     return result

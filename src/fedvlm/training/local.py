@@ -45,7 +45,8 @@ def train(
     leaves = {name: tensor.detach().to(device.device).clone().requires_grad_() for name, tensor in tensors.items()}
     received = {name: tensor.to(device.device) for name, tensor in received.items()}
     optimiser = sgd(method, leaves, factor)
-    constants = tuner.prepare(received)
+    with device.autocast():
+        constants = tuner.prepare(received)
     losses: list[Tensor] = []
     for hidden, labels in batches:
         with device.autocast():
@@ -57,8 +58,10 @@ def train(
         losses.append(loss.detach())
     # One synchronisation with a GPU per visit, not one per step.
     values = torch.stack(losses).tolist() if losses else []
-    if not all(math.isfinite(value) for value in values):
-        raise FedvlmError(f"the loss of {method.name} is no longer a number: lower its learning rate")
+    broken = [name for name, leaf in leaves.items() if not bool(leaf.isfinite().all())]
+    if broken or not all(math.isfinite(value) for value in values):
+        where = f"'{broken[0]}'" if broken else "its loss"
+        raise FedvlmError(f"{method.name}: {where} is no longer finite: lower the learning rate")
     return Trained({name: leaf.detach() for name, leaf in leaves.items()}, values)
 
 

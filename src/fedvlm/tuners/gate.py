@@ -31,6 +31,8 @@ def stride(features: int, width: int) -> int:
 
 def keys_values(tensors: Named, experts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Projected experts `[K, M, R]` as keys and values `[K, M, H, R/H]`; they do not depend on images."""
+    if experts.shape[-1] % heads:
+        raise FedvlmError(f"{heads} heads do not divide the gate's width {experts.shape[-1]}")
     k, v = (_project(tensors, part, experts).unflatten(-1, (heads, -1)) for part in "kv")
     return k, v
 
