@@ -191,6 +191,7 @@ class ComputeSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of the frozen encoders; trained tensors stay float32."""
     threads: Count | None = None
+    """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
     cache_gib: Annotated[float, Field(ge=0)] = 2.0
     """Bound of remembered activations in memory."""
 

@@ -83,6 +83,7 @@ def run(
     place = devices.choose(experiment.compute)
     model = experiment.model
     clip = clips.load(model.name, revision=model.revision, offline=model.offline).to(place.device)
+    devices.set_threads(experiment.compute, clip.text.width)
     with ExitStack() as stack:
         stack.enter_context(folder.locked())
         folder.open(experiment, clip.digest, resume=resume, overwrite=overwrite)
