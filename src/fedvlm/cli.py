@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -171,7 +172,10 @@ def _experiment(what: str, words: list[str] | None) -> experiment.Experiment:
 
 
 def _console() -> Console:
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or a pipe has no width of its own
+    return console
 
 
 def main() -> None:

@@ -121,12 +121,15 @@ def as_rich(table: Sequence[Row], title: str) -> RichTable:
     shown = RichTable(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
-    shown.add_column("method")
+    shown.add_column("method", no_wrap=True)
     for heading in [*(ACCURACIES[n] for n in names), "up B", "down B", "train s"]:
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     best = {n: max(r.metrics[n].mean for r in table if r.reported and n in r.metrics) for n in names}
     for r in (row for row in table if row.reported):
-        cells = [_marked(percent(r.metrics.get(n)), n in r.metrics and r.metrics[n].mean == best[n]) for n in names]
+        cells = [
+            _marked(percent(r.metrics.get(n)).replace(" ", ""), n in r.metrics and r.metrics[n].mean == best[n])
+            for n in names
+        ]
         mark = "*" if r.state == "after_training" else ""
         shown.add_row(r.method + mark, *cells, f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}")
     return shown
