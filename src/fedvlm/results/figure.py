@@ -1,4 +1,4 @@
-"""Accuracy per round: one panel per metric, one line per method, the band over seeds."""
+"""Accuracy per round: one panel per metric, one line per method; with up to four methods the range over seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (metric, name) in zip(axes, panels.items(), strict=True):
         for position, (method, points) in enumerate(results.items()):
-            _line(panel, method, points, metric, rounds, position)
+            _line(panel, method, points, metric, rounds, position, bands=len(results) <= 4)
         panel.set_title(name)
         panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -44,7 +44,14 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
 
 
 def _line(
-    panel: Axes, method: str, points: Sequence[Mapping[str, Any]], metric: str, rounds: int, position: int
+    panel: Axes,
+    method: str,
+    points: Sequence[Mapping[str, Any]],
+    metric: str,
+    rounds: int,
+    position: int,
+    *,
+    bands: bool,
 ) -> None:
     curves = [dict(map(tuple, p["curve"][metric])) for p in points if metric in p["curve"]]
     if not curves:
@@ -59,7 +66,7 @@ def _line(
     }
     marker = "o" if len(steps) < 3 else None
     panel.plot(steps, table.mean(0), label=method, linewidth=1.6, marker=marker, markersize=3, **style)  # type: ignore[arg-type]
-    if len(curves) > 1:
+    if len(curves) > 1 and bands:
         panel.fill_between(steps, table.min(0), table.max(0), alpha=0.12, color=style["color"], linewidth=0)
 
 
