@@ -33,16 +33,6 @@ EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenCLIP:
-    return small.clip()
-
-
-@pytest.fixture(scope="module")
-def fed() -> Federation:
-    return small.federation()
-
-
 def spied(method: Method) -> tuple[list[tuple[str, dict[str, Tensor]]], list[Uplink]]:
     """Copies of everything the method sends down and gets up from now on."""
     down: list[tuple[str, dict[str, Tensor]]] = []

@@ -25,16 +25,6 @@ from fedvlm.training.evaluation import Bench
 NAMES = [f"site-{number}" for number in (3, 11, 0, 7, 2, 20, 1)]
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenCLIP:
-    return small.clip()
-
-
-@pytest.fixture(scope="module")
-def fed() -> Federation:
-    return small.federation()
-
-
 def pool(seed: int = 0, names: list[str] = NAMES) -> dict[str, Tensor]:
     draw = torch_stream(seed, "pool")
     return {"prompt": torch.zeros(3, 24)} | {f"pool.{name}": torch.randn(3, 24, generator=draw) for name in names}

@@ -33,7 +33,12 @@ class Task:
     every: int = 1
     """Evaluate after every so many rounds."""
     state: State | None = None
-    """The state that is reported; the method's own where not given."""
+    """The state to report where the experiment names one."""
+
+    @property
+    def reported(self) -> State:
+        """The state that heads the table: the experiment's, or the method's own."""
+        return self.state or self.method.state
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _due(task: Task, round_: int) -> list[StateName]:
 
     Where nothing is shared both states are the same and one evaluation serves.
     """
-    own = task.state or task.method.state
+    own = task.reported
     last = round_ == task.rounds
     if not (last or round_ % task.every == 0):
         return []

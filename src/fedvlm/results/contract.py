@@ -42,7 +42,7 @@ def terms(name: str, task: Task) -> Terms:
         tensors.count(up),
         tensors.nbytes(up),
         method.downlink_bytes(tensors.nbytes(up), len(task.bench.federation.clients)),
-        (task.state or method.state).replace("_", " "),
+        task.reported.replace("_", " "),
         [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
     )
 

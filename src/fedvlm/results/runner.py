@@ -187,7 +187,7 @@ def _task(run: _Run, scene: _Scene, method: Method) -> Task:
         participation=settings.participation,
         augment=settings.augment,
         every=settings.evaluation.every,
-        state=settings.evaluation.state or method.state,
+        state=settings.evaluation.state,
     )
 
 
@@ -221,11 +221,11 @@ def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
     """The point's summary from its ledger. `digest` covers everything that does not depend on the clock."""
     rounds, visits = point.lines("round"), point.lines("visit")
     evaluated = [line for line in rounds if line["means"]]
-    own = [line["means"][task.state] for line in evaluated]
+    own = [line["means"][task.reported] for line in evaluated]
     final = evaluated[-1]["means"]
     metrics = {m: [[line["round"], means[m]] for line, means in zip(evaluated, own, strict=True)] for m in own[-1]}
     result = {
-        "state": task.state,
+        "state": task.reported,
         "final": final,
         "mean_of_last_five_evaluations": {
             m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()
