@@ -32,7 +32,6 @@ from fedvlm import clip, durable, tensors
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.clip.preprocess import Preprocess
 from fedvlm.clip.tokenizer import Tokenizer
-from fedvlm.clip.vision import VisionTransformer
 from fedvlm.streams import stream, torch_stream
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
@@ -48,30 +47,16 @@ class Settings:
     seed: int = 0
     images: int = 200_000
     """Scenes in the pool."""
-    steps: int = 2400
-    """Steps of the main phase."""
-    polish: int = 800
-    """Steps of a second, lower cosine after it."""
-    batch: int = 256
-    rate: float = 1.2e-3
+    steps: int = 9000
+    batch: int = 128
+    rate: float = 1e-3
     """Peak learning rate."""
-    warmup: int = 150
-    """Steps of linear warm-up; a cosine to 2 % of the peak follows."""
-    again: float = 0.4
-    """Peak of the second cosine as a share of the first, reached in 25 steps."""
+    warmup: int = 300
+    """Steps of linear warm-up; a cosine to 1 % of the peak follows."""
     decay: float = 0.1
     """Weight decay of matrices (not of embeddings, gains and biases)."""
     long: float = 0.2
     """Share of steps whose captions fill the context."""
-    masked: float = 0.25
-    """Share of the main phase, its first steps, in which the image encoder sees only `kept` random patches."""
-    kept: int = 24
-    """Patches kept in these steps, of 36 (FLIP, Li et al. 2023)."""
-
-    @property
-    def total(self) -> int:
-        """Steps of both phases."""
-        return self.steps + self.polish
 
 
 @dataclass
@@ -97,11 +82,11 @@ def main() -> None:
     work = arguments.out.with_name(arguments.out.name + ".training")
     resume(job, work)
     say(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
-    if job.step < settings.total:
+    if job.step < settings.steps:
         train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
     publish.export(job.model, arguments.out)
     table = score.table(clip.load(str(arguments.out)), images=arguments.score)
-    facts = publish.Facts(asdict(settings), settings.total * settings.batch, job.seconds, arguments.threads)
+    facts = publish.Facts(asdict(settings), settings.steps * settings.batch, job.seconds, arguments.threads)
     durable.write_text(arguments.out / "CARD.md", publish.card(job.model, facts, table))
     say(score.text(table))
 
@@ -130,12 +115,12 @@ def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
     """All remaining steps; every so many of them the state is kept and the model exported."""
     begun, before, losses = time.monotonic(), job.seconds, []
     first = job.step
-    while job.step < job.settings.total:
+    while job.step < job.settings.steps:
         losses.append(advance(job, pool))
         job.seconds = before + time.monotonic() - begun
-        if job.step % 25 == 0:
+        if job.step % 50 == 0:
             rate = (job.step - first) * job.settings.batch / (job.seconds - before)
-            say(f"step {job.step} loss {np.mean(losses[-25:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
+            say(f"step {job.step} loss {np.mean(losses[-50:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
         if job.step % every == 0:
             keep(job, work)
             publish.export(job.model, out)
@@ -151,9 +136,7 @@ def advance(job: Job, pool: Pool) -> float:
     )
     for group in job.optimiser.param_groups:
         group["lr"] = rate(job.settings, job.step)
-    masked = job.step < job.settings.masked * job.settings.steps
-    kept = draw.permuted(np.tile(np.arange(36), (job.settings.batch, 1)), axis=1)[:, : job.settings.kept]
-    loss = contrastive(job.model, images, told, torch.from_numpy(kept) if masked else None)
+    loss = contrastive(job.model, images, told)
     job.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
@@ -165,20 +148,14 @@ def advance(job: Job, pool: Pool) -> float:
 
 
 def rate(settings: Settings, step: int) -> float:
-    """Learning rate of a step: twice a linear warm-up and a cosine to 2 % of the peak, the second time lower."""
-    if step < settings.steps:
-        return _cycle(settings.rate, step, settings.steps, settings.warmup)
-    return _cycle(settings.rate * settings.again, step - settings.steps, settings.polish, 25)
+    """Learning rate of a step: a linear warm-up, then a cosine to 1 % of the peak."""
+    if step < settings.warmup:
+        return settings.rate * (step + 1) / settings.warmup
+    share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _cycle(peak: float, step: int, steps: int, warmup: int) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told, kept: Tensor | None) -> Tensor:
+def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told) -> Tensor:
     """CLIP's symmetric loss where an image is positive for every caption of the batch that is true of it.
 
     The targets are uniform over the positives, as in UniCL (Yang et al. 2022): captions that leave attributes out
@@ -186,21 +163,11 @@ def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told, kept:
     """
     pixels = model.preprocess.normalise(torch.from_numpy(images.pixels).permute(0, 3, 1, 2))
     ids, eot = encode(model.tokenizer, told.texts)
-    logits = model.logits(see(model, pixels, kept), model.encode_text(ids, eot))
+    logits = model.logits(model.encode_image(pixels), model.encode_text(ids, eot))
     true = torch.from_numpy(fits(images, told)).float()
     by_image = F.cross_entropy(logits, true / true.sum(1, keepdim=True))
     by_caption = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True))
     return (by_image + by_caption) / 2
-
-
-def see(model: clip.FrozenCLIP, pixels: Tensor, kept: Tensor | None) -> Tensor:
-    """Image features `[B, E]`, from the class token and the kept patches `[B, P']` only where given."""
-    if kept is None:
-        return model.encode_image(pixels)
-    assert isinstance(model.visual, VisionTransformer)
-    tokens = model.visual.tokens(pixels)
-    chosen = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
-    return model.visual.feature(tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[-1])), 1)
 
 
 def fits(images: Pool, told: captions.Told) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
@@ -262,7 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
     parser.add_argument("--threads", type=int, default=2, help="the last digits of the weights depend on it")
     parser.add_argument("--score", type=int, default=1200, help="images per style in the final scores")
-    parser.add_argument("--every", type=int, default=400, help="steps between kept states")
+    parser.add_argument("--every", type=int, default=1000, help="steps between kept states")
     for name, value in _defaults():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()

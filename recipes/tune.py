@@ -17,10 +17,10 @@ from pathlib import Path
 import fedvlm
 
 RATES: dict[str, list[dict[str, float]]] = {
-    "coop": [{"lr": r} for r in (0.02, 0.1, 0.3, 1.0)],
+    "coop": [{"lr": r} for r in (0.02, 0.05, 0.1, 0.3, 1.0)],
     "promptfl": [{"lr": r} for r in (0.1, 0.3, 1.0, 3.0)],
     "local_mma": [{"lr": r} for r in (0.003, 0.007, 0.015, 0.03)],
-    "fedmma": [{"lr": r} for r in (0.007, 0.015, 0.03, 0.06)],
+    "fedmma": [{"lr": r} for r in (0.015, 0.03, 0.06, 0.12)],
     "pfedmma": [{"lr": r} for r in (0.003, 0.007, 0.015, 0.03)],
     "pfedmoap": [{"lr": p, "gate_lr": g} for p in (0.002, 0.05, 0.3) for g in (0.002, 0.005, 0.01)],
 }

@@ -53,7 +53,7 @@ MISTAKES = [
     (["run", "nothing.toml"], "no such experiment file"),
     (["run", "quickstart", "roundz=3"], "unknown setting 'roundz' (did you mean 'rounds'?)"),
     (["run", "quickstart", "data.shot=3"], "unknown setting 'data.shot' (did you mean 'shots'?)"),
-    (["run", "quickstart", "rounds=ten"], "setting 'rounds': expected"),
+    (["run", "quickstart", "rounds=ten"], "setting 'rounds': expected an integer"),
     (["run", "quickstart", "rounds=0"], "greater than or equal to 1"),
     (["run", "quickstart", "rounds"], "not of the form key=value"),
     (["run", "quickstart", "methods=pfedmmma"], "did you mean 'pfedmma'?"),

@@ -58,7 +58,7 @@ def test_folders(tmp_path: Path, case: str) -> None:
 
 MANIFESTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "empty file": ("", {}, ["list.csv is empty", "columns"]),
-    "header only": ("image,label\n", {}, ["lists no image"]),
+    "header only": ("image,label\n", {}, ["list.csv lists no image", "no row"]),
     "wrong header": ("file,label\na.png,cat\n", {}, ["no column 'image' (data.image)", "file, label"]),
     "near miss": ("images,label\na.png,cat\n", {}, ["did you mean 'images'?"]),
     "no client column": ("image,label\na.png,cat\n", {"client": "who"}, ["no column 'who' (data.client)"]),
@@ -73,7 +73,7 @@ MANIFESTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "two labels": ("image,label\na.png,cat\na.png,dog\n", {}, ["a.png has two labels, 'cat' and 'dog'"]),
     "all missing": ("image,label\nx,cat\n", {"image_path": "p/{}.png"}, ["no image of", "p/x.png", "no such file"]),
     "no place": ("image,label\na.png,cat\n", {"image_path": "p.png"}, ["data.image_path = 'p.png'", "{}"]),
-    "all unlabelled": ("image,label\na.png,\n", {}, ["lists no image"]),
+    "all unlabelled": ("image,label\na.png,\n", {}, ["list.csv lists no image", "has a label"]),
     "NUL in a path": ("image,label\na\0.png,cat\n", {}, ["no path"]),
 }
 
@@ -103,7 +103,7 @@ COOPS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "no text in a path": (coop(["a.png", 0, "ant"], ["\ud800.png", 0, "ant"]), {}, ["no path"]),
     "no text in a name": (coop(["a.png", 0, "\ud800"]), {}, ["class name", "no valid text"]),
     "no name": (coop(["a.png", 0, " "]), {}, ["class name", "empty"]),
-    "empty": (coop(), {}, ["data.images"]),
+    "empty": (coop(), {}, ["split_zhou_X.json lists no image"]),
 }  # fmt: skip
 
 

@@ -29,6 +29,8 @@ def coop_source(config: CoopData) -> Source:
     root = folder(config.path)
     path = _split_file(root, config.split_file)
     splits = _read(path)
+    if not any(splits.values()):
+        raise FedvlmError(f"{path} lists no image")
     names = _classnames(path, splits)
     home = _image_folder(root, path, splits, config)
     rows = [
@@ -96,8 +98,8 @@ def _image_folder(root: Path, path: Path, splits: dict[Split, list[Entry]], conf
     candidates += [inner for outer in candidates[1:] for inner in subfolders(outer)]
     best = max(candidates, key=lambda candidate: _found(candidate, sample))
     if not _found(best, sample):
-        where = f"{images[0]} (the first of {path.name})" if images else path.name
-        raise FedvlmError(f"no folder in {root} holds {where}: set data.images to the folder that does")
+        raise FedvlmError(f"no folder in {root} holds {images[0]} (the first of {path.name}): set data.images to the "
+                          "folder that does")  # fmt: skip
     return best.relative_to(root).as_posix()
 
 

@@ -85,8 +85,9 @@ def _kept_names(source: str, rows: Sequence[Row], config: FileData, classnames: 
         for word in words:
             if word not in names:
                 raise FedvlmError(f"data.{key} names '{word}', which is no label of {source}{nearest(word, names)}")
-    if any(not name.strip() or name != name.encode(errors="replace").decode() for name in names):
-        raise FedvlmError(f"{source} has a class name that is empty or no valid text: every class needs a name")
+    for name in names:
+        if not name.strip() or name != name.encode(errors="replace").decode():
+            raise FedvlmError(f"{source} has a class name that is empty or no valid text: {name!r}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise FedvlmError(f"{source} gives several labels the same class name: {listed(twice)}")

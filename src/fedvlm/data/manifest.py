@@ -28,6 +28,9 @@ def manifest_source(config: ManifestData) -> Source:
             unlabelled.append(f"line {line}")
             continue
         rows.append(_row(root, path, line, cells, config))
+    if not rows:
+        why = "no row below its header has a label" if unlabelled else "it has no row below its header"
+        raise FedvlmError(f"{path} lists no image: {why}")
     notes = ["left out: " + counted(unlabelled, "row has no label", "rows have no label")] if unlabelled else []
     return gather(root.name, rows, config, warned=notes)
 
