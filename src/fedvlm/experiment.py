@@ -298,7 +298,9 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
         return f"setting '{name}' is needed"
     if detail["type"].startswith("union_tag"):
         return f"setting '{name}.source' is one of: {', '.join(_SOURCES)}"
-    message = detail["msg"].replace("Input should be", "expected").replace("a valid integer", "an integer").replace("a valid", "a")
+    message = detail["msg"]
+    for pydantic, ours in (("Input should be", "expected"), ("a valid integer", "an integer"), ("a valid", "a")):
+        message = message.replace(pydantic, ours)
     return f"setting '{name}': {message}, not {detail['input']!r}"
 
 
