@@ -158,12 +158,17 @@ def adapter_logits(
     return w["logit_scale"].exp() * cosines(image, text)
 
 
-def prompt_features(clip: Any, w: Weights, prompt: Tensor, names: Sequence[str], suffix: str = "{}.") -> Tensor:
+def prompt_features(
+    clip: Any, w: Weights, prompt: Tensor, names: Sequence[str], suffix: str = "{}.", place: str = "end"
+) -> Tensor:
     """Normalised text features of `[SOT] prompt name . [EOT]`, class by class, each alone."""
+    before = {"end": len(prompt), "middle": len(prompt) // 2, "front": 0}[place]
     table, out = w["text.token_embedding.weight"], []
     for name in names:
         ids = clip.tokenizer.words(suffix.format(name.replace("_", " ")))
-        sequence = torch.cat([table[[clip.tokenizer.sot]], prompt, table[ids], table[[clip.tokenizer.eot]]])
+        length = len(clip.tokenizer.words(name.replace("_", " ")))
+        middle = [prompt[:before], table[ids[:length]], prompt[before:], table[ids[length:]]]
+        sequence = torch.cat([table[[clip.tokenizer.sot]], *middle, table[[clip.tokenizer.eot]]])
         out.append(text_features(sequence[None], [len(sequence) - 1], w, clip.config)[0])
     text = torch.stack(out)
     return text / text.pow(2).sum(-1, keepdim=True).sqrt()

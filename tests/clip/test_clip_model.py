@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedvlm.clip import CLIP, FrozenCLIP, Insertions, initialise
 from fedvlm.clip.config import ClipConfig, from_open_clip, standard
+from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 
 DEEP = small.vit_config(vision=(32, 5, 2, 64), text=(24, 3, 3, 48), patch=4)
@@ -88,9 +89,10 @@ def test_entering_at_any_image_block_gives_the_same_feature(clip: FrozenCLIP, pi
 
 def test_entering_at_any_text_block_gives_the_same_feature(clip: FrozenCLIP) -> None:
     ids, eot = clip.tokenizer(["cat", "a photo of a dog."])
-    whole, words = clip.encode_text(ids, eot), clip.text.embed(ids)
+    whole, texts = clip.encode_text(ids, eot), pack(ids, eot)
+    words = clip.text.embed(texts.ids)[None]
     for entry in range(1, clip.text.depth + 1):
-        near(clip.text.feature(clip.text.hidden(words, entry), eot, entry), whole, 1e-6)
+        near(clip.text.feature(clip.text.hidden(words, texts, entry), texts, entry)[0], whole, 1e-6)
 
 
 def test_patch_features(clip: FrozenCLIP, pixels: Tensor) -> None:
@@ -171,13 +173,13 @@ def test_insertions_into_text_blocks(clip: FrozenCLIP, block: int, kind: str) ->
     inserted = getattr(Module(24, block), kind)
     where = {"branches" if kind == "branch" else "inputs": {block: inserted}}
     w = naive.weights(clip)
-    texts = ["cat", "a photo of a dog."]
+    texts = ["a photo of a cat", "a photo of a black dog.", "a photo of an x"]
     rows, ends = naive.token_rows(texts, clip)
     expected = naive.text_features(w["text.token_embedding.weight"][torch.tensor(rows)], ends, w, clip.config, **where)
-    ids, eot = clip.tokenizer(texts)
+    packed = pack(*clip.tokenizer(texts))
     for entry in {1, block}:
-        hidden = clip.text.hidden(clip.text.embed(ids), entry)
-        near(clip.text.feature(hidden, eot, entry, Insertions(**where)), expected)
+        hidden = clip.text.hidden(clip.text.embed(packed.ids)[None], packed, entry)
+        near(clip.text.feature(hidden, packed, entry, Insertions(**where))[0], expected)
 
 
 def test_several_insertions_at_once_and_those_below_the_entry(clip: FrozenCLIP, pixels: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
-from fedvlm.tuners.prompt import Prompt
+from fedvlm.tuners.prompt import Place, Prompt
 
 NAMES = ["red fox", "green_frog", "it"]
 
@@ -22,14 +22,15 @@ def clip() -> FrozenCLIP:
 
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 @pytest.mark.parametrize("suffix", ["{}.", "{}"])
-def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: str) -> None:
-    tuner = Prompt(clip, NAMES, tokens, suffix=suffix)
+@pytest.mark.parametrize("place", ["end", "middle", "front"])
+def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: str, place: Place) -> None:
+    tuner = Prompt(clip, NAMES, tokens, suffix=suffix, place=place)
     start = torch.randn(tokens, 24, generator=torch_stream(0, "prompt"))
     w = naive.weights(clip)
     images = torch.randn(5, 16, generator=torch_stream(0, "image"))
     leaf, true = start.clone().requires_grad_(), start.double().requires_grad_()
     ours = tuner.logits({"prompt": leaf}, tuner.classifier({"prompt": leaf}, {}), images)
-    text = naive.prompt_features(clip, w, true, NAMES, suffix)
+    text = naive.prompt_features(clip, w, true, NAMES, suffix, place)
     theirs = 20.0 * naive.cosines(images.double(), text)
     assert (tuner.features(start) - text).abs().max() < 1e-5
     assert (ours - theirs).abs().max() < 1e-4
@@ -42,10 +43,13 @@ def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: st
 def test_the_end_of_text_moves_with_the_prompt(clip: FrozenCLIP) -> None:
     ids, eot = clip.tokenizer(["red fox.", "green frog.", "it."])
     tuner = Prompt(clip, NAMES, 5)
-    assert torch.equal(tuner.eot, eot + 5)
-    assert tuner.start.shape == (3, 1, 24)
-    assert tuner.rest.shape == (3, ids.shape[1] - 1, 24)
-    assert torch.equal(tuner.start[0, 0], clip.text.token_embedding.weight[clip.tokenizer.sot])
+    texts = tuner.texts
+    assert torch.equal(texts.position[texts.end], eot + 5)
+    assert texts.common == 6
+    assert len(texts.ids) == 6 + int(eot.sum())
+    assert texts.ids[:6].tolist() == [clip.tokenizer.sot, -1, -2, -3, -4, -5]
+    assert (texts.ids[texts.end] == clip.tokenizer.eot).all()
+    assert ids[0, 1] in texts.ids
 
 
 def test_a_prompt_of_the_templates_words_is_zero_shot_clip(clip: FrozenCLIP) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip.config import ClipConfig, ViT
+from fedvlm.clip.packed import pack
 from fedvlm.clip.preprocess import Preprocess
 from fedvlm.clip.resnet import ModifiedResNet
 from fedvlm.clip.text import TextEncoder
@@ -45,7 +46,8 @@ class CLIP(nn.Module):
 
     def encode_text(self, ids: Tensor, eot: Tensor) -> Tensor:
         """Token ids `[K, L]` with their end-of-text positions `[K]` to features `[K, E]`, not normalised."""
-        return self.text.feature(self.text.hidden(self.text.embed(ids), 1), eot)
+        texts = pack(ids, eot)
+        return self.text.feature(self.text.hidden(self.text.embed(texts.ids)[None], texts, 1), texts)[0]
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """exp(logit_scale) cos(image, text): features `[B, E]` and `[K, E]` to `[B, K]`."""

@@ -1,4 +1,4 @@
-"""The causal text encoder. K classes (sequences), L tokens, D width, E joint width."""
+"""The causal text encoder. K classes (sequences), N tokens of a packed row, G rows, D width, E joint width."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from fedvlm.clip import config
+from fedvlm.clip.packed import Packed
 from fedvlm.clip.transformer import NOTHING, Insertions, Stack
 
 
 class TextEncoder(nn.Module):
     """Token embeddings through causal blocks; read at the end-of-text token. OpenAI's parameter names.
 
-    Attention is causal and only the end-of-text position is read, so sequences need not be padded to the context
-    length: L may be the longest end-of-text of the batch plus one, with the same result.
+    Works on packed rows: several rows of the same layout are several versions of the same texts, such as one for
+    each of G prompts.
     """
 
     def __init__(self, shape: config.Text, embed: int) -> None:
@@ -22,7 +23,7 @@ class TextEncoder(nn.Module):
         self.shape = shape
         self.token_embedding = nn.Embedding(shape.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(shape.context, width))
-        self.transformer = Stack(shape.tower, causal=True)
+        self.transformer = Stack(shape.tower)
         self.ln_final = nn.LayerNorm(width, eps=shape.tower.eps)
         self.text_projection = nn.Parameter(torch.empty(width, embed))
 
@@ -37,17 +38,17 @@ class TextEncoder(nn.Module):
         return self.shape.tower.width
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids `[K, L]` to embeddings `[K, L, D]`, without positions."""
+        """Token ids to embeddings, `[..., D]`, without positions."""
         out: Tensor = self.token_embedding(ids)
         return out
 
-    def hidden(self, embeddings: Tensor, entry: int, insertions: Insertions = NOTHING) -> Tensor:
-        """Embeddings `[K, L, D]` to the input of block `entry`, positions added."""
-        x = embeddings + self.positional_embedding[: embeddings.shape[1]]
-        return self.transformer(x, stop=entry, insertions=insertions)
+    def hidden(self, embeddings: Tensor, packed: Packed, entry: int, insertions: Insertions = NOTHING) -> Tensor:
+        """Embeddings `[G, N, D]` to the input of block `entry`, positions added."""
+        x = embeddings + self.positional_embedding[packed.position]
+        return self.transformer(x, packed, stop=entry, insertions=insertions)
 
-    def feature(self, hidden: Tensor, eot: Tensor, entry: int = 1, insertions: Insertions = NOTHING) -> Tensor:
-        """From the input of block `entry`, `[K, L, D]`, to features `[K, E]` at positions `eot [K]`, not normalised."""
-        token = self.transformer.read(hidden, eot, start=entry, insertions=insertions)
+    def feature(self, hidden: Tensor, packed: Packed, entry: int = 1, insertions: Insertions = NOTHING) -> Tensor:
+        """From the input of block `entry`, `[G, N, D]`, to features `[G, K, E]` at the ends of text, not normalised."""
+        token = self.transformer.read(hidden, packed, start=entry, insertions=insertions)
         out: Tensor = self.ln_final(token) @ self.text_projection
         return out

@@ -1,6 +1,7 @@
 """The residual block of both CLIP encoders, and a stack of them that a tuner can reach into.
 
-Blocks are counted from 1, as in the papers. Shapes: B sequences (images or classes), L tokens, D width, H heads.
+Blocks are counted from 1, as in the papers. Shapes: B sequences, L tokens, D width, H heads. A sequence is an image's
+tokens, each attending to all, or a packed row of texts (see `packed`), whose K end-of-text tokens are read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import config
+from fedvlm.clip.packed import Packed
 from fedvlm.errors import FedvlmError
 
 Edit = Callable[[Tensor], Tensor]
@@ -24,7 +26,7 @@ class Insertions:
 
     `inputs[j]` maps the token stream `[B, L, D]` that enters block j to the one used instead (insert or replace
     prompt tokens). `branches[j]` maps LN1 of that input, `[B, L, D]`, to what is added to the block's output; it
-    works token by token, and in the last block it gets only the token that is read, `[B, 1, D]`.
+    works token by token, and in the last block it gets only the tokens that are read.
     """
 
     inputs: Mapping[int, Edit] = field(default_factory=dict)
@@ -64,29 +66,47 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
-        """Every token attends (`causal`: to itself and what precedes it). `[B, L, D]` to `[B, L, D]`."""
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        return self._join(self._split(q), self._split(k), self._split(v), causal=causal)
+    def forward(self, x: Tensor, packed: Packed | None) -> Tensor:
+        """Every token attends to all of its image, or to what precedes it in its text. `[B, L, D]` to `[B, L, D]`."""
+        q, k, v = (self._split(part) for part in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
+        if packed is None:
+            return self._out(_attend(q, k, v))
+        head = _attend(*(part[:, : packed.common] for part in (q, k, v)), causal=True)
+        keys, values = _with_common(k, packed), _with_common(v, packed)
+        own = _attend(packed.spread(q).flatten(0, 1), keys, values, mask=packed.causal)
+        return self._out(torch.cat([head, packed.collect(own.unflatten(0, (len(x), -1)))], dim=1))
 
-    def read(self, x: Tensor, token: Tensor, at: Tensor | None) -> Tensor:
-        """One token attends: `token [B, 1, D]` to `x [B, L, D]`, up to position `at [B]` where given."""
+    def read(self, x: Tensor, tokens: Tensor, packed: Packed | None) -> Tensor:
+        """The read tokens only: `tokens [B, 1, D]` of images or `[B, K, D]` of texts, to the same shape."""
         width = x.shape[-1]
-        q = F.linear(token, self.in_proj_weight[:width], self.in_proj_bias[:width])
-        k, v = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        mask = None
-        if at is not None:
-            mask = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None]
-        return self._join(self._split(q), self._split(k), self._split(v), mask=mask)
+        q = self._split(F.linear(tokens, self.in_proj_weight[:width], self.in_proj_bias[:width]))
+        kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
+        k, v = (self._split(part) for part in kv.chunk(2, dim=-1))
+        if packed is None:
+            return self._out(_attend(q, k, v))
+        reach = packed.reach.repeat(len(x), 1, 1, 1)
+        keys, values = _with_common(k, packed), _with_common(v, packed)
+        return self._out(_attend(q.flatten(0, 1)[:, None], keys, values, mask=reach).view_as(q))
 
     def _split(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        return x.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1))
 
-    def _join(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+    def _out(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out_proj(x.flatten(2))
         return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Softmax attention of `[B, L, H, D/H]` over `[B, M, H, D/H]`."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+
+
+def _with_common(x: Tensor, packed: Packed) -> Tensor:
+    """Keys or values `[B, N, H, D/H]` of a row as `[B K, P + S, H, D/H]`: the common ones, then each text's own."""
+    own = packed.spread(x)
+    common = x[:, None, : packed.common].expand(-1, own.shape[1], -1, -1, -1)
+    return torch.cat([common, own], dim=2).flatten(0, 1)
 
 
 class MLP(nn.Module):
@@ -114,17 +134,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(tower.width, eps=tower.eps)
         self.mlp = MLP(tower)
 
-    def forward(self, x: Tensor, *, causal: bool, branch: Edit | None = None) -> Tensor:
+    def forward(self, x: Tensor, packed: Packed | None = None, branch: Edit | None = None) -> Tensor:
         """All tokens: `[B, L, D]` to `[B, L, D]`."""
         h = self.ln_1(x)
-        return self._finish(x + self.attn(h, causal=causal), h, branch)
+        return self._finish(x + self.attn(h, packed), h, branch)
 
-    def read(self, x: Tensor, at: Tensor, *, causal: bool, branch: Edit | None = None) -> Tensor:
-        """Only the token at position `at [B]`: `[B, L, D]` to `[B, D]`; the others give keys and values."""
+    def read(self, x: Tensor, packed: Packed | None = None, branch: Edit | None = None) -> Tensor:
+        """An image's first token `[B, 1, D]`, or a row's ends of text `[B, K, D]`; the rest gives keys and values."""
         h = self.ln_1(x)
-        token, state = _take(h, at), _take(x, at)
-        attended = self.attn.read(h, token, at if causal else None)
-        return self._finish(state + attended, token, branch).squeeze(1)
+        token, state = _read(h, packed), _read(x, packed)
+        return self._finish(state + self.attn.read(h, token, packed), token, branch)
 
     def _finish(self, u: Tensor, h: Tensor, branch: Edit | None) -> Tensor:
         out: Tensor = u + self.mlp(self.ln_2(u))
@@ -132,11 +151,10 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks 1..n. An encoder enters at any block and leaves with all tokens or with one."""
+    """Blocks 1..n. An encoder enters at any block and leaves with all tokens or with those that are read."""
 
-    def __init__(self, tower: config.Transformer, *, causal: bool) -> None:
+    def __init__(self, tower: config.Transformer) -> None:
         super().__init__()
-        self.causal = causal
         self.resblocks = nn.ModuleList(Block(tower) for _ in range(tower.layers))
 
     @property
@@ -145,22 +163,33 @@ class Stack(nn.Module):
         return len(self.resblocks)
 
     def forward(
-        self, x: Tensor, *, start: int = 1, stop: int | None = None, insertions: Insertions = NOTHING
+        self,
+        x: Tensor,
+        packed: Packed | None = None,
+        *,
+        start: int = 1,
+        stop: int | None = None,
+        insertions: Insertions = NOTHING,
     ) -> Tensor:
         """From the input of block `start` to the input of block `stop` (default: the last block's output)."""
         for number in range(start, stop or self.depth + 1):
             x = self._enter(x, number, insertions)
-            x = self.resblocks[number - 1](x, causal=self.causal, branch=insertions.branches.get(number))
+            x = self.resblocks[number - 1](x, packed, insertions.branches.get(number))
         return x
 
-    def read(self, x: Tensor, at: Tensor, *, start: int = 1, insertions: Insertions = NOTHING) -> Tensor:
-        """The last block's output at position `at [B]` only: `[B, L, D]` to `[B, D]`. The last block does no more."""
+    def read(
+        self, x: Tensor, packed: Packed | None = None, *, start: int = 1, insertions: Insertions = NOTHING
+    ) -> Tensor:
+        """The last block's output where it is read: `[B, L, D]` to `[B, 1, D]` (images) or `[B, K, D]` (texts).
+
+        The last block does no more than that.
+        """
         last = self.depth
-        x = self(x, start=start, stop=last, insertions=insertions)
+        x = self(x, packed, start=start, stop=last, insertions=insertions)
         x = self._enter(x, last, insertions)
         block = self.resblocks[last - 1]
         assert isinstance(block, Block)
-        return block.read(x, at, causal=self.causal, branch=insertions.branches.get(last))
+        return block.read(x, packed, insertions.branches.get(last))
 
     @staticmethod
     def _enter(x: Tensor, number: int, insertions: Insertions) -> Tensor:
@@ -168,6 +197,5 @@ class Stack(nn.Module):
         return x if edit is None else edit(x)
 
 
-def _take(x: Tensor, at: Tensor) -> Tensor:
-    """Token `at [B]` of `x [B, L, D]`, as `[B, 1, D]`."""
-    return x.gather(1, at[:, None, None].expand(-1, 1, x.shape[-1]))
+def _read(x: Tensor, packed: Packed | None) -> Tensor:
+    return x[:, :1] if packed is None else x.index_select(1, packed.end)

@@ -25,7 +25,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width, eps=shape.tower.eps)
-        self.transformer = Stack(shape.tower, causal=False)
+        self.transformer = Stack(shape.tower)
         self.ln_post = nn.LayerNorm(width, eps=shape.tower.eps)
         self.proj = nn.Parameter(torch.empty(width, embed))
 
@@ -59,9 +59,7 @@ class VisionTransformer(nn.Module):
         """From `entry` on to the image feature `[B, E]`, not normalised. Only the class token leaves the last block."""
         if entry == self.depth + 1:
             return hidden
-        first = torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device)
-        token = self.transformer.read(hidden, first, start=entry, insertions=insertions)
-        return self._project(token)
+        return self._project(self.transformer.read(hidden, start=entry, insertions=insertions).squeeze(1))
 
     def patches(self, hidden: Tensor, entry: int, insertions: Insertions = NOTHING) -> Tensor:
         """From `entry` on to the projected patch features `[B, P, E]`, not normalised (inserted tokens included)."""

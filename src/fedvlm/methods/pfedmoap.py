@@ -72,7 +72,7 @@ class Mixture:
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MixtureConfig, suffix: str = "{}.") -> None:
         self.clip, self.config = clip, config
-        self.prompt = Prompt(clip, classnames, config.tokens, config.words, suffix)
+        self.prompt = Prompt(clip, classnames, config.tokens, config.words, suffix, config.place)
         self.stride = gate.stride(clip.config.embed, config.gate_width)
         self.known: dict[str, Tensor] = {}
 
@@ -91,7 +91,7 @@ class Mixture:
         prompts = tensors.select(received, [f"{EXPERT}*"])
         if not prompts and not self.config.alone:
             return {}
-        empty = self.prompt.start.new_empty(len(self.prompt.start), 0, self.config.gate_width)
+        empty = self.prompt.fixed.new_empty(len(self.prompt.texts.end), 0, self.config.gate_width)
         return {"experts": torch.cat([empty, *(self._expert(prompt)[:, None] for prompt in prompts.values())], dim=1)}
 
     def _expert(self, prompt: Tensor) -> Tensor:

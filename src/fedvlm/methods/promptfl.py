@@ -19,7 +19,7 @@ from pydantic import Field
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
-from fedvlm.tuners.prompt import Prompt
+from fedvlm.tuners.prompt import Place, Prompt
 
 
 class PromptConfig(base.Config):
@@ -32,6 +32,8 @@ class PromptConfig(base.Config):
     """Prompt tokens T."""
     words: str | None = None
     """Start the prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
+    place: Place = "end"
+    """Where the class name stands: after the prompt, between its halves, or before it (CoOp's ablation)."""
 
 
 class PromptFL(base.Method):
@@ -45,7 +47,7 @@ class PromptFL(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prompt:
         """A prompt before the class names."""
-        return Prompt(clip, classnames, self.config.tokens, self.config.words)
+        return Prompt(clip, classnames, self.config.tokens, self.config.words, place=self.config.place)
 
 
 class CoOp(PromptFL):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP, Insertions
+from fedvlm.clip.packed import pack
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
@@ -42,10 +43,10 @@ class Adapter:
         self.visual = _checked(clip, shape)
         texts = [template.format(name.replace("_", " ")) for name in classnames]
         ids, eot = clip.tokenizer(texts)
-        self.eot = eot.to(clip.device)
+        self.texts = pack(ids.to(clip.device), eot)
         # What enters the first adapted text block is constant for a class list: remember it.
         with torch.no_grad():
-            self.words = clip.text.hidden(clip.text.embed(ids.to(clip.device)), shape.first)
+            self.words = clip.text.hidden(clip.text.embed(self.texts.ids)[None], self.texts, shape.first)
 
     @property
     def blocks(self) -> range:
@@ -73,8 +74,8 @@ class Adapter:
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """`text [K, E]`, normalised, through the adapted text blocks."""
-        words = self.clip.text.feature(self.words, self.eot, self.shape.first, self._insertions(tensors, "text"))
-        return {"text": F.normalize(words, dim=-1)}
+        words = self.clip.text.feature(self.words, self.texts, self.shape.first, self._insertions(tensors, "text"))
+        return {"text": F.normalize(words[0], dim=-1)}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """The input of block `first`, `[B, P+1, D]`, to `[B, K]`."""

@@ -1,39 +1,54 @@
-"""A learned prompt before the class name: `[SOT] prompt(T) class-name "." [EOT]` (CoOp, Zhou et al. 2022).
+"""A learned prompt around the class name: `[SOT] prompt(T) class-name "." [EOT]` (CoOp, Zhou et al. 2022).
 
-T prompt tokens, K classes, D text width, E joint width, B images.
+T prompt tokens, K classes, D text width, E joint width, B images, G prompts at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 
+Place = Literal["end", "middle", "front"]
+"""Where the class name stands: after the prompt, between its halves, or before it."""
+
 
 class Prompt:
-    """One context common to all classes, class name at the end. Its tensor: `prompt [T, D]`.
+    """One context common to all classes. Its tensor: `prompt [T, D]`.
 
     `words` (such as "a photo of a") starts the prompt at the embeddings of exactly T tokens; without it every entry
-    is drawn from N(0, 0.02^2). `suffix` is what follows the prompt.
+    is drawn from N(0, 0.02^2). `suffix` is what follows the prompt, `place` where in it the class name stands.
     """
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], tokens: int, words: str | None = None, suffix: str = "{}."
+        self,
+        clip: FrozenCLIP,
+        classnames: Sequence[str],
+        tokens: int,
+        words: str | None = None,
+        suffix: str = "{}.",
+        place: Place = "end",
     ) -> None:
         self.clip = clip
         self.tokens = tokens
         self.initial = self._words(words) if words else None
-        texts = [suffix.format(name.replace("_", " ")) for name in classnames]
-        ids, eot = clip.tokenizer(texts, room=tokens)
-        embedded = clip.text.embed(ids.to(clip.device))
-        self.start, self.rest = embedded[:, :1], embedded[:, 1:]
-        self.eot = eot.to(clip.device) + tokens
+        names = [name.replace("_", " ") for name in classnames]
+        ids, eot = clip.tokenizer([suffix.format(name) for name in names], room=tokens)
+        lengths = [0 if place == "end" else len(clip.tokenizer.words(name)) for name in names]
+        rows = torch.stack([self._place(row, length, place) for row, length in zip(ids, lengths, strict=True)])
+        self.texts = pack(rows.to(clip.device), eot + tokens)
+        # Learned tokens have the ids -1..-T.
+        self.slots = (self.texts.ids < 0).nonzero()[:, 0]
+        self.which = -1 - self.texts.ids[self.slots]
+        self.fixed = clip.text.embed(self.texts.ids.clamp(min=0))[None]
 
     @property
     def entry(self) -> int:
@@ -60,11 +75,19 @@ class Prompt:
         image = F.normalize(hidden, dim=-1)
         return self.clip.logit_scale.exp() * image @ classifier["text"].T
 
-    def features(self, prompt: Tensor) -> Tensor:
-        """Normalised text features `[K, E]` of all classes under a prompt `[T, D]`."""
-        shared = prompt.to(self.start.dtype).expand(len(self.start), -1, -1)
-        hidden = self.clip.text.hidden(torch.cat([self.start, shared, self.rest], dim=1), 1)
-        return F.normalize(self.clip.text.feature(hidden, self.eot), dim=-1)
+    def features(self, prompts: Tensor) -> Tensor:
+        """Normalised text features `[..., K, E]` of all classes under prompts `[..., T, D]`."""
+        learned = prompts.reshape(-1, *prompts.shape[-2:]).to(self.fixed.dtype)
+        row = self.fixed.expand(len(learned), -1, -1).index_copy(1, self.slots, learned.index_select(1, self.which))
+        hidden = self.clip.text.hidden(row, self.texts, 1)
+        features = F.normalize(self.clip.text.feature(hidden, self.texts), dim=-1)
+        return features.view(*prompts.shape[:-2], *features.shape[1:])
+
+    def _place(self, row: Tensor, name: int, place: Place) -> Tensor:
+        """`[SOT] name(`name` tokens) rest` with the prompt's ids set in."""
+        learned = -1 - torch.arange(self.tokens)
+        half = self.tokens // 2 if place == "middle" else 0
+        return torch.cat([row[:1], learned[:half], row[1 : 1 + name], learned[half:], row[1 + name :]])
 
     def _words(self, words: str) -> Tensor:
         ids = self.clip.tokenizer.words(words)
