@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +121,40 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` to `[..., D]`."""
-        out: Tensor = self.c_proj(self.act(self.c_fc(x)))
+        frozen = not (self.c_fc.weight.requires_grad or torch.is_autocast_enabled(x.device.type))
+        if frozen and isinstance(self.act, QuickGELU):
+            w1, b1, w2, b2 = self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias
+            out: Tensor = _FrozenMLP.apply(x, w1, b1, w2, b2)[0]
+        else:
+            out = self.c_proj(self.act(self.c_fc(x)))
         return out
+
+
+class _FrozenMLP(torch.autograd.Function):
+    """`MLP` with QuickGELU and weights that get no gradient, without a pass over memory for the factor 1.702.
+
+    With z = 1.702 (W1 x + b1): out = W2 silu(z) / 1.702 + b2 and dx = W1^T (silu'(z) * (W2^T dout)). The products
+    take the factors along, and backward has none.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.addmm(b1, x.flatten(0, -2), w1.T, beta=1.702, alpha=1.702)
+        out = torch.addmm(b2, F.silu(z), w2.T, alpha=1 / 1.702)
+        return out.view(*x.shape[:-1], -1), z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1], inputs[1], inputs[3])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, w1, w2 = ctx.saved_tensors
+        inner = torch.ops.aten.silu_backward(grads[0].flatten(0, -2) @ w2, z)
+        return (inner @ w1).view_as(grads[0]), None, None, None, None
 
 
 class Block(nn.Module):
