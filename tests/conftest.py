@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No test reads or fills the user's cache; processes that tests start inherit the setting."""
+    path = tmp_path_factory.mktemp("cache")
+    os.environ["FEDVLM_CACHE"] = str(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from fedvlm.federation.engine import RoundRecord, State, play, start
 from fedvlm.methods import build
 from fedvlm.methods.base import Method
 from fedvlm.streams import stream, torch_stream
-from fedvlm.training.activations import Activations
+from fedvlm.training.activations import TEST, Activations, Key
 from fedvlm.training.device import Device
 from fedvlm.training.evaluation import Bench
 
@@ -181,10 +181,10 @@ def bench(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1
     )
 
 
-def needed(fed: Federation) -> set[int]:
-    """Every record that some client trains on or is evaluated on."""
+def needed(fed: Federation) -> set[Key]:
+    """The test view of every record that some client trains on or is evaluated on."""
     lists = [*fed.tests.values(), *(one.local for one in fed.clients), *(one.train for one in fed.clients)]
-    return {index for indices in lists for index in indices}
+    return {(index, TEST) for indices in lists for index in indices}
 
 
 def task(

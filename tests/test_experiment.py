@@ -34,7 +34,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(settings: dict[s
     ("settings", "words"),
     [({"rounds": 0}, "rounds"), ({"rounds": 3.0}, "rounds"), ({"rounds": "3"}, "rounds"), ({"participation": 0}, "participation"),
      ({"participation": 1.5}, "participation"), ({"seeds": []}, "seeds"), ({"seeds": [1.5]}, "seeds"), ({"methods": []}, "methods"),
-     ({"augment": 1}, "augment"), ({"partition": {"kind": "iid2"}}, "partition.kind"), ({"partition": {"alpha": 0}}, "partition.alpha"),
+     ({"views": "yes"}, "views"), ({"partition": {"kind": "iid2"}}, "partition.kind"), ({"partition": {"alpha": 0}}, "partition.alpha"),
      ({"data": {"source": "folder"}}, "data.path"), ({"data": {"source": "ftp"}}, "data.source"),
      ({"evaluation": {"split": "train"}}, "evaluation.split"), ({"compute": {"cache_gib": -1}}, "compute.cache_gib"),
      ({"model": 3}, "model"), ({"method": {"pfedmma": 3}}, "method.pfedmma")],
@@ -58,7 +58,7 @@ def test_the_digest_changes_with_what_changes_results_and_with_nothing_else() ->
         {"compute": {"threads": 3}},
         {"compute": {"cache_gib": 0.0}},
     ]
-    other = [{"rounds": 11}, {"seeds": [1]}, {"augment": True}, {"compute": {"dtype": "bfloat16"}}, {"participation": 0.5},
+    other = [{"rounds": 11}, {"seeds": [1]}, {"views": "online"}, {"compute": {"dtype": "bfloat16"}}, {"participation": 0.5},
              {"data": {"source": "scenes", "shots": 4}}, {"partition": {"alpha": 0.3}}, {"evaluation": {"every": 2}},
              {"method": {"pfedmma": {"lr": 0.1}}}, {"model": {"name": "x"}}, {"methods": ["pfedmma"]}]  # fmt: skip
     assert {parse(settings).digest() for settings in same} == {base}
@@ -67,12 +67,12 @@ def test_the_digest_changes_with_what_changes_results_and_with_nothing_else() ->
 
 def test_overrides_are_laid_over_and_leave_the_original_alone() -> None:
     settings: dict[str, Any] = {"rounds": 3, "partition": {"kind": "iid"}}
-    words = ["rounds=5", "partition.alpha=0.3", "methods=coop,pfedmma", "seeds=1,2", "augment=true", "model.name=a/b",
+    words = ["rounds=5", "partition.alpha=0.3", "methods=coop,pfedmma", "seeds=1,2", "views=4", "model.name=a/b",
              "method.pfedmma.lr=1e-3", "evaluation.template=an x of {}, y=z.", "partition.clients=none"]  # fmt: skip
     result = override(settings, words)
     assert result == {
         "rounds": 5, "partition": {"kind": "iid", "alpha": 0.3, "clients": "none"}, "methods": ["coop", "pfedmma"], "seeds": [1, 2],
-        "augment": True, "model": {"name": "a/b"}, "method": {"pfedmma": {"lr": 0.001}},
+        "views": 4, "model": {"name": "a/b"}, "method": {"pfedmma": {"lr": 0.001}},
         "evaluation": {"template": "an x of {}, y=z."},
     }  # fmt: skip
     assert settings == {"rounds": 3, "partition": {"kind": "iid"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -150,6 +151,29 @@ def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path
         if f.advice:
             console.print(f"     {'':24} -> {f.advice}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(0 if all(f.good for f in findings) else 1)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
+    only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",
+) -> None:
+    """Activations of photographs kept on disk for later runs; any of them may be deleted at any time."""
+    from fedvlm.training.store import Store, folder
+
+    store, console = Store(folder(), 0), _console()
+    held = [item for item in store.held() if item.mentions(only)]
+    shown = Table("model", "weights", "before block", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
+    for item in held:
+        facts, used = item.facts, datetime.fromtimestamp(item.used).isoformat(" ", "minutes")
+        words = [str(facts.get(key, "?")) for key in ("model", "weights", "entry", "kept as")]
+        words[1], words[3] = words[1][:12], words[3].removeprefix("torch.")
+        shown.add_row(*map(escape, words), str(item.files), f"{item.size / 2**20:,.0f}", used)
+    console.print(shown)
+    total = sum(item.size for item in held)
+    console.print(f"{total / 2**20:,.0f} MiB in {store.root}", highlight=False, soft_wrap=True)
+    if clear:
+        console.print(f"deleted {store.clear(only) / 2**20:,.0f} MiB", highlight=False)
 
 
 @app.command("random-clip")

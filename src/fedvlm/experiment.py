@@ -194,6 +194,10 @@ class ComputeSection(Section):
     """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
     cache_gib: Annotated[float, Field(ge=0)] = 2.0
     """Bound of remembered activations in memory."""
+    disk_gib: Annotated[float, Field(ge=0)] = 20.0
+    """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
+    kept_as: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""
 
 
 class Experiment(Section):
@@ -205,8 +209,9 @@ class Experiment(Section):
     rounds: Count = 10
     participation: Fraction = 1.0
     """Share of clients trained in a round: max(1, floor(share x clients)) of them."""
-    augment: bool = False
-    """Random resized crops and flips in training (fresh ones every epoch)."""
+    views: Literal["none", "online"] | Count = "none"
+    """What training sees: the test transform; fresh random crops and flips in every epoch (`online`); or one of so many
+    of them, drawn once for each image and remembered (a number)."""
     model: ModelSection = ModelSection()
     data: AnyData = ScenesData()
     partition: PartitionSection = PartitionSection()
@@ -220,10 +225,10 @@ class Experiment(Section):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """SHA-256 of what can change results: everything but the name, the device and the cache bound."""
+        """SHA-256 of what can change results: everything but the name, the device and the bounds of caches."""
         settings = self.resolved()
         settings.pop("name")
-        settings["compute"] = {"dtype": settings["compute"]["dtype"]}
+        settings["compute"] = {key: settings["compute"][key] for key in ("dtype", "kept_as")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

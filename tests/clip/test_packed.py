@@ -32,7 +32,9 @@ def padded(rows: Rows) -> tuple[Tensor, Tensor]:
 @given(sentences())
 def test_a_row_holds_every_token_once(rows: Rows) -> None:
     packed = pack(*padded(rows))
-    common = next(i for i in range(99) if len({tuple(row[: i + 1]) for row in rows}) > 1 or i + 1 == min(map(len, rows)))
+    common = next(
+        i for i in range(99) if len({tuple(row[: i + 1]) for row in rows}) > 1 or i + 1 == min(map(len, rows))
+    )
     assert packed.common == common
     assert len(packed.ids) == common + sum(len(row) - common for row in rows)
     own = packed.spread(packed.ids[None])[0]

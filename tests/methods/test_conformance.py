@@ -237,7 +237,7 @@ def test_stopped_and_resumed_with_half_of_the_clients(
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_augmented_runs_resume_too(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"rounds": 2, "augment": True, "every": 100}
+    how: dict[str, Any] = {"rounds": 2, "views": "online", "every": 100}
     whole, _ = small.run(small.task(small.method(name), clip, fed, **how))
     state, _ = resumed(name, clip, fed, tmp_path, 1, **how)
     assert small.fingerprint(state) == small.fingerprint(whole)
@@ -434,7 +434,7 @@ def test_a_run_depends_on_its_seed_and_on_no_global_generator(name: str, clip: F
         torch.manual_seed(disturbance)
         np.random.seed(disturbance)
         before = torch.get_rng_state()
-        state, _ = small.run(small.task(small.method(name), clip, fed, rounds=1, seed=seed, augment=True, every=100))
+        state, _ = small.run(small.task(small.method(name), clip, fed, rounds=1, seed=seed, views="online", every=100))
         assert torch.equal(torch.get_rng_state(), before)
         prints.append(small.fingerprint(state))
     assert prints[0] == prints[1] != prints[2]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.data import Source
 from fedvlm.streams import stream
-from fedvlm.training.activations import CHUNK, Activations
+from fedvlm.training.activations import CHUNK, TEST, Activations, Key
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,19 @@ def size(clip: FrozenCLIP, entry: int) -> int:
     return 16 * 4 if entry == clip.visual.depth + 1 else 5 * 32 * 4
 
 
+def plain(indices: Iterable[int]) -> list[Key]:
+    return [(index, TEST) for index in indices]
+
+
 def remembered(store: Activations) -> set[tuple[int, int]]:
-    return {(index, entry) for entry, rows in store.rows.items() for index in rows}
+    return {(index, entry) for entry, memory in store.memory.items() for index, _ in memory.places}
 
 
 @pytest.mark.parametrize("entry", [1, 2, 3, 4])
 @pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
 def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: int, limit: int) -> None:
     store = Activations(clip, source.records, small.CPU, limit)
-    store.prepare([80, 3, 5, 3], entry)
+    store.prepare(plain([80, 3, 5, 3]), entry)
     for indices in ([5, 3, 80, 3], [3, 4, 5], [80], list(range(84))):
         out = store.get(indices, entry)
         expected = directly(clip, source, indices, entry)
@@ -60,11 +65,11 @@ def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, 
 
 def test_what_is_remembered_is_not_read_again(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 1 << 30)
-    store.prepare([1, 2, 3, 2], 2)
+    store.prepare(plain([1, 2, 3, 2]), 2)
     assert opened(source) == 3
     first = store.get([1, 2, 3], 2)
     assert torch.equal(store.get([3, 2, 1], 2), first.flip(0))
-    store.prepare([3, 2, 1], 2)
+    store.prepare(plain([3, 2, 1]), 2)
     assert opened(source) == 3
     store.get([3, 4], 2)
     assert opened(source) == 4
@@ -76,14 +81,14 @@ def test_what_was_asked_for_first_does_not_decide_what_is_remembered(clip: Froze
     """Two chunks of 64 fit: the first two in rising order, whatever the order of the request."""
     source = small.source(each=60)
     store = Activations(clip, source.records, small.CPU, 2 * CHUNK * size(clip, 2))
-    store.prepare(reversed(range(3 * CHUNK)), 2)
+    store.prepare(plain(reversed(range(3 * CHUNK))), 2)
     assert remembered(store) == {(i, 2) for i in range(2 * CHUNK)}
     assert store.used_bytes == store.limit_bytes
 
 
 def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 1 << 30)
-    store.prepare([1, 2], 2)
+    store.prepare(plain([1, 2]), 2)
     first = store.get([1, 2], 2)
     kept = first.clone()
     first.zero_()
@@ -92,10 +97,10 @@ def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
 
 def test_another_entry_makes_room_when_it_must(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 4 * size(clip, 2))
-    store.prepare([1, 2], 4)
-    store.prepare([1, 2], 2)
+    store.prepare(plain([1, 2]), 4)
+    store.prepare(plain([1, 2]), 2)
     assert remembered(store) == {(1, 4), (2, 4), (1, 2), (2, 2)}
-    store.prepare([3, 5], 2)
+    store.prepare(plain([3, 5]), 2)
     assert remembered(store) == {(i, 2) for i in (1, 2, 3, 5)}
     assert store.used_bytes == 4 * size(clip, 2)
 
@@ -104,10 +109,9 @@ def test_memory_is_bounded_by_the_limit(clip: FrozenCLIP) -> None:
     """Rows are kept as rows: none keeps the chunk alive that it was computed in."""
     source = small.source(each=60)
     store = Activations(clip, source.records, small.CPU, 200 * size(clip, 2))
-    store.prepare(range(5 * CHUNK), 2)
-    kept = [row for rows in store.rows.values() for row in rows.values()]
-    held = {row.untyped_storage().data_ptr(): row.untyped_storage().nbytes() for row in kept}
-    assert sum(held.values()) == store.used_bytes == 3 * CHUNK * size(clip, 2)
+    store.prepare(plain(range(5 * CHUNK)), 2)
+    held = [block.untyped_storage().nbytes() for memory in store.memory.values() for block in memory.blocks]
+    assert sum(held) == store.used_bytes == 200 * size(clip, 2)
 
 
 def test_images_are_encoded_a_chunk_at_a_time(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +135,12 @@ def test_a_prepared_row_does_not_depend_on_who_asks(entry: int) -> None:
     """
     clip, source = small.clip(WIDE), small.source(each=12)
     store = Activations(clip, source.records, small.CPU, 1 << 30)
-    store.prepare(range(84), entry)
+    store.prepare(plain(range(84)), entry)
     whole = store.get(range(84), entry)
     for count in (1, 2, 3, 5, 8):
         again = Activations(clip, source.records, small.CPU, 1 << 30)
         again.get([7, 3, 70], entry)
-        again.prepare(reversed(range(84)), entry)
+        again.prepare(plain(reversed(range(84))), entry)
         parts = [again.get(range(start, min(84, start + count)), entry) for start in range(0, 84, count)]
         assert torch.equal(torch.cat(parts), whole), count
 
@@ -151,9 +155,9 @@ def test_a_prepared_row_does_not_depend_on_what_was_prepared_before() -> None:
     """Seeds of one experiment share the store. Rows 0..64 for one and 0..83 for the next, or the next alone."""
     clip, source = small.clip(WIDE), small.source(each=12)
     long, fresh = (Activations(clip, source.records, small.CPU, 1 << 30) for _ in range(2))
-    long.prepare(range(CHUNK + 1), 3)
-    long.prepare(range(84), 3)
-    fresh.prepare(range(84), 3)
+    long.prepare(plain(range(CHUNK + 1)), 3)
+    long.prepare(plain(range(84)), 3)
+    fresh.prepare(plain(range(84)), 3)
     assert torch.equal(long.get(range(84), 3), fresh.get(range(84), 3))
 
 
@@ -164,15 +168,15 @@ def test_what_is_kept_depends_on_the_request_alone(clip: FrozenCLIP) -> None:
     """As prepare()'s docstring promises."""
     source = small.source(each=60)
     store = Activations(clip, source.records, small.CPU, CHUNK * size(clip, 2))
-    store.prepare(range(CHUNK), 2)
-    store.prepare(range(CHUNK, 2 * CHUNK), 2)
+    store.prepare(plain(range(CHUNK)), 2)
+    store.prepare(plain(range(CHUNK, 2 * CHUNK)), 2)
     assert remembered(store) == {(i, 2) for i in range(CHUNK, 2 * CHUNK)}
 
 
 def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 1 << 30)
     names: tuple[Any, ...] = (7, "view", "site-1", 2, 0)
-    out = store.augmented([4, 9, 4], 2, *names)
+    out = store.online([4, 9, 4], 2, *names)
     views = [clip.preprocess.augment(source.records[i].image.open(), stream(*names, i)) for i in (4, 9, 4)]
     expected = clip.visual.hidden(clip.preprocess.normalise(torch.stack(views)), 2)
     assert (out - expected).abs().max() < 1e-5
@@ -182,17 +186,15 @@ def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: S
 
 def test_augmented_views_differ_by_every_name(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, small.CPU, 0)
-    base = store.augmented([4], 2, 7, "view", "site-1", 2, 0)
+    base = store.online([4], 2, 7, "view", "site-1", 2, 0)
     others = [
         (8, "view", "site-1", 2, 0),
         (7, "view", "site-2", 2, 0),
         (7, "view", "site-1", 3, 0),
         (7, "view", "site-1", 2, 1),
     ]
-    assert all(not torch.equal(store.augmented([4], 2, *names), base) for names in others)
-    assert torch.equal(
-        store.augmented([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4)
-    )
+    assert all(not torch.equal(store.online([4], 2, *names), base) for names in others)
+    assert torch.equal(store.online([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4))
 
 
 def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
@@ -203,7 +205,7 @@ def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
     records = [small.Record(image, 0, "a") for image in images]
     store = Activations(clip, records, small.CPU, 0)
     assert store.get([0, 1, 2, 3], 1).shape == (4, 5, 32)
-    assert store.augmented([0, 1, 2, 3], 4, 0, "a").shape == (4, 16)
+    assert store.online([0, 1, 2, 3], 4, 0, "a").shape == (4, 16)
 
 
 def test_the_transform_has_an_identity(clip: FrozenCLIP) -> None:

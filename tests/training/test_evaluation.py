@@ -13,6 +13,7 @@ from fedvlm.data import Client, Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
+from fedvlm.training.activations import TEST, Memory
 from fedvlm.training.evaluation import Bench, evaluate
 
 
@@ -112,8 +113,8 @@ def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCL
     """Labels stay with images: features planted at the class names' own text features are found again."""
     text = clip.classifier([fed.source.classnames[k] for k in range(7)])
     table = bench(clip, fed)
-    planted = {index: text[record.label] for index, record in enumerate(fed.source.records)}
-    table.activations.rows[clip.visual.depth + 1] = planted
+    planted = table.activations.memory[clip.visual.depth + 1] = Memory()
+    planted.add([(i, TEST) for i in range(len(fed.source))], text[[record.label for record in fed.source.records]])
     result = evaluate(table, fed.clients[0], {}, {})
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -22,6 +24,8 @@ MAX_ASPECT = 64
 """Longest side over shortest: resizing the short side of a narrower image to 224 would fill the memory."""
 MAX_TEXT_BYTES = 256 * 2**20
 """Larger lists (CSV, JSON) are refused: no data set of photographs comes near."""
+
+_blake = partial(hashlib.blake2b, digest_size=20)
 
 Kind = Literal["missing", "unreadable", "too large", "too narrow"]
 
@@ -53,6 +57,11 @@ class FileImage:
         with _told(str(self.root / self.path)), inside(self.root, self.path).open("rb") as file:
             return decode(file, self.max_megapixels)
 
+    def digest(self) -> str:
+        """Of the file's bytes. Raises FedvlmError naming the file if it cannot be read."""
+        with _told(str(self.root / self.path)), inside(self.root, self.path).open("rb") as file:
+            return hashlib.file_digest(file, _blake).hexdigest()
+
     def problem(self) -> Problem | None:
         """What is wrong with the file, from its header and checksums; None for a usable image.
 
@@ -80,6 +89,10 @@ class EncodedImage:
         """The decoded RGB image, upright. Raises FedvlmError naming the key if it cannot be decoded."""
         with _told(self.key):
             return decode(io.BytesIO(self.data), self.max_megapixels)
+
+    def digest(self) -> str:
+        """Of the encoded bytes."""
+        return _blake(self.data).hexdigest()
 
     def problem(self) -> Problem | None:
         """What is wrong with the bytes; None for a usable image."""

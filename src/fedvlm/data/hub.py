@@ -41,6 +41,10 @@ class HubImage:
         """The decoded RGB image, upright. Raises FedvlmError naming the row if it cannot be decoded."""
         return EncodedImage(self.key, self.table.encoded(self.row), self.table.max_megapixels).open()
 
+    def digest(self) -> str:
+        """Of the encoded bytes. Raises FedvlmError naming the row if there are none."""
+        return EncodedImage(self.key, self.table.encoded(self.row)).digest()
+
     def problem(self) -> Problem | None:
         """What is wrong with the image; None for a usable one."""
         try:

@@ -17,7 +17,8 @@ Split = Literal["train", "val", "test"]
 class Image(Protocol):
     """An image that is fetched when it is needed.
 
-    A drawn image has an attribute `spec` besides, so that many can be rendered at once (`pixels.read_images`).
+    A drawn image has an attribute `spec` besides, so that many can be rendered at once (`pixels.read_images`). One
+    that comes from bytes has a method `digest`, by which its activations are found again in later runs.
     """
 
     @property

@@ -14,6 +14,7 @@ from fedvlm.federation import wire
 from fedvlm.methods.base import Config, Method, State, Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
+from fedvlm.training.activations import TEST
 from fedvlm.training.evaluation import Bench
 from fedvlm.training.local import Batch, orders, schedule, train
 
@@ -29,7 +30,8 @@ class Task:
     seed: int
     rounds: int
     participation: float = 1.0
-    augment: bool = False
+    views: str | int = "none"
+    """What training sees (see `Experiment.views`)."""
     every: int = 1
     """Evaluate after every so many rounds."""
     state: State | None = None
@@ -87,11 +89,20 @@ def _batches(task: Task, round_: int, client: Client) -> Iterator[Batch]:
     entry = bench.base.entry
     for epoch in range(config.epochs):
         draws = stream(task.seed, "order", client.name, round_, epoch)
+        views = _views(task, client, round_, epoch)
         for batch in orders(len(client.train), config.batch, config.drop_last, draws):
             indices = [client.train[position] for position in batch]
-            hidden = (
-                bench.activations.augmented(indices, entry, task.seed, "view", client.name, round_, epoch)
-                if task.augment
-                else bench.activations.get(indices, entry)
-            )
+            if task.views == "online":
+                names = ("view", client.name, round_, epoch)
+                hidden = bench.activations.online(indices, entry, task.seed, *names)
+            else:
+                hidden = bench.activations.get(indices, entry, [views[position] for position in batch])
             yield hidden, labels[torch.tensor(batch, device=labels.device)]
+
+
+def _views(task: Task, client: Client, round_: int, epoch: int) -> list[int]:
+    """Which remembered view of each training image an epoch uses."""
+    if isinstance(task.views, str):
+        return [TEST] * len(client.train)
+    draws = stream(task.seed, "view", client.name, round_, epoch)
+    return [int(view) for view in draws.integers(task.views, size=len(client.train))]

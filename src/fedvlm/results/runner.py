@@ -27,9 +27,10 @@ from fedvlm.results.folder import Point, RunFolder
 from fedvlm.results.progress import Reporter
 from fedvlm.streams import stream, torch_stream
 from fedvlm.training import device as devices
-from fedvlm.training.activations import Activations
+from fedvlm.training.activations import TEST, Activations, Key
 from fedvlm.training.device import Device
 from fedvlm.training.evaluation import Bench
+from fedvlm.training.store import DTYPES, Store, folder
 
 GIB = 2**30
 
@@ -110,7 +111,7 @@ def _scene(run: _Run, seed: int) -> _Scene:
     settings = run.experiment
     if run.source is None or isinstance(settings.data, ScenesData):
         run.source = load_source(settings.data, seed)
-        run.activations = Activations(run.clip, run.source.records, run.device, int(settings.compute.cache_gib * GIB))
+        run.activations = _activations(run.clip, run.source, run.device, settings)
     assert run.activations is not None
     federation = federate(run.source, settings, seed)
     folder = run.folder.path / f"seed-{seed}"
@@ -121,6 +122,12 @@ def _scene(run: _Run, seed: int) -> _Scene:
     elif Federation.from_json(run.source, durable.read_json(saved)).digest() != federation.digest():
         raise FedvlmError(f"{saved} is not the partition these settings and versions give: start with --overwrite")
     return _Scene(seed, federation, run.activations)
+
+
+def _activations(clip: FrozenCLIP, source: Source, device: Device, settings: Experiment) -> Activations:
+    compute = settings.compute
+    store = Store(folder(), int(compute.disk_gib * GIB)) if compute.disk_gib else None
+    return Activations(clip, source.records, device, int(compute.cache_gib * GIB), store, DTYPES[compute.kept_as])
 
 
 def _announce(run: _Run, scene: _Scene) -> None:
@@ -185,7 +192,7 @@ def _task(run: _Run, scene: _Scene, method: Method) -> Task:
         seed=scene.seed,
         rounds=settings.rounds,
         participation=settings.participation,
-        augment=settings.augment,
+        views=settings.views,
         every=settings.evaluation.every,
         state=settings.evaluation.state,
     )
@@ -197,7 +204,7 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     if (finished := point.result()) is not None:
         return finished
     task = _task(run, scene, method)
-    scene.activations.prepare(_needed(scene.federation, run.experiment.augment), task.bench.base.entry)
+    scene.activations.prepare(_needed(scene.federation, run.experiment.views), task.bench.base.entry)
     state, length = point.checkpoint.load() or (engine.start(task), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, scene.seed, task.rounds, state.round)
@@ -210,11 +217,14 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     return result
 
 
-def _needed(federation: Federation, augment: bool) -> set[int]:
-    """Records whose test view will be asked for: all evaluated ones, and the trained ones unless they are augmented."""
-    lists = [*federation.tests.values(), *(client.local for client in federation.clients)]
-    lists += [] if augment else [client.train for client in federation.clients]
-    return {index for indices in lists for index in indices}
+def _needed(federation: Federation, views: str | int) -> set[Key]:
+    """What will be asked for: the test view of evaluated images, and what training sees unless that is always new."""
+    tested = [*federation.tests.values(), *(client.local for client in federation.clients)]
+    needed = {(index, TEST) for indices in tested for index in indices}
+    if views != "online":
+        seen = [TEST] if isinstance(views, str) else range(views)
+        needed |= {(index, view) for client in federation.clients for index in client.train for view in seen}
+    return needed
 
 
 def _result(point: Point, task: Task, state: State) -> dict[str, Any]:

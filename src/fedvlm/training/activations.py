@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,61 +15,122 @@ from fedvlm.data.pixels import read_images
 from fedvlm.data.record import Record
 from fedvlm.streams import stream
 from fedvlm.training.device import Device
+from fedvlm.training.store import Shelf, Store
 
 CHUNK = 64
 """Images decoded and encoded at a time: bounds memory for any number of images."""
 FEWEST = 8
 """Rows of the smallest batch that is encoded."""
+TEST = -1
+"""The view under the test transform; 0, 1, ... are views of the bank, drawn once per image with the augmentation."""
+
+Key = tuple[int, int]
+"""A record's position and a view of it."""
+
+
+class Memory:
+    """Rows of one entry, in a few large tensors."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
+        self.places: dict[Key, tuple[int, int]] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.numel() * block.element_size() for block in self.blocks)
+
+    def add(self, keys: Sequence[Key], block: Tensor) -> None:
+        """Take over the rows `[n, ...]` of these keys."""
+        self.places |= {key: (len(self.blocks), row) for row, key in enumerate(keys)}
+        self.blocks.append(block)
+
+    def get(self, keys: Sequence[Key]) -> Tensor:
+        """Rows `[B, ...]` of their own, all of them held."""
+        places = [self.places[key] for key in keys]
+        numbers = {block for block, _ in places}
+        if len(numbers) == 1:
+            block = self.blocks[numbers.pop()]
+            return block.index_select(0, torch.tensor([row for _, row in places], device=block.device))
+        return torch.stack([self.blocks[block][row] for block, row in places])
+
+    def only(self, keys: Iterable[Key]) -> Memory:
+        """A memory that holds of these keys those that this one holds."""
+        kept, new = [key for key in keys if key in self.places], Memory()
+        if kept:
+            new.add(kept, self.get(kept))
+        return new
 
 
 class Activations:
-    """Activations of a source's images at any entry of the image encoder, up to `limit_bytes` of them remembered.
+    """Activations of a source's images at any entry of the image encoder, up to `limit_bytes` of them in memory.
 
-    `prepare` encodes everything a run will ask for, in one fixed order and fixed chunks, so that rounding does not
-    depend on who asks first or on where an interrupted run is taken up. What does not fit is computed when asked
-    for. Rows are float32 on the CLIP's device.
+    `prepare` encodes everything a run will ask for, in one fixed order, so that rounding does not depend on who asks
+    first or on where an interrupted run is taken up. With a `store`, rows of image files are also kept on disk and
+    taken from there. What is held nowhere is computed when asked for. Rows are float32 on the CLIP's device.
     """
 
-    def __init__(self, clip: FrozenCLIP, records: Sequence[Record], device: Device, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        records: Sequence[Record],
+        device: Device,
+        limit_bytes: int,
+        store: Store | None = None,
+        kept_as: torch.dtype = torch.float32,
+    ) -> None:
         self.clip = clip
         self.records = records
         self.device = device
         self.limit_bytes = limit_bytes
-        self.rows: dict[int, dict[int, Tensor]] = {}
+        self.store = store
+        self.kept_as = kept_as
+        self.memory: dict[int, Memory] = {}
+        self.shelves: dict[int, Shelf] = {}
+        self.digests: dict[int, str | None] = {}
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all remembered rows."""
-        return sum(len(rows) * _size(next(iter(rows.values()))) for rows in self.rows.values() if rows)
+        """Bytes of all rows in memory."""
+        return sum(memory.used_bytes for memory in self.memory.values())
 
-    def prepare(self, indices: Iterable[int], entry: int) -> None:
-        """Remember these records at `entry`, in rising order, as far as the bound allows.
+    def prepare(self, keys: Iterable[Key], entry: int) -> None:
+        """Remember these views at `entry`, in rising order, as far as the bounds of memory and disk allow.
 
         What is not asked for gives way when room is needed, so what is kept depends on the request alone.
         """
-        wanted = sorted(set(indices))
-        rows = self.rows.setdefault(entry, {})
-        missing = [index for index in wanted if index not in rows]
+        wanted = sorted(set(keys))
+        missing = [key for key in wanted if key not in self.memory.setdefault(entry, Memory()).places]
+        block, filled = None, 0
+        for start in range(0, len(missing), CHUNK):
+            rows = self._rows(missing[start : start + CHUNK], entry)
+            if block is None:
+                block = rows.new_empty(self._room(entry, wanted, len(missing), rows[0]), *rows.shape[1:])
+            part = rows[: len(block) - filled]
+            block[filled : filled + len(part)] = part
+            filled += len(part)
+            if filled == len(block) and self._shelf(entry) is None:
+                break
+        if filled:
+            assert block is not None
+            self.memory[entry].add(missing[:filled], block)
+
+    def get(self, indices: Sequence[int], entry: int, views: Sequence[int] | None = None) -> Tensor:
+        """Activations `[B, ...]` of these records at `entry`, under the test transform or in these views."""
+        keys = list(zip(indices, views or [TEST] * len(indices), strict=True))
+        held = self.memory.get(entry) or Memory()
+        missing = [key for key in dict.fromkeys(keys) if key not in held.places]
+        if not missing:
+            return held.get(keys)
+        fresh: dict[Key, Tensor] = {}
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            hidden = self._test_views(chunk, entry)
-            if not self._fits(hidden, entry, wanted):
-                return
-            rows = self.rows[entry]
-            # Rows of their own: views would keep whole chunks alive.
-            rows |= {index: row.clone() for index, row in zip(chunk, hidden, strict=True)}
+            fresh |= dict(zip(chunk, self._rows(chunk, entry), strict=True))
+        rest = [key for key in keys if key not in fresh]
+        fresh |= dict(zip(rest, held.get(rest), strict=True)) if rest else {}
+        return torch.stack([fresh[key] for key in keys])
 
-    def get(self, indices: Sequence[int], entry: int) -> Tensor:
-        """Activations `[B, ...]` of these records under the test transform at `entry`."""
-        rows = self.rows.get(entry, {})
-        missing = [index for index in dict.fromkeys(indices) if index not in rows]
-        fresh: dict[int, Tensor] = {}
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            fresh |= dict(zip(chunk, self._test_views(chunk, entry), strict=True))
-        return torch.stack([fresh[index] if index in fresh else rows[index] for index in indices])
-
-    def augmented(self, indices: Sequence[int], entry: int, seed: int, *names: int | str) -> Tensor:
+    def online(self, indices: Sequence[int], entry: int, seed: int, *names: int | str) -> Tensor:
         """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i)."""
         views = [
             self.clip.preprocess.augment(image, stream(seed, *names, index))
@@ -75,17 +138,66 @@ class Activations:
         ]
         return self._encode(views, entry)
 
-    def _test_views(self, indices: Sequence[int], entry: int) -> Tensor:
-        return self._encode([self.clip.preprocess.test(image) for image in self._read(indices)], entry)
+    def _room(self, entry: int, wanted: Iterable[Key], count: int, row: Tensor) -> int:
+        """How many of `count` more rows fit, after what is not wanted has given way if it must."""
+        size = row.numel() * row.element_size()
+        if self.used_bytes + size * count > self.limit_bytes:
+            self.memory = {entry: self.memory[entry]}
+        if self.used_bytes + size * count > self.limit_bytes:
+            self.memory[entry] = self.memory[entry].only(wanted)
+        return min(count, max(0, self.limit_bytes - self.used_bytes) // size)
 
-    def _fits(self, hidden: Tensor, entry: int, wanted: Iterable[int]) -> bool:
-        size = len(hidden) * _size(hidden[0])
-        if self.used_bytes + size > self.limit_bytes:
-            self.rows = {entry: self.rows[entry]}
-        if self.used_bytes + size > self.limit_bytes:
-            held = self.rows[entry]
-            self.rows[entry] = {index: held[index] for index in wanted if index in held}
-        return self.used_bytes + size <= self.limit_bytes
+    def _rows(self, keys: Sequence[Key], entry: int) -> Tensor:
+        """Rows `[B, ...]` of at most CHUNK distinct keys, from disk or from the encoder."""
+        shelf = self._shelf(entry)
+        if shelf is None:
+            return self._encode(self._pixels(keys), entry)
+        names = [self._name(key) for key in keys]
+        stored = shelf.read(sorted(shelf.find(name for name in names if name)))
+        missing = [place for place, name in enumerate(names) if name not in stored]
+        rows = {place: stored[str(name)] for place, name in enumerate(names) if name in stored}
+        if missing:
+            fresh = self._encode(self._pixels([keys[place] for place in missing]), entry).to(self.kept_as)
+            rows |= dict(zip(missing, fresh, strict=True))
+            if all(names):
+                shelf.add([str(names[place]) for place in missing], fresh)
+        return torch.stack([rows[place].to(self.device.device) for place in range(len(keys))]).float()
+
+    def _shelf(self, entry: int) -> Shelf | None:
+        if self.store is None or not self.records or not hasattr(self.records[0].image, "digest"):
+            return None
+        if entry not in self.shelves:
+            facts: dict[str, Any] = {
+                "model": self.clip.name, "weights": self.clip.digest, "entry": entry, "kept as": str(self.kept_as),
+                "computed in": str(self.device.dtype), "on": self.device.device.type,
+                "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
+            }  # fmt: skip
+            self.shelves[entry] = self.store.shelf(facts)
+        return self.shelves[entry]
+
+    def _name(self, key: Key) -> str | None:
+        """A row's name on disk: digest of the image's bytes, and the view."""
+        digest = self._digest(key[0])
+        return None if digest is None else f"{digest}:{key[1]}"
+
+    def _digest(self, index: int) -> str | None:
+        if index not in self.digests:
+            image = self.records[index].image
+            self.digests[index] = image.digest() if hasattr(image, "digest") else None
+        return self.digests[index]
+
+    def _pixels(self, keys: Sequence[Key]) -> list[Tensor]:
+        indices = list(dict.fromkeys(index for index, _ in keys))
+        images = dict(zip(indices, self._read(indices), strict=True))
+        return [self._view(images[index], index, view) for index, view in keys]
+
+    def _view(self, image: Image.Image, index: int, view: int) -> Tensor:
+        if view == TEST:
+            return self.clip.preprocess.test(image)
+        # A view of the bank depends on the image alone, so that runs of all seeds share it.
+        return self.clip.preprocess.augment(
+            image, stream(view, "bank", self._digest(index) or self.records[index].image.key)
+        )
 
     def _read(self, indices: Sequence[int]) -> list[Image.Image]:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
@@ -98,7 +210,3 @@ class Activations:
         batch = self.clip.preprocess.normalise(torch.stack(filled).to(self.device.device))
         with self.device.autocast():
             return self.clip.visual.hidden(batch, entry).float()[: len(pixels)]
-
-
-def _size(row: Tensor) -> int:
-    return row.numel() * row.element_size()

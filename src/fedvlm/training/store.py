@@ -1,0 +1,214 @@
+"""Remembered activations on disk, shared by runs and processes. Any of it may be deleted at any time.
+
+A shelf holds the rows of one kind: same weights, transform, entry and precision. Its files are safetensors with a
+checksum for every row; they appear whole or not at all and are never changed, so processes need no lock. A file that
+is damaged is noticed, deleted and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedvlm import durable
+from fedvlm.errors import FedvlmError
+
+FACTS = "facts.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_STALE_S = 3600
+"""Temporary files older than this were left by a process that was killed."""
+
+
+def folder() -> Path:
+    """`$FEDVLM_CACHE`, or `fedvlm` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FEDVLM_CACHE") or f"{home}/fedvlm").expanduser() / "activations"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one shelf holds: the facts its rows depend on, files, bytes, and when it was last used (seconds)."""
+
+    path: Path
+    facts: dict[str, Any]
+    files: int
+    size: int
+    used: float
+
+    def mentions(self, words: str) -> bool:
+        """Whether the facts contain these words, in any case."""
+        return words.lower() in json.dumps(self.facts).lower()
+
+
+class Store:
+    """All shelves below a folder, together at most `limit_bytes`: the files not used for longest give way."""
+
+    def __init__(self, root: Path, limit_bytes: int) -> None:
+        self.root, self.limit_bytes = root, limit_bytes
+        self.is_writable = True
+
+    def shelf(self, facts: Mapping[str, Any]) -> Shelf:
+        """The shelf of rows that depend on exactly these facts."""
+        return Shelf(self, self.root / durable.json_digest(dict(facts))[:24], dict(facts))
+
+    def held(self) -> list[Held]:
+        """What there is, the most recently used first."""
+        found = []
+        for path in self.root.glob(f"*/{FACTS}"):
+            files = [stat for _, stat in _files(path.parent)]
+            with contextlib.suppress(OSError, ValueError):
+                facts = json.loads(path.read_text())
+                used = max((stat.st_mtime for stat in files), default=path.stat().st_mtime)
+                found.append(Held(path.parent, facts, len(files), sum(stat.st_size for stat in files), used))
+        return sorted(found, key=lambda held: -held.used)
+
+    def clear(self, words: str = "") -> int:
+        """Delete the shelves whose facts contain `words` (all by default); gives the bytes that became free."""
+        freed = 0
+        for held in self.held():
+            if held.mentions(words):
+                freed += held.size
+                for file in held.path.iterdir():
+                    _delete(file)
+                with contextlib.suppress(OSError):
+                    held.path.rmdir()
+        return freed
+
+    def give_up(self, error: Exception) -> None:
+        """Go on without writing: a cache that cannot be kept must not end a run."""
+        self.is_writable = False
+        warnings.warn(f"activations are not kept on disk: {error}", stacklevel=3)
+
+    def make_room(self, size: int) -> bool:
+        """Delete the longest unused files until `size` more bytes fit; False if they never can."""
+        if size > self.limit_bytes:
+            return False
+        files = sorted((stat.st_mtime, stat.st_size, path) for path, stat in _files(self.root))
+        total = sum(size for _, size, _ in files)
+        for _, length, path in files:
+            if total + size <= self.limit_bytes:
+                break
+            _delete(path)
+            total -= length
+        return True
+
+
+class Shelf:
+    """Rows by key, such as an image's digest and the number of its view."""
+
+    def __init__(self, store: Store, path: Path, facts: dict[str, Any]) -> None:
+        self.store, self.path, self.facts = store, path, facts
+        self.places: dict[str, tuple[Path, int]] = {}
+        self.seen: set[Path] = set()
+
+    def find(self, keys: Iterable[str]) -> set[str]:
+        """Which of these are held, by this or any other process until now."""
+        for file, _ in _files(self.path):
+            if file not in self.seen:
+                self._index(file)
+        return {key for key in keys if key in self.places}
+
+    def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The rows held, in their own precision; damaged ones are dropped with their file."""
+        files: dict[Path, list[tuple[str, int]]] = {}
+        for key in keys:
+            if key in self.places:
+                file, row = self.places[key]
+                files.setdefault(file, []).append((key, row))
+        found: dict[str, Tensor] = {}
+        for file, wanted in files.items():
+            try:
+                found |= dict(_rows(file, wanted))
+                os.utime(file)
+            except (OSError, SafetensorError, ValueError):
+                self._drop(file)
+        return found
+
+    def add(self, keys: Sequence[str], rows: Tensor) -> None:
+        """Keep these rows `[n, ...]`. A full or forbidden disk ends the keeping, not the run."""
+        if not self.store.is_writable:
+            return
+        rows = rows.contiguous().cpu()
+        if not self.store.make_room(rows.numel() * rows.element_size()):
+            self.store.give_up(FedvlmError("a single file is larger than compute.disk_gib"))
+            return
+        sums = torch.tensor([_sum(row) for row in rows], dtype=torch.int64)
+        try:
+            self._start()
+            handle, temporary = tempfile.mkstemp(dir=self.path, suffix=".part")
+            os.close(handle)
+            try:
+                save_file({"rows": rows, "sums": sums}, temporary, {"keys": json.dumps(list(keys))})
+                file = self.path / f"{durable.json_digest([list(keys), time.time_ns(), os.getpid()])[:24]}.safetensors"
+                os.replace(temporary, file)
+            finally:
+                _delete(Path(temporary))
+        except (OSError, SafetensorError, FedvlmError) as error:
+            self.store.give_up(error)
+            return
+        self.seen.add(file)
+        self.places |= {key: (file, row) for row, key in enumerate(keys)}
+
+    def _start(self) -> None:
+        if not (self.path / FACTS).exists():
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            durable.write_json(self.path / FACTS, self.facts)
+        for file in self.path.glob("*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > _STALE_S:
+                    _delete(file)
+
+    def _index(self, file: Path) -> None:
+        self.seen.add(file)
+        try:
+            with safe_open(file, "pt") as opened:
+                keys = json.loads(opened.metadata()["keys"])
+                if len(keys) != opened.get_slice("rows").get_shape()[0]:
+                    raise ValueError
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            _delete(file)
+            return
+        self.places |= {key: (file, row) for row, key in enumerate(keys) if key not in self.places}
+
+    def _drop(self, file: Path) -> None:
+        _delete(file)
+        self.places = {key: place for key, place in self.places.items() if place[0] != file}
+
+
+def _rows(file: Path, wanted: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, "pt") as opened:
+        rows, sums = opened.get_slice("rows"), opened.get_tensor("sums").tolist()
+        for key, number in wanted:
+            row = rows[number : number + 1][0]
+            if _sum(row) != sums[number]:
+                raise ValueError(f"{file}: row {number} is damaged")
+            yield key, row
+
+
+def _sum(row: Tensor) -> int:
+    return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*.safetensors"):
+        with contextlib.suppress(OSError):  # another process may have deleted it
+            yield path, path.stat()
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,211 @@
+"""Activations on disk: found again by other runs, never trusted, never too many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import small
+import torch
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Record
+from fedvlm.data.files import FileImage
+from fedvlm.streams import stream
+from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.store import Store, folder
+
+MANY = 1 << 30
+KEYS = [(index, view) for index in range(5) for view in (TEST, 0, 1)]
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return small.clip()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Five photographs in files."""
+    found = []
+    for number in range(5):
+        pixels = stream(number, "photo").integers(0, 256, size=(20 + number, 24, 3)).astype("uint8")
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        found.append(Record(FileImage(tmp_path, f"{number}.png"), 0, "cat"))
+    return found
+
+
+@pytest.fixture
+def encoded(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the encoder got."""
+    sizes: list[int] = []
+    real = clip.visual.hidden
+    monkeypatch.setattr(
+        clip.visual, "hidden", lambda pixels, entry: [sizes.append(len(pixels)), real(pixels, entry)][1]
+    )
+    return sizes
+
+
+def new(clip: FrozenCLIP, records: list[Record], root: Path, limit: int = MANY, **more: Any) -> Activations:
+    """As a new process would make it."""
+    return Activations(clip, records, small.CPU, more.pop("memory", MANY), Store(root, limit), **more)
+
+
+def rows(made: Activations, entry: int = 2) -> torch.Tensor:
+    return made.get([index for index, _ in KEYS], entry, [view for _, view in KEYS])
+
+
+@pytest.mark.parametrize("memory", [MANY, 0])
+def test_a_later_run_encodes_nothing(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, encoded: list[int], memory: int
+) -> None:
+    first = new(clip, records, tmp_path / "c")
+    first.prepare(KEYS, 2)
+    kept, done = rows(first), len(encoded)
+    later = new(clip, records, tmp_path / "c", memory=memory)
+    later.prepare(KEYS, 2)
+    assert torch.equal(rows(later), kept)
+    assert len(encoded) == done
+    assert later.used_bytes == (first.used_bytes if memory else 0)
+
+
+def test_what_memory_cannot_hold_goes_to_disk(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, encoded: list[int]
+) -> None:
+    made = new(clip, records, tmp_path / "c", memory=2000)
+    made.prepare(KEYS, 2)
+    assert made.used_bytes <= 2000
+    done = len(encoded)
+    assert torch.equal(rows(made), rows(new(clip, records, tmp_path / "d")))
+    assert len(encoded) == done + 1  # the other one's
+
+
+def test_views_of_the_bank(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
+    """Two views of an image differ, and are the same for a copy of the image elsewhere and with any seed."""
+    made = new(clip, records, tmp_path / "c")
+    one, two, test = made.get([0, 0, 0], 2, [0, 1, TEST])
+    assert min((one - two).abs().max(), (one - test).abs().max()) > 1e-3
+    pixels = clip.preprocess.augment(records[0].image.open(), stream(1, "bank", records[0].image.digest()))  # type: ignore[attr-defined]
+    expected = clip.visual.hidden(clip.preprocess.normalise(pixels[None]), 2)[0]
+    assert (two - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights": 1}, {"entry": 3}, {"image": 1}, {"kept_as": torch.float16}, {"size": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_anything_a_row_depends_on_gives_another_row(
+    records: list[Record], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    clip = small.clip()
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    entry, more = change.get("entry", 2), {"kept_as": change["kept_as"]} if "kept_as" in change else {}
+    if "weights" in change:
+        clip.digest = "others"
+    if "size" in change:
+        clip.preprocess = type(clip.preprocess)(16, mean=(0.1, 0.2, 0.3))
+    if "image" in change:
+        PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "0.png")
+    before = len(list((tmp_path / "c").rglob("*.safetensors")))
+    made = new(clip, records, tmp_path / "c", **more)
+    made.prepare(KEYS, entry)
+    assert len(list((tmp_path / "c").rglob("*.safetensors"))) > before
+    direct = Activations(clip, records, small.CPU, 0)
+    tolerance = 1e-2 if more else 1e-5
+    assert (rows(made, entry) - rows(direct, entry)).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "junk"])
+def test_a_damaged_file_is_noticed_and_made_again(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, damage: str
+) -> None:
+    first = new(clip, records, tmp_path / "c")
+    first.prepare(KEYS, 2)
+    (file,) = (tmp_path / "c").rglob("*.safetensors")
+    data = file.read_bytes()
+    # The rows' bytes are at the end, or just before the checksums: both must be noticed.
+    middle = len(data) // 2
+    file.write_bytes({
+        "cut": data[:middle], "empty": b"", "junk": b"no file of ours",
+        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }[damage])  # fmt: skip
+    later = new(clip, records, tmp_path / "c")
+    later.prepare(KEYS, 2)
+    assert torch.equal(rows(later), rows(first))
+    assert not file.exists()
+    again = new(clip, records, tmp_path / "c")
+    assert len(again._shelf(2).find([str(again._name(key)) for key in KEYS])) == len(KEYS)  # type: ignore[union-attr]
+
+
+def test_the_bound_holds_and_the_longest_unused_gives_way(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path
+) -> None:
+    row = 5 * 32 * 4
+    limit = 3 * 5 * row + 3000  # three files of five rows, with their headers
+    for view in range(6):
+        made = new(clip, records, tmp_path / "c", limit)
+        made.prepare([(index, view) for index in range(5)], 2)
+        files = list((tmp_path / "c").rglob("*.safetensors"))
+        assert sum(file.stat().st_size for file in files) <= limit + 1000
+        for age, file in enumerate(sorted(files, key=lambda file: file.stat().st_mtime)):
+            os.utime(file, (age + 10 * view, age + 10 * view))
+    held = new(clip, records, tmp_path / "c")._shelf(2)
+    assert held is not None
+    assert not held.find([str(made._name((0, 0)))])
+    assert held.find([str(made._name((0, 5)))])
+
+
+def test_a_disk_that_cannot_be_written_does_not_end_a_run(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path
+) -> None:
+    (tmp_path / "c").write_text("a file where the folder should be")
+    made = new(clip, records, tmp_path / "c")
+    with pytest.warns(UserWarning, match="activations are not kept on disk"):
+        made.prepare(KEYS, 2)
+    assert torch.equal(rows(made), rows(Activations(clip, records, small.CPU, MANY)))
+
+
+def test_drawn_images_are_not_kept(clip: FrozenCLIP, tmp_path: Path) -> None:
+    """Images without bytes of their own are drawn again: nothing is looked up by a name that cannot be trusted."""
+    made = new(clip, list(small.source(each=2).records), tmp_path / "c")
+    made.prepare([(0, TEST), (1, 0)], 2)
+    assert not (tmp_path / "c").exists()
+
+
+def _fill(path: Path, root: Path) -> list[float]:
+    records = [Record(FileImage(path, f"{number}.png"), 0, "cat") for number in range(5)]
+    made = new(small.clip(), records, root)
+    made.prepare(KEYS, 2)
+    return [float(value) for value in rows(made).sum((1, 2))]
+
+
+def test_processes_share_it(records: list[Record], tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        found = pool.starmap(_fill, [(tmp_path, tmp_path / "c")] * 6)
+    assert all(other == found[0] for other in found)
+
+
+def test_what_is_held_and_clearing_it(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    new(clip, records, tmp_path / "c").prepare(KEYS, 3)
+    store = Store(tmp_path / "c", MANY)
+    held = store.held()
+    assert sorted(item.facts["entry"] for item in held) == [2, 3]
+    assert all(item.files == 1 and item.size > 0 and item.used > 0 for item in held)
+    assert store.clear("no such model") == 0
+    assert store.clear("SMALL") == sum(item.size for item in held)
+    assert store.held() == []
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVLM_CACHE", "/x")
+    assert folder() == Path("/x/activations")
+    monkeypatch.delenv("FEDVLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/y")
+    assert folder() == Path("/y/fedvlm/activations")
