@@ -154,6 +154,38 @@ def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path
 
 
 @app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PROTOCOL]...", help="Default: all.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder that holds caltech-101 in CoOp's layout.")] = Path("data"),
+    models: Annotated[Path, typer.Option(help="Where random CLIPs are, or will be made.")] = Path("models"),
+    tokenizer: Annotated[str, typer.Option(help="Model whose tokenizer random CLIPs take.")] = "embedded",
+    out: Annotated[Path, typer.Option(help="JSON to write; the table goes beside it.")] = Path("bench.json"),
+    steps: Annotated[int, typer.Option(help="Training steps to time.")] = 2,
+    images: Annotated[int, typer.Option(help="Test images to time.")] = 100,
+    list_: Annotated[bool, typer.Option("--list", help="Only list the protocols.")] = False,
+) -> None:
+    """Time the released procedure and this package side by side, and compare their results."""
+    from fedvlm import durable
+    from fedvlm.bench import protocols, report
+    from fedvlm.bench.side import Sizes
+
+    console = _console()
+    chosen = names or list(protocols.PROTOCOLS)
+    if list_:
+        for protocol in map(protocols.named, chosen):
+            console.print(f"{protocol.name:20} {protocol.title}", highlight=False)
+        return
+    rows = report.bench(chosen, data, models, tokenizer, Sizes(steps, images), console.print)
+    shown = Table(*report.HEADER, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*report.cells(row))
+    console.print(shown)
+    durable.write_json(out, report.as_json(rows))
+    durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
+    console.print(f"columns without a name: this package; before them the released procedure. Written: {out}")
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",

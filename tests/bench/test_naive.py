@@ -43,9 +43,7 @@ def slow(task: Task, clip: FrozenCLIP) -> Task:
 
 
 @pytest.mark.parametrize("views", ["none", 2, "online"])
-@pytest.mark.parametrize(
-    "name", ["zero_shot", "coop", "promptfl", "local_mma", "fedmma", "pfedmma", "pfedmoap"]
-)
+@pytest.mark.parametrize("name", ["zero_shot", "coop", "promptfl", "local_mma", "fedmma", "pfedmma", "pfedmoap"])
 def test_a_federated_run_is_the_same(name: str, views: Any, clip: FrozenCLIP, fed: Federation) -> None:
     if name.endswith("mma") and clip.config == CLIPS["resnet"]:
         pytest.skip("adapters need a transformer")

@@ -144,6 +144,10 @@ class Plain:
         """Nothing ahead of the images: the text encoder runs for every batch."""
         return constants
 
+    def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
+        """`[B, K]` of normalised pixels `[B, 3, S, S]`."""
+        raise NotImplementedError
+
 
 class PlainTemplate(Plain):
     """Zero-shot: fixed texts, encoded once (as released)."""

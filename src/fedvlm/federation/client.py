@@ -70,7 +70,7 @@ def visit(task: Task, round_: int, client: Client, personal: Named | None, recei
             task.bench.base,
             assemble(task, personal, received),
             received,
-            _batches(task, round_, client),
+            batches(task, round_, client),
             task.bench.activations.device,
             schedule(config, round_, task.rounds),
         )
@@ -81,7 +81,7 @@ def visit(task: Task, round_: int, client: Client, personal: Named | None, recei
     return Visit(uplink, kept, trained.losses, time.perf_counter() - start)
 
 
-def _batches(task: Task, round_: int, client: Client) -> Iterator[Batch]:
+def batches(task: Task, round_: int, client: Client) -> Iterator[Batch]:
     """Shuffled batches of all epochs; order and views come from streams named by client, round and epoch."""
     config, bench = task.method.config, task.bench
     assert isinstance(config, Config)

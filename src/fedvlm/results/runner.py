@@ -204,7 +204,7 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     if (finished := point.result()) is not None:
         return finished
     task = _task(run, scene, method)
-    scene.activations.prepare(_needed(scene.federation, run.experiment.views), task.bench.base.entry)
+    scene.activations.prepare(needed(scene.federation, run.experiment.views), task.bench.base.entry)
     state, length = point.checkpoint.load() or (engine.start(task), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, scene.seed, task.rounds, state.round)
@@ -217,7 +217,7 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
     return result
 
 
-def _needed(federation: Federation, views: str | int) -> set[Key]:
+def needed(federation: Federation, views: str | int) -> set[Key]:
     """What will be asked for: the test view of evaluated images, and what training sees unless that is always new."""
     tested = [*federation.tests.values(), *(client.local for client in federation.clients)]
     needed = {(index, TEST) for indices in tested for index in indices}

@@ -29,9 +29,10 @@ class Device:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def choose(settings: ComputeSection) -> Device:
-    """The device asked for; `auto` takes a GPU when present."""
-    keep_freed_memory()
+def choose(settings: ComputeSection, *, keep_freed: bool = True) -> Device:
+    """The device asked for; `auto` takes a GPU when present. See `keep_freed_memory`."""
+    if keep_freed:
+        keep_freed_memory()
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

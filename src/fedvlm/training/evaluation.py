@@ -34,17 +34,18 @@ class Bench:
     def logits(self, tuner: Tuner, tensors: Named, received: Named, indices: Sequence[int]) -> Tensor:
         """Logits `[B, K]` float32 of these images under a client's tensors; the text features are computed once."""
         device = self.activations.device
-        tensors = {name: tensor.to(device.device) for name, tensor in tensors.items()}
-        received = {name: tensor.to(device.device) for name, tensor in received.items()}
+        tensors, received = ({n: t.to(device.device) for n, t in named.items()} for named in (tensors, received))
         with device.autocast():
-            classifier = tuner.classifier(tensors, tuner.prepare(received))
-            parts = [
-                tuner.logits(
-                    tensors, classifier, self.activations.get(indices[start : start + self.batch], tuner.entry)
-                )
-                for start in range(0, len(indices), self.batch)
-            ]
-        return torch.cat(parts).float()
+            return self.scores(tuner, tensors, tuner.prepare(received), indices)
+
+    @torch.no_grad()
+    def scores(self, tuner: Tuner, tensors: Named, constants: Named, indices: Sequence[int]) -> Tensor:
+        """The same from constants of the visit that are there already, all on the device."""
+        classifier = tuner.classifier(tensors, constants)
+        return torch.cat([
+            tuner.logits(tensors, classifier, self.activations.get(indices[start : start + self.batch], tuner.entry))
+            for start in range(0, len(indices), self.batch)
+        ]).float()  # fmt: skip
 
 
 def evaluate(bench: Bench, client: Client, tensors: Named, received: Named) -> Metrics:

@@ -1,0 +1,80 @@
+"""What `fedvlm bench` compares: published protocols at real size, and the embedded default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvlm import experiment, presets
+from fedvlm.errors import FedvlmError, nearest
+from fedvlm.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row: an experiment of one method, and the ratios asked of it."""
+
+    name: str
+    title: str
+    preset: str
+    method: str
+    words: tuple[str, ...] = ()
+    model: str | None = None
+    """Architecture of a CLIP with random weights; None: the preset's own."""
+    data: str | None = None
+    """Folder below the data folder."""
+    whole: float | None = None
+    """How many times faster the whole run must be, remembered activations made on the way."""
+    warm: float | None = None
+    """How many times faster one round must be once they are there."""
+
+
+_MOAP = "10 clients, 100 classes, 16 shots, E=5, batch 16"
+_MMA = "10 clients, 50 base classes, 16 shots, E=2, batch 32"
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("moap", f"pFedMoAP, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
+                 "ViT-B/16", "caltech-101", whole=15, warm=25),
+        Protocol("moap-online", f"pFedMoAP, ViT-B/16, {_MOAP}, online", "few_shot", "pfedmoap", (),
+                 "ViT-B/16", "caltech-101", warm=4),
+        Protocol("moap-rn50", f"pFedMoAP, RN50, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
+                 "RN50", "caltech-101", warm=15),
+        Protocol("moap-cifar", "pFedMoAP, RN50, one round of 10 of 100 clients, 100 classes, 500 images each, E=5",
+                 "few_shot", "pfedmoap",
+                 ("data.source=scenes", "data.base_classes=100", "data.novel_classes=0", "data.shots=50",
+                  "data.test_per_class=20", "data.val_per_class=0", "partition.kind=dirichlet", "partition.alpha=0.5",
+                  "views=none"), "RN50", None, warm=20),
+        Protocol("mma", f"pFedMMA, ViT-B/16, {_MMA}, bank of 4", "base_to_novel", "pfedmma",
+                 ("views=4",), "ViT-B/16", "caltech-101", warm=2),
+        Protocol("mma-online", f"pFedMMA, ViT-B/16, {_MMA}, online", "base_to_novel", "pfedmma", (),
+                 "ViT-B/16", "caltech-101", warm=1.5),
+        Protocol("promptfl", f"PromptFL, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "promptfl", ("views=4",),
+                 "ViT-B/16", "caltech-101", warm=12),
+        Protocol("coop", f"CoOp, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "coop", ("views=4",),
+                 "ViT-B/16", "caltech-101", warm=12),
+        *(Protocol(f"quickstart-{method}", f"{method}, quickstart on the embedded CLIP", "quickstart", method, (),
+                   warm=4)
+          for method in ("coop", "promptfl", "pfedmma", "pfedmoap")),
+    )
+}  # fmt: skip
+
+
+def named(name: str) -> Protocol:
+    """A protocol by its name; FedvlmError with the nearest one otherwise."""
+    if name not in PROTOCOLS:
+        raise FedvlmError(f"no bench protocol '{name}'{nearest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def settings(protocol: Protocol, data: Path, model: str | None) -> Experiment:
+    """The protocol's experiment on local data and a local model."""
+    words = ["evaluation.every=1", *protocol.words, f"methods={protocol.method}", "seeds=0"]
+    words += [f"data.path={data / protocol.data}"] if protocol.data else []
+    words += [f"model.name={model}"] if model else []
+    base = presets.settings(protocol.preset)
+    if "data.source=scenes" in protocol.words:
+        base = {key: value for key, value in base.items() if key != "data"}
+        base["partition"] = {"clients": 10}
+    return experiment.parse(experiment.override(base, words))

@@ -1,0 +1,159 @@
+"""`fedvlm bench`: both sides of every protocol in processes of their own, and what they say together."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedvlm import durable, tensors
+from fedvlm.bench import protocols
+from fedvlm.bench.side import Parts, Sizes
+from fedvlm.clip.make import make
+from fedvlm.errors import FedvlmError
+from fedvlm.tensors import Named
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol: seconds and memory of both sides, ratios, and how far their results lie apart."""
+
+    protocol: str
+    title: str
+    naive: Parts
+    exact: Parts
+    kept_step_s: float
+    """A step of the released procedure with the allocator settings of the other side."""
+    difference: dict[str, float]
+    """Largest difference over the largest value, of trained tensors and of logits, after a shortened round."""
+    asked: dict[str, float | None]
+
+    @property
+    def rounds(self) -> tuple[float, float]:
+        """Seconds of a round with evaluation, remembered activations there: naive and exact."""
+        return _round(self.naive, shares_experts=False), _round(self.exact, shares_experts=True)
+
+    @property
+    def runs(self) -> tuple[float, float]:
+        """Seconds of the whole run from its parts, remembered activations made on the way."""
+        rounds = self.naive.counts["rounds"]
+        return rounds * self.rounds[0], rounds * self.rounds[1] + self.exact.remember_s
+
+    @property
+    def over_floor(self) -> float:
+        """Time of a step over its multiply-adds at the machine's rate."""
+        return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
+
+
+def _round(parts: Parts, *, shares_experts: bool) -> float:
+    if parts.round_s is not None:
+        return parts.round_s
+    counts = parts.counts
+    experts = counts["prompts per round" if shares_experts else "experts per round"]
+    evaluated = counts["clients"] * counts["evaluations"] / counts["rounds"]
+    return counts["steps per round"] * parts.step_s + experts * parts.expert_s + evaluated * parts.test_s
+
+
+def bench(
+    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, say: Callable[[str], None]
+) -> list[Row]:
+    """Measure protocols one after another; each side in a fresh process, so that memory and caches are its own."""
+    rows = []
+    for protocol in [protocols.named(name) for name in names]:
+        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, say))
+        settings = protocols.settings(protocol, data, model)
+        with tempfile.TemporaryDirectory() as place:
+            order = Path(place) / "order.json"
+            told = {"experiment": settings.resolved(), "sizes": asdict(sizes), "cache": f"{place}/cache"}
+            durable.write_json(order, told)
+            found: dict[str, Parts] = {}
+            for side in ("naive", "exact"):
+                say(f"{protocol.name}: {side}")
+                found[side] = _measured(order, side)
+            say(f"{protocol.name}: naive with the other allocator settings")
+            apart = _apart(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
+            kept = _measured(order, "naive", FEDVLM_BENCH_ALLOCATOR="kept").step_s
+        asked = {"whole": protocol.whole, "warm": protocol.warm}
+        rows.append(Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked))
+    return rows
+
+
+def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
+    folder = models / architecture.replace("/", "-").lower()
+    if not (folder / "config.json").exists():
+        say(f"{architecture}: random weights in {folder}")
+        make(architecture, folder, tokenizer=tokenizer)
+    return folder
+
+
+def _measured(order: Path, side: str, **environment: str) -> Parts:
+    command = [sys.executable, "-m", "fedvlm.bench.side", side, str(order)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode:
+        raise FedvlmError(f"the {side} side failed:\n{done.stderr.strip()[-2000:]}")
+    return Parts(**json.loads(order.with_suffix(f".{side}.json").read_text()))
+
+
+def _apart(naive: Named, exact: Named) -> dict[str, float]:
+    """Largest absolute difference over the largest absolute value of its tensor, by kind."""
+    if naive.keys() != exact.keys():
+        raise FedvlmError(f"the two sides made different tensors: {sorted(naive.keys() ^ exact.keys())}")
+    worst = {"logits": 0.0, "tensors": 0.0}
+    for name, reference in naive.items():
+        kind = "logits" if name.endswith("/logits") else "tensors"
+        ratio = (exact[name] - reference).abs().max() / reference.abs().max().clamp(min=1e-12)
+        worst[kind] = max(worst[kind], float(ratio))
+    return worst
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "torch": torch.__version__, "device": _device(),
+    }  # fmt: skip
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def as_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything measured, with the ratios."""
+    return {"machine": machine(), "rows": [
+        asdict(row) | {"round_s": row.rounds, "run_s": row.runs, "over_floor": row.over_floor,
+                       "warm_ratio": row.rounds[0] / row.rounds[1], "whole_ratio": row.runs[0] / row.runs[1]}
+        for row in rows
+    ]}  # fmt: skip
+
+
+HEADER = ("protocol", "step s", "", "expert s", "", "round s", "", "warm", "asked", "whole", "asked", "diff",
+          "GiB", "", "GFLOP", "over floor")  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """One line of the table; in pairs naive, then exact."""
+    slow, fast = row.naive, row.exact
+    warm, whole = row.rounds[0] / row.rounds[1], row.runs[0] / row.runs[1]
+    asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
+    return [
+        row.protocol, f"{slow.step_s:.3g}", f"{fast.step_s:.3g}", f"{slow.expert_s:.3g}", f"{fast.expert_s:.3g}",
+        f"{row.rounds[0]:.3g}", f"{row.rounds[1]:.3g}", f"{warm:.1f}x", asked[0], f"{whole:.1f}x", asked[1],
+        f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
+        f"{fast.step_gflop:.3g}", f"{row.over_floor:.2f}",
+    ]  # fmt: skip
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table; columns without a name belong to the exact path, those before them to the released procedure."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows)]) + "\n"

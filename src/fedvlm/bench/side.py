@@ -1,0 +1,280 @@
+"""One side of a comparison, measured in a process of its own: parts of a run in seconds, and the tensors it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedvlm import clip as clips
+from fedvlm import durable, methods, tensors
+from fedvlm.bench.naive import Decoded, plain
+from fedvlm.data import Client, Federation, federate, load_source
+from fedvlm.experiment import Experiment, parse
+from fedvlm.federation.client import Task, batches, visit
+from fedvlm.federation.engine import play, start
+from fedvlm.methods.base import Config, Uplink
+from fedvlm.results.runner import GIB, needed
+from fedvlm.streams import stream, torch_stream
+from fedvlm.tensors import Named
+from fedvlm.training import device as devices
+from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.evaluation import Bench
+from fedvlm.training.local import train
+from fedvlm.training.store import Store
+from fedvlm.tuners.base import Tuner
+
+Kind = Literal["naive", "exact"]
+TRIED = 2
+"""Clients in the round whose tensors are compared."""
+
+
+@dataclass
+class Sizes:
+    """How much of a run is measured; everything else is multiplied up."""
+
+    steps: int = 2
+    images: int = 100
+    """Test images, and images whose activations are made."""
+    tried: int = 2
+    """Steps of each client in the round that is compared."""
+
+
+@dataclass
+class Parts:
+    """Seconds of a run's parts, counts to multiply them with, memory, and the work that is necessary."""
+
+    step_s: float = 0.0
+    """One training step: fetching the batch, forward, backward, update."""
+    expert_s: float = 0.0
+    """Encoding one received prompt."""
+    test_s: float = 0.0
+    """Evaluating one client on all it is evaluated on, once per evaluation."""
+    remember_s: float = 0.0
+    """Making everything that is remembered, once per run without a cache on disk."""
+    round_s: float | None = None
+    """A round with evaluation, where the model is small enough to measure one instead of adding up its parts."""
+    peak_bytes: int = 0
+    step_gflop: float = 0.0
+    matmul_gflops: float = 0.0
+    """The machine's rate in a large product of float32 matrices, giga-operations per second."""
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> None:
+    """`python -m fedvlm.bench.side KIND ORDER.json`: measure and write `ORDER.KIND.json` and `.safetensors`."""
+    kind, order = sys.argv[1], Path(sys.argv[2])
+    told = json.loads(order.read_text())
+    side = Side(kind, parse(told["experiment"]), Sizes(**told["sizes"]), Path(told["cache"]))  # type: ignore[arg-type]
+    durable.write_json(order.with_suffix(f".{kind}.json"), asdict(side.measure()))
+    tensors.save(order.with_suffix(f".{kind}.safetensors"), side.outcome())
+
+
+class Side:
+    """The task of an experiment's only method, in the released or in our own way."""
+
+    def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
+        self.kind, self.settings, self.sizes = kind, settings, sizes
+        allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
+        self.device = devices.choose(settings.compute, keep_freed=kind == "exact" or allocator == "kept")
+        clip = clips.load(settings.model.name).to(self.device.device)
+        devices.set_threads(settings.compute, clip.text.width)
+        self.clip = clip
+        source = load_source(settings.data, settings.seeds[0])
+        self.federation = federate(source, settings, settings.seeds[0])
+        limit = int(settings.compute.cache_gib * GIB)
+        store = Store(cache, 100 * GIB)
+        self.activations: Activations = (
+            Activations(clip, source.records, self.device, limit, store)
+            if kind == "exact"
+            else Decoded(clip, source.records, self.device, 0)
+        )
+        self.task = self._task()
+        self.entry = self.task.bench.base.entry
+
+    def _task(self) -> Task:
+        settings, federation = self.settings, self.federation
+        (name,) = settings.methods
+        method, template = methods.build(name, settings.method), settings.evaluation.template
+
+        def make(names: Sequence[str]) -> Tuner:
+            if self.kind == "naive":
+                return plain(method, self.clip, names, template)
+            return method.tuner(self.clip, names, template)
+
+        base = make(federation.base_names)
+        novel = make(federation.novel_names) if federation.novel else None
+        # The released loops test in batches of 100.
+        bench = Bench(base, novel, federation, self.activations, 100 if self.kind == "naive" else 256)
+        initial = base.init(torch_stream(settings.seeds[0], "init", method.name))
+        return Task(method, bench, initial, settings.seeds[0], settings.rounds, views=settings.views)
+
+    def measure(self) -> Parts:
+        """Every part, in the order in which a run meets them."""
+        parts = Parts(matmul_gflops=_rate(self.device.device))
+        client = self.federation.clients[0]
+        if self.kind == "exact":
+            parts.remember_s = self._remember()
+        parts.step_s, parts.step_gflop = self._step(client)
+        parts.expert_s = self._expert()
+        parts.test_s = self._test(client)
+        parts.counts = self._counts()
+        if self.clip.text.width < devices.SMALL:
+            parts.round_s = self._round()
+        parts.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return parts
+
+    def outcome(self) -> Named:
+        """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
+        result: Named = {}
+        received, uplinks = self._received(2), []
+        short = _shortened(self.federation, self.task, self.sizes.tried)
+        task = replace(self.task, bench=replace(self.task.bench, federation=short))
+        for client in short.clients[:TRIED]:
+            done = visit(task, 0, client, None, received)
+            uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
+            result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
+            with torch.no_grad():
+                images = list(self.federation.tests[client.base])[:8]
+                result[f"{client.name}/logits"] = self.task.bench.logits(
+                    self.task.bench.base, done.personal, received, images
+                ).cpu()
+        server = self.task.method.aggregate(start(self.task).server, uplinks)
+        return result | {f"server/{name}": tensor for name, tensor in server.items()}
+
+    def _remember(self) -> float:
+        """Seconds to make what a run needs, from a sample; then all of it is there for the rest of the measurement."""
+        wanted = sorted(needed(self.federation, self.settings.views))
+        sample = wanted[:: max(1, len(wanted) // self.sizes.images)][: self.sizes.images]
+        alone = Activations(self.clip, self.federation.source.records, self.device, 1 << 40)
+        alone.prepare(sample[:8], self.entry)
+        begun = time.perf_counter()
+        alone.prepare(sample, self.entry)
+        per_view = (time.perf_counter() - begun) / max(1, len(sample) - 8)
+        used = self._used()
+        self.activations.prepare(used, self.entry)
+        return per_view * len(wanted)
+
+    def _used(self) -> set[tuple[int, int]]:
+        """Only what is measured: remembering everything takes long and changes no measured time."""
+        client = self.federation.clients[0]
+        tested = [*self._tested(client)]
+        found = {(index, TEST) for index in tested}
+        for one in self.federation.clients[:TRIED]:
+            found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
+            if self.settings.views != "online":
+                views = [TEST] if isinstance(self.settings.views, str) else range(self.settings.views)
+                found |= {(index, view) for index in one.train for view in views}
+        return found
+
+    def _step(self, client: Client) -> tuple[float, float]:
+        """Seconds of a step with experts, and the multiply-adds (in 2 operations each) it does."""
+        supply = chain.from_iterable(batches(self.task, round_, client) for round_ in count())
+        received, steps = self._received(2), self.sizes.steps
+        train(self.task.method, self.task.bench.base, self.task.initial, received, [next(supply)], self.device)
+        begun = time.perf_counter()
+        first = [next(supply)]
+        train(self.task.method, self.task.bench.base, self.task.initial, received, first, self.device)
+        once = time.perf_counter() - begun
+        begun = time.perf_counter()
+        train(self.task.method, self.task.bench.base, self.task.initial, received,
+              (next(supply) for _ in range(steps + 1)), self.device)  # fmt: skip
+        several = time.perf_counter() - begun
+        with FlopCounterMode(display=False) as one:
+            train(self.task.method, self.task.bench.base, self.task.initial, {}, first, self.device)
+        return (several - once) / steps, one.get_total_flops() / 1e9
+
+    def _expert(self) -> float:
+        received = self._received(2)
+        if not any(name.startswith("experts.") for name in received):
+            return 0.0
+        tuner = self.task.bench.base
+        changed = {name: tensor + 1e-4 for name, tensor in received.items()}
+        begun = time.perf_counter()
+        tuner.prepare(changed)
+        return (time.perf_counter() - begun) / sum(name.startswith("experts.") for name in received)
+
+    def _tested(self, client: Client) -> list[int]:
+        return list(dict.fromkeys([*client.local, *self.federation.tests[client.base]]))[: self.sizes.images]
+
+    def _test(self, client: Client) -> float:
+        """Seconds to evaluate one client, from a sample of its test images."""
+        bench, received = self.task.bench, self._received(2)
+        everything = len(dict.fromkeys([*client.local, *self.federation.tests[client.base]]))
+        everything += len(self.federation.tests[client.novel]) if client.novel is not None else 0
+        sample = self._tested(client)
+        with torch.no_grad():
+            constants = bench.base.prepare(received)
+            bench.scores(bench.base, self.task.initial, constants, sample[:2])
+            begun = time.perf_counter()
+            bench.scores(bench.base, self.task.initial, constants, sample)
+        return (time.perf_counter() - begun) * everything / len(sample)
+
+    def _round(self) -> float:
+        """The third round as the engine plays it: every client has taken part before."""
+        if self.kind == "exact":
+            self.activations.prepare(needed(self.federation, self.settings.views), self.entry)
+        rounds = list(play(replace(self.task, rounds=3), start(self.task)))
+        return rounds[-1][1].train_s + rounds[-1][1].evaluate_s
+
+    def _received(self, experts: int) -> Named:
+        """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
+        server = start(self.task).server
+        draw = stream(0, "bench experts")
+        if "prompt" in server and self.task.method.name == "pfedmoap":
+            pool = {f"pool.client-{i}": server["prompt"] + 0.01 * torch.from_numpy(
+                draw.standard_normal(server["prompt"].shape, dtype="float32")) for i in range(experts + 1)}  # fmt: skip
+            server = server | pool
+        received = self.task.method.downlink(server, "client-0", draw)
+        return dict(list(received.items())[: experts + 1]) if "experts.0000" in received else received
+
+    def _counts(self) -> dict[str, float]:
+        """Steps, experts and evaluations of a whole run."""
+        config, settings = self.task.method.config, self.settings
+        assert isinstance(config, Config)
+        steps = sum(
+            config.epochs * (len(c.train) // config.batch if config.drop_last and len(c.train) >= config.batch
+                             else -(-len(c.train) // config.batch))
+            for c in self.federation.clients
+        )  # fmt: skip
+        clients = len(self.federation.clients)
+        experts = min(int(getattr(config, "experts", 1)), clients) - 1
+        evaluations = -(-settings.rounds // settings.evaluation.every)
+        return {
+            "rounds": settings.rounds, "steps per round": steps, "experts per round": clients * max(0, experts),
+            "prompts per round": clients if experts > 0 else 0, "clients": clients, "evaluations": evaluations,
+        }  # fmt: skip
+
+
+def _shortened(federation: Federation, task: Task, steps: int) -> Federation:
+    """The federation with so few training images that a visit takes about `steps` steps."""
+    config = task.method.config
+    assert isinstance(config, Config)
+    most = max(1, steps // config.epochs) * config.batch
+    clients = tuple(replace(c, train=c.train[:most]) for c in federation.clients)
+    return replace(federation, clients=clients)
+
+
+def _rate(device: torch.device) -> float:
+    """Best of ten products of 2048 x 2048 matrices."""
+    a, b = torch.randn(2048, 2048, device=device), torch.randn(2048, 2048, device=device)
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - begun)
+    return float(2 * 2048**3 / best / 1e9)
+
+
+if __name__ == "__main__":
+    main()
