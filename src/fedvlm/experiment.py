@@ -190,6 +190,8 @@ class ComputeSection(Section):
     """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of the frozen encoders; trained tensors stay float32."""
+    together: Count | None = None
+    """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
     threads: Count | None = None
     """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
     cache_gib: Annotated[float, Field(ge=0)] = 2.0

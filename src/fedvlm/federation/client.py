@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedvlm.data import Client
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import FedvlmError, listed
 from fedvlm.federation import wire
 from fedvlm.methods.base import Config, Method, State, Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
 from fedvlm.training.evaluation import Bench
-from fedvlm.training.local import Batch, orders, schedule, train
+from fedvlm.training.local import Batch, Visitor, orders, schedule, train_together
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Task:
     participation: float = 1.0
     views: str | int = "none"
     """What training sees (see `Experiment.views`)."""
+    together: int = 1
+    """So many clients train as one batched computation."""
     every: int = 1
     """Evaluate after every so many rounds."""
     state: State | None = None
@@ -61,24 +63,40 @@ def assemble(task: Task, personal: Named | None, received: Named) -> Named:
 
 def visit(task: Task, round_: int, client: Client, personal: Named | None, received: Named) -> Visit:
     """Train on the client's images in round `round_` (from 0) and give back what leaves and what stays."""
+    return visits(task, round_, [Guest(client, personal, received)])[0]
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A client about to train: its tensors of its last visit, if there was one, and what it received."""
+
+    client: Client
+    personal: Named | None
+    received: Named
+
+
+def visits(task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
+    """`visit` for several clients whose steps are computed together; seconds are shared out evenly."""
     start = time.perf_counter()
-    method, config = task.method, task.method.config
+    config = task.method.config
     assert isinstance(config, Config)
+    visitors = [
+        Visitor(assemble(task, guest.personal, guest.received), guest.received, batches(task, round_, guest.client))
+        for guest in guests
+    ]
+    factor = schedule(config, round_, task.rounds)
     try:
-        trained = train(
-            method,
-            task.bench.base,
-            assemble(task, personal, received),
-            received,
-            batches(task, round_, client),
-            task.bench.activations.device,
-            schedule(config, round_, task.rounds),
-        )
+        done = train_together(task.method, task.bench.base, visitors, task.bench.activations.device, factor)
     except FedvlmError as error:
-        raise FedvlmError(f"round {round_ + 1}, client {client.name}: {error}") from error
-    kept = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
-    uplink = Uplink(client.name, float(len(client.train)), clone(wire.shared(method, kept)))
-    return Visit(uplink, kept, trained.losses, time.perf_counter() - start)
+        who = listed(guest.client.name for guest in guests)
+        raise FedvlmError(f"round {round_ + 1}, client {who}: {error}") from error
+    kept = [{name: tensor.cpu() for name, tensor in trained.tensors.items()} for trained in done]
+    seconds = (time.perf_counter() - start) / len(guests)
+    return [
+        Visit(Uplink(guest.client.name, float(len(guest.client.train)), clone(wire.shared(task.method, own))), own,
+              trained.losses, seconds)
+        for guest, own, trained in zip(guests, kept, done, strict=True)
+    ]  # fmt: skip
 
 
 def batches(task: Task, round_: int, client: Client) -> Iterator[Batch]:

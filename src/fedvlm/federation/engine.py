@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fedvlm.data import Client
 from fedvlm.federation import wire
-from fedvlm.federation.client import Task, assemble, visit
+from fedvlm.federation.client import Guest, Task, assemble, visits
 from fedvlm.methods.base import State as StateName
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
@@ -89,14 +89,17 @@ def downlink(task: Task, state: State, client: Client) -> Named:
 def _round(task: Task, before: State) -> tuple[State, RoundRecord]:
     begun = time.perf_counter()
     uplinks, records, personal = [], [], dict(before.personal)
-    for client in chosen(task, before.round):
-        received = downlink(task, before, client)
-        done = visit(task, before.round, client, before.personal.get(client.name), received)
-        wire.check_uplink(task.method, task.initial, done.uplink.tensors, client.name, before.round + 1)
-        uplinks.append(done.uplink)
-        personal[client.name] = done.personal
-        sizes = wire.sizes(received), wire.sizes(done.uplink.tensors)
-        records.append(ClientRecord(client.name, len(client.train), done.losses, done.seconds, *sizes))
+    picked = chosen(task, before.round)
+    for first in range(0, len(picked), task.together):
+        group = picked[first : first + task.together]
+        guests = [Guest(c, before.personal.get(c.name), downlink(task, before, c)) for c in group]
+        for guest, done in zip(guests, visits(task, before.round, guests), strict=True):
+            name = guest.client.name
+            wire.check_uplink(task.method, task.initial, done.uplink.tensors, name, before.round + 1)
+            uplinks.append(done.uplink)
+            personal[name] = done.personal
+            sizes = wire.sizes(guest.received), wire.sizes(done.uplink.tensors)
+            records.append(ClientRecord(name, len(guest.client.train), done.losses, done.seconds, *sizes))
     after = State(before.round + 1, task.method.aggregate(before.server, uplinks), personal)
     return after, _evaluated(task, after.round, before, after, records, time.perf_counter() - begun)
 

@@ -109,7 +109,7 @@ class Mixture:
         text = self.prompt.features(trained["prompt"])
         if "experts" not in constants:
             return {"text": text}
-        experts = torch.cat([text[:, None, :: self.stride], constants["experts"]], dim=1)
+        experts = torch.cat([text[..., None, :: self.stride], constants["experts"]], dim=-2)
         keys, values = gate.keys_values(trained, experts, self.config.heads)
         return {"text": text, "keys": keys, "values": values}
 
@@ -118,7 +118,7 @@ class Mixture:
         own = self.prompt.logits(trained, classifier, hidden)
         if "keys" not in classifier:
             return own
-        pooled = F.normalize(hidden, dim=-1)[:, :: self.stride]
+        pooled = F.normalize(hidden, dim=-1)[..., :: self.stride]
         mixed = gate.mixture_logits(trained, pooled, classifier["keys"], classifier["values"], self.config.scaling)
         return self.clip.logit_scale.exp() * mixed + self.config.local_weight * own
 

@@ -193,6 +193,7 @@ def _task(run: _Run, scene: _Scene, method: Method) -> Task:
         rounds=settings.rounds,
         participation=settings.participation,
         views=settings.views,
+        together=devices.together(settings.compute, run.device, run.clip.text.width),
         every=settings.evaluation.every,
         state=settings.evaluation.state,
     )

@@ -57,6 +57,18 @@ def set_threads(settings: ComputeSection, width: int) -> None:
     torch.set_num_threads(settings.threads or (1 if width < SMALL else os.cpu_count() or 1))
 
 
+TOGETHER = 8
+"""Clients that train together where it pays by default."""
+
+
+def together(settings: ComputeSection, device: Device, width: int) -> int:
+    """How many clients train together: many small operations become few large ones, at the price of memory.
+
+    A large CLIP on a CPU is busy with one client's step already.
+    """
+    return settings.together or (TOGETHER if width < SMALL or device.device.type != "cpu" else 1)
+
+
 def keep_freed_memory() -> None:
     """On glibc, serve large tensors from the heap instead of mapping and unmapping them for every operation.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +56,102 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         losses.append(loss.detach())
+    return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
+
+
+def _finished(method: Method, tensors: Named, losses: list[Tensor]) -> Trained:
     # One synchronisation with a GPU per visit, not one per step.
     values = torch.stack(losses).tolist() if losses else []
-    broken = [name for name, leaf in leaves.items() if not bool(leaf.isfinite().all())]
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken or not all(math.isfinite(value) for value in values):
         where = f"'{broken[0]}'" if broken else "its loss"
         raise FedvlmError(f"{method.name}: {where} is no longer finite: lower the learning rate")
-    return Trained({name: leaf.detach() for name, leaf in leaves.items()}, values)
+    return Trained(tensors, values)
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """One of several clients that train together: where it starts, what it received, its batches."""
+
+    tensors: Named
+    received: Named
+    batches: Iterable[Batch]
+
+
+def train_together(
+    method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device, factor: float = 1.0
+) -> list[Trained]:
+    """`train` for several clients, whose steps of equal shape become one batched step; the same up to rounding.
+
+    Gradients do not mix: each client's loss depends on its own slice of the stacked tensors only, so the gradient of
+    the sum holds every client's own. Clients with fewer batches are done earlier; a batch that no other client's
+    matches goes alone.
+    """
+    if len(visitors) == 1:
+        one = visitors[0]
+        return [train(method, tuner, one.tensors, one.received, one.batches, device, factor)]
+    received = [{name: tensor.to(device.device) for name, tensor in one.received.items()} for one in visitors]
+    with device.autocast():
+        constants = [tuner.prepare(own) for own in received]
+    stacked = {n: torch.stack([one.tensors[n].detach().to(device.device) for one in visitors])
+               for n in visitors[0].tensors}  # fmt: skip
+    descent = _Descent(method, stacked, factor)
+    losses: list[list[Tensor]] = [[] for _ in visitors]
+    supplies = [iter(one.batches) for one in visitors]
+    while any(batches := [next(supply, None) for supply in supplies]):
+        for members in _alike(batches, constants, received):
+            own = [received[place] for place in members]
+            fixed = {n: torch.stack([constants[place][n] for place in members]) for n in constants[members[0]]}
+            hidden, labels = (
+                torch.stack(part) for part in zip(*(batches[place] or () for place in members), strict=True)
+            )
+            leaves = descent.leaves(members)
+            with device.autocast():
+                logits = tuner.logits(leaves, tuner.classifier(leaves, fixed), hidden).float()
+            each = [method.loss(logits[row], labels[row], {n: leaf[row] for n, leaf in leaves.items()}, own[row])
+                    for row in range(len(members))]  # fmt: skip
+            torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
+            descent.step(members, leaves)
+            for place, loss in zip(members, each, strict=True):
+                losses[place].append(loss.detach())
+    return [_finished(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place])
+            for place in range(len(visitors))]  # fmt: skip
+
+
+def _alike(batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]) -> list[list[int]]:
+    """Places of the clients that have a batch, grouped by the shapes of what goes into their step."""
+    groups: dict[object, list[int]] = {}
+    for place, batch in enumerate(batches):
+        if batch is not None:
+            kind = (batch[0].shape, *((n, t.shape) for named in (constants[place], received[place])
+                                      for n, t in sorted(named.items())))  # fmt: skip
+            groups.setdefault(kind, []).append(place)
+    return list(groups.values())
+
+
+class _Descent:
+    """`sgd` over stacked tensors `[C, ...]`, some clients at a time."""
+
+    def __init__(self, method: Method, stacked: Named, factor: float) -> None:
+        assert isinstance(method.config, Config)
+        self.config, self.stacked = method.config, stacked
+        self.rates = {name: method.rate(name) * factor for name in stacked}
+        self.momenta = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()}
+
+    def leaves(self, members: Sequence[int]) -> Named:
+        """Copies of these clients' tensors that gather gradients."""
+        return {name: tensor[list(members)].requires_grad_() for name, tensor in self.stacked.items()}
+
+    @torch.no_grad()
+    def step(self, members: Sequence[int], leaves: Named) -> None:
+        """SGD with momentum and weight decay as torch defines it; tensors without a gradient stay."""
+        rows = list(members)
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                gradient = leaf.grad.add(leaf, alpha=self.config.weight_decay)
+                momentum = self.momenta[name][rows].mul_(self.config.momentum).add_(gradient)
+                self.momenta[name][rows] = momentum
+                self.stacked[name][rows] = leaf.detach().sub_(momentum, alpha=self.rates[name])
 
 
 def sgd(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.SGD:

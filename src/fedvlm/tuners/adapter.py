@@ -22,6 +22,7 @@ from fedvlm.clip.packed import pack
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
+from fedvlm.tuners.base import linear
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,19 @@ class Adapter:
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """`text [K, E]`, normalised, through the adapted text blocks."""
-        words = self.clip.text.feature(self.words, self.texts, self.shape.first, self._insertions(tensors, "text"))
-        return {"text": F.normalize(words[0], dim=-1)}
+        clients = _clients(tensors)
+        words = self.words.expand(clients or 1, -1, -1)
+        text = self.clip.text.feature(words, self.texts, self.shape.first, self._insertions(tensors, "text"))
+        text = F.normalize(text, dim=-1)
+        return {"text": text if clients else text[0]}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """The input of block `first`, `[B, P+1, D]`, to `[B, K]`."""
-        image = self.visual.feature(hidden, self.shape.first, self._insertions(tensors, "vision"))
-        return self.clip.logit_scale.exp() * F.normalize(image, dim=-1) @ classifier["text"].T
+        clients = _clients(tensors)
+        flat = hidden.flatten(0, 1) if clients else hidden
+        image = F.normalize(self.visual.feature(flat, self.shape.first, self._insertions(tensors, "vision")), dim=-1)
+        image = image.unflatten(0, (clients, -1)) if clients else image
+        return self.clip.logit_scale.exp() * image @ classifier["text"].mT
 
     def _insertions(self, tensors: Named, tower: str) -> Insertions:
         return Insertions(
@@ -107,9 +114,9 @@ def branch(h: Tensor, *, down: Pair, shared: Pair, up: Pair, scale: float) -> Te
     flows on into x stays exact. Without it a scale of 1e-3 learns a thousand times slower than published.
     """
     h = _scale_gradient(h, scale)
-    h = F.relu(F.linear(h, *down))
-    h = F.relu(F.linear(h, *shared))
-    return _scale_value(F.linear(h, *up), scale)
+    h = F.relu(linear(h, *down))
+    h = F.relu(linear(h, *shared))
+    return _scale_value(linear(h, *up), scale)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -156,6 +163,12 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
 def _scale_value(x: Tensor, factor: float) -> Tensor:
     out: Tensor = _ScaleValue.apply(x, factor)
     return out
+
+
+def _clients(tensors: Named) -> int:
+    """How many clients go through at once; 0 for one alone."""
+    weight = next(tensor for name, tensor in tensors.items() if name.endswith("weight"))
+    return len(weight) if weight.ndim == 3 else 0
 
 
 def _pair(tensors: Named, name: str) -> Pair:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
+from fedvlm.tuners.base import linear
 
 
 def init(width: int, generator: torch.Generator) -> Named:
@@ -43,13 +43,13 @@ def mixture_logits(tensors: Named, image: Tensor, keys: Tensor, values: Tensor, 
     The gate's output is only ever read through its product with the image, so the output projection is applied to
     the image instead: <W_o x + b, i> = <x, W_o^T i> + <b, i>. Scores are (q k) x `scaling`, with no 1/sqrt(R/H).
     """
-    heads = keys.shape[2]
+    heads = keys.shape[-2]
     query = _project(tensors, "q", image).unflatten(-1, (heads, -1))
     read = (image @ tensors["gating.o.weight"]).unflatten(-1, (heads, -1))
-    attention = torch.softmax(torch.einsum("bhd,kmhd->bkhm", query, keys) * scaling, dim=-1)
-    mixed = (attention * torch.einsum("bhd,kmhd->bkhm", read, values)).sum((-1, -2))
-    return mixed + (image @ tensors["gating.o.bias"])[:, None]
+    attention = torch.softmax(torch.einsum("...bhd,...kmhd->...bkhm", query, keys) * scaling, dim=-1)
+    mixed = (attention * torch.einsum("...bhd,...kmhd->...bkhm", read, values)).sum((-1, -2))
+    return mixed + image @ tensors["gating.o.bias"][..., None]
 
 
 def _project(tensors: Named, part: str, x: Tensor) -> Tensor:
-    return F.linear(x, tensors[f"gating.{part}.weight"], tensors[f"gating.{part}.bias"])
+    return linear(x, tensors[f"gating.{part}.weight"], tensors[f"gating.{part}.bias"])

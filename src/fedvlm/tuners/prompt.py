@@ -73,7 +73,7 @@ class Prompt:
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Image features `[B, E]` to `[B, K]`."""
         image = F.normalize(hidden, dim=-1)
-        return self.clip.logit_scale.exp() * image @ classifier["text"].T
+        return self.clip.logit_scale.exp() * image @ classifier["text"].mT
 
     def features(self, prompts: Tensor) -> Tensor:
         """Normalised text features `[..., K, E]` of all classes under prompts `[..., T, D]`."""

@@ -1,0 +1,68 @@
+"""What `fedvlm bench` measures and prints, on a task of seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedvlm.bench import protocols, report
+from fedvlm.bench.protocols import Protocol
+from fedvlm.bench.side import Parts, Sizes
+from fedvlm.errors import FedvlmError
+
+SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
+         "partition.clients=3", "rounds=4")  # fmt: skip
+
+
+def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Protocol("tiny", "pFedMoAP on six classes", "quickstart", "pfedmoap", SMALL, warm=1)
+    monkeypatch.setitem(protocols.PROTOCOLS, "tiny", tiny)
+    said: list[str] = []
+    (row,) = report.bench(["tiny"], tmp_path, tmp_path, "embedded", Sizes(1, 4, 1), said.append)
+    assert any("naive" in line for line in said)
+    assert row.difference["logits"] < 1e-4
+    assert row.difference["tensors"] < 1e-4
+    assert min(row.naive.step_s, row.exact.step_s, row.naive.expert_s, row.kept_step_s) > 0
+    assert row.exact.counts == row.naive.counts
+    assert row.exact.counts["steps per round"] == 3  # 4 images in one batch of 16
+    assert row.exact.counts["experts per round"] == 6
+    assert 0 < row.exact.step_gflop < row.naive.step_gflop
+    assert row.over_floor > 1
+    table = json.loads(json.dumps(report.as_json([row])))
+    assert table["rows"][0]["warm_ratio"] == pytest.approx(row.naive.round_s / row.exact.round_s)  # type: ignore[operator]
+    assert "| tiny |" in report.as_markdown([row])
+
+
+def test_a_run_is_put_together_from_its_parts() -> None:
+    counts = {"rounds": 10.0, "steps per round": 20.0, "experts per round": 30.0, "prompts per round": 4.0,
+              "clients": 5.0, "evaluations": 2.0}  # fmt: skip
+    slow = Parts(step_s=3.0, expert_s=2.0, test_s=7.0, counts=counts)
+    fast = Parts(
+        step_s=0.5, expert_s=0.25, test_s=1.0, remember_s=100.0, step_gflop=40.0, matmul_gflops=100.0, counts=counts
+    )
+    row = report.Row("p", "P", slow, fast, 2.5, {"logits": 1e-6}, {"warm": 4, "whole": None})
+    assert row.rounds == (20 * 3.0 + 30 * 2.0 + 7.0, 20 * 0.5 + 4 * 0.25 + 1.0)
+    assert row.runs == (1270.0, 220.0)
+    assert row.over_floor == pytest.approx(1.25)
+
+
+def test_results_that_differ_are_seen() -> None:
+    one = {"a/logits": torch.tensor([1.0, -2.0]), "a/x": torch.tensor([4.0])}
+    other = {"a/logits": torch.tensor([1.5, -2.0]), "a/x": torch.tensor([4.0])}
+    assert report._apart(one, other) == {"logits": 0.25, "tensors": 0.0}
+    with pytest.raises(FedvlmError, match="different tensors"):
+        report._apart(one, {"a/x": torch.tensor([4.0])})
+
+
+def test_every_protocol_is_an_experiment() -> None:
+    for protocol in protocols.PROTOCOLS.values():
+        made = protocols.settings(protocol, Path("/data"), "/model")
+        assert made.methods == [protocol.method]
+        assert made.evaluation.every == 1
+        assert asdict(protocol)["name"] == protocol.name
+    with pytest.raises(FedvlmError, match="did you mean 'moap'"):
+        protocols.named("moapp")
