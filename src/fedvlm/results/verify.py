@@ -158,9 +158,8 @@ def _federated(method: PFedMMA, clip: FrozenCLIP, settings: dict[str, Any], refe
 
 def _mixture(clip: FrozenCLIP, settings: dict[str, Any], reference: Named) -> Named:
     gating, training = settings["gating"], settings.get("training")
-    if settings["class_token_position"] != "end":
-        raise FedvlmError(f"class_token_position '{settings['class_token_position']}' is not supported, expected 'end'")
     config: dict[str, Any] = {"tokens": settings["context_tokens"], "gate_width": gating["width"]}
+    config |= {"place": settings["class_token_position"]}
     config |= {"heads": gating["heads"], "scaling": gating["scaling"], "local_weight": settings["local_logits_weight"]}
     if training:
         config |= {"lr": training["prompt_lr"], "gate_lr": training["gating_lr"]}
