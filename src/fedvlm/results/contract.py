@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
-from fedvlm.experiment import Experiment
+from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation import wire
 from fedvlm.federation.client import Task
+from fedvlm.training.store import folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def text(experiment: Experiment, clip: FrozenCLIP, federation: Federation, lines
         "",
         f"{'method':22}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>10}  {'down B':<20}evaluated",
     ]
+    if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
+        head.insert(5, f"kept here   activations of the images in {folder()} (compute.disk_gib=0: nothing)")
     rows = [_row(line) for line in lines]
     sent = ["", "what leaves a client, per round, besides its number of images:"]
     sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
