@@ -103,7 +103,8 @@ def load(path: Path, max_bytes: int | None = None) -> Named:
         size = path.stat().st_size
         if max_bytes is not None and size > max_bytes:
             raise FedvlmError(f"{path} has {size:,} bytes, more than the {max_bytes:,} expected")
-        return safetensors.torch.load_file(path)
+        # Copies: a file's tensors may lie at odd addresses, and products of unaligned matrices round differently.
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except FileNotFoundError as error:
         raise FedvlmError(f"no such file: {path}") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:

@@ -273,13 +273,13 @@ def test_an_undeclared_uplink_stops_the_round(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = task(clip, fed)
-    real = clients.visit
+    real = clients.visits
 
     def leaking(*given: Any) -> Any:
-        done = real(*given)
-        return replace(done, uplink=replace(done.uplink, tensors=done.uplink.tensors | {"p": done.personal["p"]}))
+        return [replace(done, uplink=replace(done.uplink, tensors=done.uplink.tensors | {"p": done.personal["p"]}))
+                for done in real(*given)]  # fmt: skip
 
-    monkeypatch.setattr(engine, "visit", leaking)
+    monkeypatch.setattr(engine, "visits", leaking)
     with pytest.raises(FedvlmError, match=r"round 1, client site-0.*p"):
         small.run(counted)
 

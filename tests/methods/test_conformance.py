@@ -20,7 +20,6 @@ from torch import Tensor
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
-from fedvlm.federation import client as clients
 from fedvlm.federation import engine, wire
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.client import Task, visit
@@ -28,6 +27,7 @@ from fedvlm.federation.engine import State
 from fedvlm.methods import known
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.streams import stream
+from fedvlm.training import local
 
 EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
@@ -309,13 +309,13 @@ def test_the_loss_falls(name: str, clip: FrozenCLIP, fed: Federation) -> None:
 def test_all_clients_start_from_the_same_tensors(
     name: str, clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = [], clients.train
+    seen, real = [], local.train
 
     def spy(method: Method, tuner: Any, start: dict[str, Tensor], *more: Any) -> Any:
         seen.append(tensors.digest(start))
         return real(method, tuner, start, *more)
 
-    monkeypatch.setattr(clients, "train", spy)
+    monkeypatch.setattr(local, "train", spy)
     task = small.task(small.method(name), clip, fed, rounds=1, every=100)
     before = tensors.digest(task.initial)
     small.run(task)

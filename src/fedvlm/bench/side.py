@@ -267,7 +267,8 @@ def _shortened(federation: Federation, task: Task, steps: int) -> Federation:
 
 def _rate(device: torch.device) -> float:
     """Best of ten products of 2048 x 2048 matrices."""
-    a, b = torch.randn(2048, 2048, device=device), torch.randn(2048, 2048, device=device)
+    draw = torch_stream(0, "bench rate")
+    a, b = (torch.empty(2048, 2048).normal_(generator=draw).to(device) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         begun = time.perf_counter()
