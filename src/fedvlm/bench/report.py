@@ -81,7 +81,7 @@ def bench(
                 found[side] = _measured(order, side)
             say(f"{protocol.name}: naive with the other allocator settings")
             apart = _apart(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
-            kept = _measured(order, "naive", FEDVLM_BENCH_ALLOCATOR="kept").step_s
+            kept = _measured(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
         asked = {"whole": protocol.whole, "warm": protocol.warm}
         rows.append(Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked))
     return rows
@@ -95,8 +95,8 @@ def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str],
     return folder
 
 
-def _measured(order: Path, side: str, **environment: str) -> Parts:
-    command = [sys.executable, "-m", "fedvlm.bench.side", side, str(order)]
+def _measured(order: Path, side: str, *only: str, **environment: str) -> Parts:
+    command = [sys.executable, "-m", "fedvlm.bench.side", side, str(order), *only]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise FedvlmError(f"the {side} side failed:\n{done.stderr.strip()[-2000:]}")

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedvlm import clip as clips
 from fedvlm import durable, methods, tensors
 from fedvlm.bench.naive import Decoded, plain
-from fedvlm.data import Client, Federation, federate, load_source
+from fedvlm.data import Client, federate, load_source
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation.client import Task, batches, visit
 from fedvlm.federation.engine import play, start
@@ -72,10 +73,16 @@ class Parts:
 
 
 def main() -> None:
-    """`python -m fedvlm.bench.side KIND ORDER.json`: measure and write `ORDER.KIND.json` and `.safetensors`."""
+    """`python -m fedvlm.bench.side KIND ORDER.json [step]`: measure and write `ORDER.KIND.json` and `.safetensors`.
+
+    With `step`, only the training step is measured.
+    """
     kind, order = sys.argv[1], Path(sys.argv[2])
     told = json.loads(order.read_text())
     side = Side(kind, parse(told["experiment"]), Sizes(**told["sizes"]), Path(told["cache"]))  # type: ignore[arg-type]
+    if sys.argv[3:] == ["step"]:
+        durable.write_json(order.with_suffix(f".{kind}.json"), asdict(Parts(step_s=side.step()[0])))
+        return
     durable.write_json(order.with_suffix(f".{kind}.json"), asdict(side.measure()))
     tensors.save(order.with_suffix(f".{kind}.safetensors"), side.outcome())
 
@@ -125,7 +132,7 @@ class Side:
         client = self.federation.clients[0]
         if self.kind == "exact":
             parts.remember_s = self._remember()
-        parts.step_s, parts.step_gflop = self._step(client)
+        parts.step_s, parts.step_gflop = self.step()
         parts.expert_s = self._expert()
         parts.test_s = self._test(client)
         parts.counts = self._counts()
@@ -138,9 +145,8 @@ class Side:
         """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
         result: Named = {}
         received, uplinks = self._received(2), []
-        short = _shortened(self.federation, self.task, self.sizes.tried)
-        task = replace(self.task, bench=replace(self.task.bench, federation=short))
-        for client in short.clients[:TRIED]:
+        task = _shortened(self.task, self.sizes.tried)
+        for client in task.bench.federation.clients[:TRIED]:
             done = visit(task, 0, client, None, received)
             uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
             result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
@@ -177,8 +183,9 @@ class Side:
                 found |= {(index, view) for index in one.train for view in views}
         return found
 
-    def _step(self, client: Client) -> tuple[float, float]:
-        """Seconds of a step with experts, and the multiply-adds (in 2 operations each) it does."""
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
+        client = self.federation.clients[0]
         supply = chain.from_iterable(batches(self.task, round_, client) for round_ in count())
         received, steps = self._received(2), self.sizes.steps
         train(self.task.method, self.task.bench.base, self.task.initial, received, [next(supply)], self.device)
@@ -190,6 +197,8 @@ class Side:
         train(self.task.method, self.task.bench.base, self.task.initial, received,
               (next(supply) for _ in range(steps + 1)), self.device)  # fmt: skip
         several = time.perf_counter() - begun
+        if self.kind == "naive":
+            return (several - once) / steps, 0.0
         with FlopCounterMode(display=False) as one:
             train(self.task.method, self.task.bench.base, self.task.initial, {}, first, self.device)
         return (several - once) / steps, one.get_total_flops() / 1e9
@@ -256,13 +265,15 @@ class Side:
         }  # fmt: skip
 
 
-def _shortened(federation: Federation, task: Task, steps: int) -> Federation:
-    """The federation with so few training images that a visit takes about `steps` steps."""
+def _shortened(task: Task, steps: int) -> Task:
+    """The task with one epoch and so few training images that a visit takes `steps` steps."""
     config = task.method.config
     assert isinstance(config, Config)
-    most = max(1, steps // config.epochs) * config.batch
-    clients = tuple(replace(c, train=c.train[:most]) for c in federation.clients)
-    return replace(federation, clients=clients)
+    clients = tuple(replace(c, train=c.train[: steps * config.batch]) for c in task.bench.federation.clients)
+    method = copy(task.method)
+    method.config = config.model_copy(update={"epochs": 1})
+    bench = replace(task.bench, federation=replace(task.bench.federation, clients=clients))
+    return replace(task, method=method, bench=bench)
 
 
 def _rate(device: torch.device) -> float:
