@@ -140,16 +140,20 @@ HEADER = ("protocol", "step s", "", "expert s", "", "round s", "", "warm", "aske
           "GiB", "", "GFLOP", "over floor")  # fmt: skip
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def cells(row: Row) -> list[str]:
     """One line of the table; in pairs naive, then exact."""
     slow, fast = row.naive, row.exact
     warm, whole = row.rounds[0] / row.rounds[1], row.runs[0] / row.runs[1]
     asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
+    seconds = (slow.step_s, fast.step_s, slow.expert_s, fast.expert_s, *row.rounds)
     return [
-        row.protocol, f"{slow.step_s:.3g}", f"{fast.step_s:.3g}", f"{slow.expert_s:.3g}", f"{fast.expert_s:.3g}",
-        f"{row.rounds[0]:.3g}", f"{row.rounds[1]:.3g}", f"{warm:.1f}x", asked[0], f"{whole:.1f}x", asked[1],
+        row.protocol, *map(_number, seconds), f"{warm:.1f}x", asked[0], f"{whole:.1f}x", asked[1],
         f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
-        f"{fast.step_gflop:.3g}", f"{row.over_floor:.2f}",
+        _number(fast.step_gflop), f"{row.over_floor:.2f}",
     ]  # fmt: skip
 
 

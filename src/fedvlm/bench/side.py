@@ -174,8 +174,7 @@ class Side:
     def _used(self) -> set[tuple[int, int]]:
         """Only what is measured: remembering everything takes long and changes no measured time."""
         client = self.federation.clients[0]
-        tested = [*self._tested(client)]
-        found = {(index, TEST) for index in tested}
+        found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
         for one in self.federation.clients[:TRIED]:
             found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
             if self.settings.views != "online":
@@ -214,14 +213,16 @@ class Side:
         return (time.perf_counter() - begun) / sum(name.startswith("experts.") for name in received)
 
     def _tested(self, client: Client) -> list[int]:
-        return list(dict.fromkeys([*client.local, *self.federation.tests[client.base]]))[: self.sizes.images]
+        """What the protocol measures of a client: own images, and where there are novel classes the base set too."""
+        base = self.federation.tests[client.base] if self.federation.novel else ()
+        return list(dict.fromkeys([*client.local, *base]))
 
     def _test(self, client: Client) -> float:
         """Seconds to evaluate one client, from a sample of its test images."""
         bench, received = self.task.bench, self._received(2)
-        everything = len(dict.fromkeys([*client.local, *self.federation.tests[client.base]]))
-        everything += len(self.federation.tests[client.novel]) if client.novel is not None else 0
-        sample = self._tested(client)
+        tested = self._tested(client)
+        everything = len(tested) + (len(self.federation.tests[client.novel]) if client.novel is not None else 0)
+        sample = tested[: self.sizes.images]
         with torch.no_grad():
             constants = bench.base.prepare(received)
             bench.scores(bench.base, self.task.initial, constants, sample[:2])
