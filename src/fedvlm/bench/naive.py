@@ -8,11 +8,11 @@ that its results are comparable number by number.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,16 +20,14 @@ from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.clip.transformer import Block, QuickGELU, Stack
 from fedvlm.clip.vision import VisionTransformer
-from fedvlm.data.pixels import read_images
 from fedvlm.errors import FedvlmError
 from fedvlm.methods.base import Method
 from fedvlm.methods.pfedmma import PFedMMA
 from fedvlm.methods.pfedmoap import EXPERT, MixtureConfig, PFedMoAP
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
 from fedvlm.methods.zero_shot import ZeroShot
-from fedvlm.streams import stream
 from fedvlm.tensors import Named
-from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.activations import Activations
 from fedvlm.tuners.adapter import branch
 from fedvlm.tuners.base import Tuner
 
@@ -39,27 +37,10 @@ Branches = dict[int, Callable[[Tensor], Tensor]]
 
 
 class Decoded(Activations):
-    """Nothing remembered: images are decoded and transformed whenever they are asked for, and not encoded."""
+    """Images are decoded and transformed whenever they are asked for: rows are normalised pixels `[B, 3, S, S]`."""
 
-    def get(self, indices: Sequence[int], entry: int, views: Sequence[int] | None = None) -> Tensor:
-        """Normalised pixels `[B, 3, S, S]`."""
-        images = read_images([self.records[index].image for index in indices])
-        chosen = views or [TEST] * len(indices)
-        return self._batch([
-            self._view(Image.fromarray(image), index, view)
-            for image, index, view in zip(images, indices, chosen, strict=True)
-        ])  # fmt: skip
-
-    def online(self, indices: Sequence[int], entry: int, seed: int, *names: int | str) -> Tensor:
-        """Normalised pixels `[B, 3, S, S]` of fresh random views."""
-        images = read_images([self.records[index].image for index in indices])
-        return self._batch([
-            self.clip.preprocess.augment(Image.fromarray(image), stream(seed, *names, index))
-            for image, index in zip(images, indices, strict=True)
-        ])  # fmt: skip
-
-    def _batch(self, views: list[Tensor]) -> Tensor:
-        return self.clip.preprocess.normalise(torch.stack(views).to(self.device.device))
+    def _encode(self, pixels: list[Tensor], entry: int) -> Tensor:
+        return self.clip.preprocess.normalise(torch.stack(pixels).to(self.device.device))
 
 
 class Encoders:
@@ -124,7 +105,7 @@ def _gelu(act: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class Plain:
+class Plain(ABC):
     """A tuner's functions in the released way; `exact` gives only the tensors at the start."""
 
     entry = PIXELS
@@ -144,9 +125,9 @@ class Plain:
         """Nothing ahead of the images: the text encoder runs for every batch."""
         return constants
 
+    @abstractmethod
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
         """`[B, K]` of normalised pixels `[B, 3, S, S]`."""
-        raise NotImplementedError
 
 
 class PlainTemplate(Plain):

@@ -25,13 +25,14 @@ from fedvlm.experiment import Experiment, parse
 from fedvlm.federation.client import Task, batches, visit
 from fedvlm.federation.engine import play, start
 from fedvlm.methods.base import Config, Uplink
+from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.results.runner import GIB, needed
 from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training import device as devices
 from fedvlm.training.activations import TEST, Activations
 from fedvlm.training.evaluation import Bench
-from fedvlm.training.local import train
+from fedvlm.training.local import orders, train
 from fedvlm.training.store import Store
 from fedvlm.tuners.base import Tuner
 
@@ -167,8 +168,7 @@ class Side:
         begun = time.perf_counter()
         alone.prepare(sample, self.entry)
         per_view = (time.perf_counter() - begun) / max(1, len(sample) - 8)
-        used = self._used()
-        self.activations.prepare(used, self.entry)
+        self.activations.prepare(self._used(), self.entry)
         return per_view * len(wanted)
 
     def _used(self) -> set[tuple[int, int]]:
@@ -203,14 +203,13 @@ class Side:
         return (several - once) / steps, one.get_total_flops() / 1e9
 
     def _expert(self) -> float:
-        received = self._received(2)
-        if not any(name.startswith("experts.") for name in received):
+        experts = tensors.select(self._received(2), [f"{EXPERT}*"])
+        if not experts:
             return 0.0
-        tuner = self.task.bench.base
-        changed = {name: tensor + 1e-4 for name, tensor in received.items()}
+        changed = {name: tensor + 1e-4 for name, tensor in experts.items()}
         begun = time.perf_counter()
-        tuner.prepare(changed)
-        return (time.perf_counter() - begun) / sum(name.startswith("experts.") for name in received)
+        self.task.bench.base.prepare(changed)
+        return (time.perf_counter() - begun) / len(experts)
 
     def _tested(self, client: Client) -> list[int]:
         """What the protocol measures of a client: own images, and where there are novel classes the base set too."""
@@ -241,22 +240,20 @@ class Side:
         """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
         server = start(self.task).server
         draw = stream(0, "bench experts")
-        if "prompt" in server and self.task.method.name == "pfedmoap":
-            pool = {f"pool.client-{i}": server["prompt"] + 0.01 * torch.from_numpy(
+        if isinstance(self.task.method, PFedMoAP):
+            pool = {f"{POOL}client-{i}": server["prompt"] + 0.01 * torch.from_numpy(
                 draw.standard_normal(server["prompt"].shape, dtype="float32")) for i in range(experts + 1)}  # fmt: skip
             server = server | pool
         received = self.task.method.downlink(server, "client-0", draw)
-        return dict(list(received.items())[: experts + 1]) if "experts.0000" in received else received
+        return dict(list(received.items())[: experts + 1]) if isinstance(self.task.method, PFedMoAP) else received
 
     def _counts(self) -> dict[str, float]:
         """Steps, experts and evaluations of a whole run."""
         config, settings = self.task.method.config, self.settings
         assert isinstance(config, Config)
-        steps = sum(
-            config.epochs * (len(c.train) // config.batch if config.drop_last and len(c.train) >= config.batch
-                             else -(-len(c.train) // config.batch))
-            for c in self.federation.clients
-        )  # fmt: skip
+        draw = stream(0, "bench counts")
+        epoch = [orders(len(c.train), config.batch, config.drop_last, draw) for c in self.federation.clients]
+        steps = config.epochs * sum(map(len, epoch))
         clients = len(self.federation.clients)
         experts = min(int(getattr(config, "experts", 1)), clients) - 1
         evaluations = -(-settings.rounds // settings.evaluation.every)

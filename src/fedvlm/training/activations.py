@@ -83,11 +83,12 @@ class Activations:
         self.records = records
         self.device = device
         self.limit_bytes = limit_bytes
-        self.store = store
+        # What has no bytes of its own to be known by, such as a drawn image, is not kept on disk.
+        self.store = store if records and all(hasattr(record.image, "digest") for record in records) else None
         self.kept_as = kept_as
         self.memory: dict[int, Memory] = {}
         self.shelves: dict[int, Shelf] = {}
-        self.digests: dict[int, str | None] = {}
+        self.identities: dict[int, str] = {}
 
     @property
     def used_bytes(self) -> int:
@@ -153,18 +154,17 @@ class Activations:
         if shelf is None:
             return self._encode(self._pixels(keys), entry)
         names = [self._name(key) for key in keys]
-        stored = shelf.read(sorted(shelf.find(name for name in names if name)))
+        stored = shelf.read(sorted(shelf.find(names)))
         missing = [place for place, name in enumerate(names) if name not in stored]
-        rows = {place: stored[str(name)] for place, name in enumerate(names) if name in stored}
+        rows = {place: stored[name] for place, name in enumerate(names) if name in stored}
         if missing:
             fresh = self._encode(self._pixels([keys[place] for place in missing]), entry).to(self.kept_as)
             rows |= dict(zip(missing, fresh, strict=True))
-            if all(names):
-                shelf.add([str(names[place]) for place in missing], fresh)
+            shelf.add([names[place] for place in missing], fresh)
         return torch.stack([rows[place].to(self.device.device) for place in range(len(keys))]).float()
 
     def _shelf(self, entry: int) -> Shelf | None:
-        if self.store is None or not self.records or not hasattr(self.records[0].image, "digest"):
+        if self.store is None:
             return None
         if entry not in self.shelves:
             facts: dict[str, Any] = {
@@ -175,16 +175,16 @@ class Activations:
             self.shelves[entry] = self.store.shelf(facts)
         return self.shelves[entry]
 
-    def _name(self, key: Key) -> str | None:
-        """A row's name on disk: digest of the image's bytes, and the view."""
-        digest = self._digest(key[0])
-        return None if digest is None else f"{digest}:{key[1]}"
+    def _name(self, key: Key) -> str:
+        """A row's name on disk."""
+        return f"{self._identity(key[0])}:{key[1]}"
 
-    def _digest(self, index: int) -> str | None:
-        if index not in self.digests:
+    def _identity(self, index: int) -> str:
+        """Digest of the image's bytes; its key where it has none."""
+        if index not in self.identities:
             image = self.records[index].image
-            self.digests[index] = image.digest() if hasattr(image, "digest") else None
-        return self.digests[index]
+            self.identities[index] = image.digest() if hasattr(image, "digest") else image.key
+        return self.identities[index]
 
     def _pixels(self, keys: Sequence[Key]) -> list[Tensor]:
         indices = list(dict.fromkeys(index for index, _ in keys))
@@ -195,9 +195,7 @@ class Activations:
         if view == TEST:
             return self.clip.preprocess.test(image)
         # A view of the bank depends on the image alone, so that runs of all seeds share it.
-        return self.clip.preprocess.augment(
-            image, stream(view, "bank", self._digest(index) or self.records[index].image.key)
-        )
+        return self.clip.preprocess.augment(image, stream(view, "bank", self._identity(index)))
 
     def _read(self, indices: Sequence[int]) -> list[Image.Image]:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
