@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedvlm.clip import packed as packing
 from fedvlm.clip.packed import pack
 
 CLIP = small.clip(small.vit_config(text=(24, 3, 3, 48)))
@@ -37,12 +38,36 @@ def test_a_row_holds_every_token_once(rows: Rows) -> None:
     )
     assert packed.common == common
     assert len(packed.ids) == common + sum(len(row) - common for row in rows)
-    own = packed.spread(packed.ids[None])[0]
-    for row, cells, end in zip(rows, own.tolist(), packed.end.tolist(), strict=True):
-        assert packed.ids[:common].tolist() + cells[: len(row) - common] == row
-        assert packed.ids[end] == 501
-        assert packed.position[end] == len(row) - 1
-    assert torch.equal(packed.collect(packed.spread(packed.ids[None])), packed.ids[None, common:])
+    for row, end in zip(rows, packed.end.tolist(), strict=True):
+        own = len(row) - common
+        assert packed.ids[:common].tolist() + packed.ids[end + 1 - own : end + 1].tolist() == row
+        assert packed.position[end + 1 - own : end + 1].tolist() == list(range(common, len(row)))
+
+
+@given(sentences(), st.integers(1, 9))
+def test_every_token_attends_to_what_precedes_it_in_its_text(rows: Rows, size: int) -> None:
+    """In bins of any size: exactly its own text's tokens up to itself, each once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BIN", size)
+        packed = pack(*padded(rows))
+    common = packed.common
+    starts = [end + 1 - (len(row) - common) for row, end in zip(rows, packed.end.tolist(), strict=True)]
+    texts = {
+        place: [*range(common), *range(start, place + 1)]
+        for start, end in zip(starts, packed.end.tolist(), strict=True)
+        for place in range(start, end + 1)
+    }
+    texts |= {place: list(range(place + 1)) for place in range(common)}
+    for bins, queries in ((packed.tokens, range(len(packed.ids))), (packed.ends, packed.end.tolist())):
+        seen = [
+            bins.keys[row][bins.reach[row, 0, column]].tolist()
+            for row in range(len(bins.grid))
+            for column in range(bins.grid.shape[1])
+        ]
+        assert [seen[cell] for cell in bins.cells.tolist()] == [texts[query] for query in queries]
+        assert all(seen), "a cell without keys would be undefined"
+        values = torch.arange(2 * len(queries)).view(2, -1, 1)
+        assert torch.equal(bins.collect(bins.spread(values)), values)
 
 
 @settings(max_examples=30, deadline=None)

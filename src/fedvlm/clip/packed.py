@@ -2,7 +2,9 @@
 
 The text encoder is causal and only the end-of-text token is read. So tokens after it cannot matter, and tokens that
 all sequences begin with have the same hidden states, keys and values in all of them: both are left out of the work,
-exactly. Shapes: K sequences, P common tokens, S own tokens of the longest, N = P + sum of own tokens.
+exactly. For attention the row is laid out in *bins*, each of several whole sequences: one large product with a mask
+costs less than one for every short sequence. Shapes: K sequences, P common tokens, N tokens of the row, R bins of S
+tokens, E ends of text in a bin.
 """
 
 from __future__ import annotations
@@ -12,10 +14,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BIN = 32
+"""Tokens of a bin, more where a sequence is longer. Smaller bins are more products, larger ones more masked work."""
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A layout of queries `[G, n, ...]` in R bins, the same for all G."""
+
+    grid: Tensor
+    """Which query each cell holds, `[R, S]`; what is left over repeats one."""
+    cells: Tensor
+    """Where each query lies in the flattened grid, `[n]`."""
+    keys: Tensor
+    """Places in the row of each bin's keys, `[R, P + S]`: the common tokens, then the bin's own."""
+    reach: Tensor
+    """Which of the bin's keys each cell attends to, `[R, 1, S, P + S]`."""
+
+    def to(self, device: torch.device) -> Bins:
+        """The same there."""
+        return Bins(*(part.to(device) for part in (self.grid, self.cells, self.keys, self.reach)))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Queries `[G, n, ...]` as `[G R, S, ...]`."""
+        return gather(x, self.grid)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """Cells `[G R, S, ...]` back as `[G, n, ...]`."""
+        return x.reshape(-1, self.grid.numel(), *x.shape[2:]).index_select(1, self.cells)
+
 
 @dataclass(frozen=True)
 class Packed:
-    """K sequences as one row of N tokens."""
+    """K sequences as one row of N tokens. The common tokens count as a sequence of their own."""
 
     ids: Tensor
     """Token ids `[N]`; negative ones are places for learned tokens."""
@@ -25,50 +56,76 @@ class Packed:
     """P, how many leading tokens are common to all sequences. Each has at least one token of its own, its end."""
     end: Tensor
     """Where each sequence's end-of-text token lies in the row, `[K]`."""
-    grid: Tensor
-    """Own tokens `[K, S]`, as places in the row's last N - P; past its end a sequence repeats its last token."""
-    cells: Tensor | None
-    """Where the row's last N - P tokens lie in the flattened grid, `[N - P]`; None where the grid has no gap."""
-    causal: Tensor
-    """Which keys (common, then own, `P + S`) own token s may attend to, `[S, P + S]`."""
-    reach: Tensor
-    """Which keys the end-of-text token of each sequence attends to, `[K, 1, 1, P + S]`."""
+    tokens: Bins
+    """All N tokens as queries."""
+    ends: Bins
+    """The K ends of text as queries, counted from 0."""
 
-    def spread(self, x: Tensor) -> Tensor:
-        """Own tokens of a row `[G, N, ...]` as a grid `[G, K, S, ...]`."""
-        own = x[:, self.common :]
-        if self.cells is not None:
-            own = own.index_select(1, self.grid.flatten())
-        return own.unflatten(1, self.grid.shape)
 
-    def collect(self, x: Tensor) -> Tensor:
-        """A grid `[G, K, S, ...]` back as own tokens of a row, `[G, N - P, ...]`."""
-        flat = x.flatten(1, 2)
-        return flat if self.cells is None else flat.index_select(1, self.cells)
+def gather(x: Tensor, places: Tensor) -> Tensor:
+    """Tokens `[G, n, ...]` of a row at `places [R, M]`, as `[G R, M, ...]`."""
+    return x.index_select(1, places.flatten()).reshape(-1, places.shape[1], *x.shape[2:])
 
 
 def pack(ids: Tensor, eot: Tensor) -> Packed:
     """Sequences `[K, L]` that end at `eot [K]`. One synchronisation with a GPU: meant for set-up, not for steps."""
-    device, rows = ids.device, ids.tolist()
-    ends = eot.tolist()
-    common, shortest = 0, min(ends)
+    device, rows, last = ids.device, ids.tolist(), eot.tolist()
+    common, shortest = 0, min(last)
     while common < shortest and all(row[common] == rows[0][common] for row in rows):
         common += 1
-    lengths = torch.tensor([end + 1 - common for end in ends])
-    longest, first = int(lengths.max()), lengths.cumsum(0) - lengths
-    step = torch.arange(longest)
-    inside = step < lengths[:, None]
-    grid = first[:, None] + torch.minimum(step, lengths[:, None] - 1)
-    before = torch.ones(len(rows), common, dtype=torch.bool)
-    row_ids = rows[0][:common] + [token for row, end in zip(rows, ends, strict=True) for token in row[common : end + 1]]
-    own_position = (common + step).expand_as(inside)[inside]
+    own = [row[common : end + 1] for row, end in zip(rows, last, strict=True)]
+    sequences = ([rows[0][:common]] if common else []) + own
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    end = (lengths.cumsum(0) - 1)[-len(own) :]
+    member = torch.repeat_interleave(torch.arange(len(sequences)), lengths)
+    position = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
+    position[common:] += common
+    grid, held, cells = _bins(lengths.tolist())
+    reach = torch.cat([_common(position[grid], common), _own(grid, held, member, common)], dim=-1)[:, None]
+    keys = torch.cat([torch.arange(common).expand(len(grid), -1), grid], dim=1)
+    tokens = Bins(grid, cells, keys, reach)
     return Packed(
-        ids=torch.tensor(row_ids, device=device),
-        position=torch.cat([torch.arange(common), own_position]).to(device),
+        ids=torch.tensor([token for sequence in sequences for token in sequence], device=device),
+        position=position.to(device),
         common=common,
-        end=(common + first + lengths - 1).to(device),
-        grid=grid.to(device),
-        cells=None if bool(inside.all()) else inside.flatten().nonzero()[:, 0].to(device),
-        causal=torch.cat([before[:1].expand(longest, -1), step <= step[:, None]], dim=1).to(device),
-        reach=torch.cat([before, inside], dim=1)[:, None, None].to(device),
+        end=end.to(device),
+        tokens=tokens.to(device),
+        ends=_ends(tokens, end).to(device),
     )
+
+
+def _bins(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole sequences in order, as many to a bin as fit: `grid` and which cells are no repetition `[R, S]`, `cells`."""
+    size, bins = max([BIN, *lengths]), [0]
+    for length in lengths:
+        if bins[-1] + length > size:
+            bins.append(0)
+        bins[-1] += length
+    filled, step = torch.tensor(bins), torch.arange(max(bins))
+    held = step < filled[:, None]
+    grid = (filled.cumsum(0) - filled)[:, None] + torch.minimum(step, filled[:, None] - 1)
+    return grid, held, held.flatten().nonzero()[:, 0]
+
+
+def _common(position: Tensor, common: int) -> Tensor:
+    """Common keys up to each cell's position, `[R, S, P]`."""
+    return torch.arange(common) <= position[..., None]
+
+
+def _own(grid: Tensor, held: Tensor, member: Tensor, common: int) -> Tensor:
+    """Keys of the bin that come before each cell in its own sequence, `[R, S, S]`; common ones are counted already."""
+    query, key = grid[:, :, None], grid[:, None]
+    return (member[query] == member[key]) & (key <= query) & (key >= common) & held[:, None]
+
+
+def _ends(tokens: Bins, end: Tensor) -> Bins:
+    """The ends of text, in the bins where they lie."""
+    which, column = tokens.cells[end] // tokens.grid.shape[1], tokens.cells[end] % tokens.grid.shape[1]
+    count = torch.bincount(which, minlength=len(tokens.grid))
+    slot = torch.arange(len(end)) - (count.cumsum(0) - count)[which]
+    grid = torch.zeros(len(count), int(count.max()), dtype=torch.long)
+    grid[which, slot] = torch.arange(len(end))
+    # A cell left over asks what its bin's first cell may ask; nobody reads it.
+    reach = tokens.reach[:, :, :1].repeat(1, 1, grid.shape[1], 1)
+    reach[which, 0, slot] = tokens.reach[which, 0, column]
+    return Bins(grid, which * grid.shape[1] + slot, tokens.keys, reach)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import config
-from fedvlm.clip.packed import Packed
+from fedvlm.clip.packed import Bins, Packed, gather
 from fedvlm.errors import FedvlmError
 
 Edit = Callable[[Tensor], Tensor]
@@ -69,45 +69,27 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packed: Packed | None) -> Tensor:
         """Every token attends to all of its image, or to what precedes it in its text. `[B, L, D]` to `[B, L, D]`."""
-        q, k, v = (self._split(part) for part in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
-        if packed is None:
-            return self._out(_attend(q, k, v))
-        head = _attend(*(part[:, : packed.common] for part in (q, k, v)), causal=True)
-        keys, values = _with_common(k, packed), _with_common(v, packed)
-        own = _attend(packed.spread(q).flatten(0, 1), keys, values, mask=packed.causal)
-        return self._out(torch.cat([head, packed.collect(own.unflatten(0, (len(x), -1)))], dim=1))
+        q, kv = F.linear(x, self.in_proj_weight, self.in_proj_bias).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
+        return self._attend(q, kv, packed.tokens if packed else None)
 
     def read(self, x: Tensor, tokens: Tensor, packed: Packed | None) -> Tensor:
         """The read tokens only: `tokens [B, 1, D]` of images or `[B, K, D]` of texts, to the same shape."""
         width = x.shape[-1]
-        q = self._split(F.linear(tokens, self.in_proj_weight[:width], self.in_proj_bias[:width]))
+        q = F.linear(tokens, self.in_proj_weight[:width], self.in_proj_bias[:width])
         kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
-        k, v = (self._split(part) for part in kv.chunk(2, dim=-1))
-        if packed is None:
-            return self._out(_attend(q, k, v))
-        reach = packed.reach.repeat(len(x), 1, 1, 1)
-        keys, values = _with_common(k, packed), _with_common(v, packed)
-        return self._out(_attend(q.flatten(0, 1)[:, None], keys, values, mask=reach).view_as(q))
+        return self._attend(q, kv, packed.ends if packed else None)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
-
-    def _out(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out_proj(x.flatten(2))
+    def _attend(self, q: Tensor, kv: Tensor, bins: Bins | None) -> Tensor:
+        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, in bins if texts are packed; `[B, n, D]`."""
+        mask = None
+        if bins:
+            mask = bins.reach.repeat(len(q), 1, 1, 1)
+            q, kv = bins.spread(q), gather(kv, bins.keys)
+        k, v = kv.chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        out: Tensor = self.out_proj(bins.collect(x) if bins else x)
         return out
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Softmax attention of `[B, L, H, D/H]` over `[B, M, H, D/H]`."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
-
-
-def _with_common(x: Tensor, packed: Packed) -> Tensor:
-    """Keys or values `[B, N, H, D/H]` of a row as `[B K, P + S, H, D/H]`: the common ones, then each text's own."""
-    own = packed.spread(x)
-    common = x[:, None, : packed.common].expand(-1, own.shape[1], -1, -1, -1)
-    return torch.cat([common, own], dim=2).flatten(0, 1)
 
 
 class MLP(nn.Module):
