@@ -196,6 +196,8 @@ class ComputeSection(Section):
     """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
     cache_gib: Annotated[float, Field(ge=0)] = 2.0
     """Bound of remembered activations in memory."""
+    clients_gib: Annotated[float, Field(ge=0)] = 1.0
+    """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
     disk_gib: Annotated[float, Field(ge=0)] = 20.0
     """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
     kept_as: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,22 @@ def test_a_folder_with_both_configurations_is_read_by_the_weights_it_has(tmp_pat
     same(model, clips.load(str(tmp_path)))
 
 
-def test_a_resnet_has_no_huggingface_form(tmp_path: Path) -> None:
-    with pytest.raises(FedvlmError, match="ResNet"):
+def test_a_resnet_is_written_as_open_clip_does(tmp_path: Path) -> None:
+    config = replace(small.resnet_config(), text=small.vit_config(text=(64, 2, 1, 256)).text)
+    clip = small.clip(config)
+    save(clip, tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "open_clip_model.safetensors")
+    assert {"visual.conv1.weight", "token_embedding.weight", "transformer.resblocks.0.ln_1.bias"} <= stored.keys()
+    back = clips.load(str(tmp_path))
+    assert back.config == clip.config
+    assert back.preprocess == clip.preprocess
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    assert back.tokenizer.words(TEXTS[2]) == clip.tokenizer.words(TEXTS[2])
+
+
+def test_a_text_encoder_without_a_place_in_the_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedvlmError, match="MLP width"):
         save(small.clip(small.resnet_config()), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import engine
-from fedvlm.federation.checkpoint import Checkpoint
+from fedvlm.federation import checkpoint, engine
+from fedvlm.federation.checkpoint import Checkpoint, Clients
 from fedvlm.federation.engine import State
 
 
@@ -37,42 +38,92 @@ def test_before_the_first_round_there_is_nothing(tmp_path: Path) -> None:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     saved = state(3, "a", "b", "klinik ä", "x.y")
-    Checkpoint(tmp_path / "run").save(saved, saved.personal, 1234)
+    Checkpoint(tmp_path / "run").save(saved, 1234)
     loaded = Checkpoint(tmp_path / "run").load()
     assert loaded is not None
     assert same(loaded[0], saved)
     assert loaded[1] == 1234
 
 
+def stored(folder: Path, *rounds: State) -> State:
+    """The rounds as an engine makes them: each with a copy of the clients before and its own trained ones."""
+    checkpoint = Checkpoint(folder)
+    now = State(0, {}, checkpoint.clients())
+    for round_ in rounds:
+        personal = copy(now.personal)
+        personal.update(round_.personal)
+        now = State(round_.round, round_.server, personal)
+        checkpoint.save(now, round_.round)
+    return now
+
+
 def test_clients_that_did_not_take_part_keep_their_file(tmp_path: Path) -> None:
-    folder = Checkpoint(tmp_path)
-    first = state(1, "a", "b", "c")
-    folder.save(first, ["a", "b", "c"], 1)
-    second = State(2, {"prompt": torch.zeros(1)}, first.personal | {"b": {"prompt": torch.ones(1)}})
-    folder.save(second, ["b"], 2)
+    second = State(2, {"prompt": torch.zeros(1)}, {"b": {"prompt": torch.ones(1)}})
+    now = stored(tmp_path, state(1, "a", "b", "c"), second)
     assert {file.name for file in tmp_path.iterdir()} == {
         "checkpoint.json", "server-0002.safetensors", "clients-0001.safetensors", "clients-0002.safetensors",
     }  # fmt: skip
     loaded = Checkpoint(tmp_path).load()
     assert loaded is not None
-    assert same(loaded[0], second)
+    assert same(loaded[0], now)
+    assert same(now, State(2, second.server, {**state(1, "a", "b", "c").personal, **second.personal}))
 
 
 def test_files_that_nobody_needs_are_swept(tmp_path: Path) -> None:
-    folder = Checkpoint(tmp_path)
-    for round_ in range(1, 12):
-        now = state(round_, "a", "b")
-        folder.save(now, ["a", "b"] if round_ % 2 else ["a"], round_)
-        needed = {"checkpoint.json", f"server-{round_:04d}.safetensors", f"clients-{round_:04d}.safetensors"}
-        needed |= {f"clients-{round_ - 1:04d}.safetensors"} if round_ % 2 == 0 else set()
-        assert {file.name for file in tmp_path.iterdir()} == needed
+    for last in range(1, 12):
+        rounds = [state(round_, *(["a", "b"] if round_ % 2 else ["a"])) for round_ in range(1, last + 1)]
+        stored(tmp_path / f"{last}", *rounds)
+        needed = {"checkpoint.json", f"server-{last:04d}.safetensors", f"clients-{last:04d}.safetensors"}
+        needed |= {f"clients-{last - 1:04d}.safetensors"} if last % 2 == 0 else set()
+        assert {file.name for file in (tmp_path / f"{last}").iterdir()} == needed
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2**20])
+def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in parts while a round goes on; the round before stays what it was."""
+    monkeypatch.setattr(checkpoint, "PART", 100)  # each client has 40 bytes
+    folder = Checkpoint(tmp_path, limit)
+    first, names = folder.clients(), [f"client {i}" for i in range(7)]
+    first.update(state(1, *names).personal)
+    assert len(list(tmp_path.iterdir())) == 2
+    folder.save(State(1, {}, first), 0)
+    assert sum(tensors.nbytes(own) for own in first.memory.values()) <= limit
+    assert len(first.memory) == 7 or limit < 2**20
+    second = copy(first)
+    second.update(state(9, *names[:4]).personal)
+    assert len(second) == 7
+    assert same(State(1, {}, first), state(1, *names)) is False  # the server differs
+    assert same(State(1, {}, first), State(1, {}, state(1, *names).personal))
+    assert same(State(1, {}, second), State(1, {}, state(1, *names).personal | state(9, *names[:4]).personal))
+    loaded = folder.load()
+    assert loaded is not None
+    assert same(loaded[0], State(1, {}, first)), "what is not in the manifest has not happened"
+    folder.save(State(2, {}, second), 0)
+    loaded = folder.load()
+    assert loaded is not None
+    assert same(loaded[0], State(2, {}, second))
+    held = loaded[0].personal
+    assert isinstance(held, Clients)
+    assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
+    del held["client 3"]
+    assert "client 3" not in held
+    assert len(held) == 6
+
+
+def test_a_client_whose_name_begins_like_another(tmp_path: Path) -> None:
+    saved = state(1, "a", "a/b", "ab", "a/prompt")
+    folder = Checkpoint(tmp_path, 0)
+    folder.save(saved, 0)
+    loaded = folder.load()
+    assert loaded is not None
+    assert same(loaded[0], saved)
 
 
 def test_methods_without_state_can_be_saved(tmp_path: Path) -> None:
-    Checkpoint(tmp_path).save(State(5, {}, {}), [], 7)
+    Checkpoint(tmp_path).save(State(5, {}, {}), 7)
     assert Checkpoint(tmp_path).load() == (State(5, {}, {}), 7)
     local = State(1, {}, {"a": {"prompt": torch.ones(2)}})
-    Checkpoint(tmp_path / "b").save(local, ["a"], 7)
+    Checkpoint(tmp_path / "b").save(local, 7)
     loaded = Checkpoint(tmp_path / "b").load()
     assert loaded is not None
     assert same(loaded[0], local)
@@ -80,7 +131,7 @@ def test_methods_without_state_can_be_saved(tmp_path: Path) -> None:
 
 def test_a_round_number_of_five_digits(tmp_path: Path) -> None:
     for round_ in (9_999, 10_000, 123_456):
-        Checkpoint(tmp_path).save(state(round_, "a"), ["a"], 0)
+        Checkpoint(tmp_path).save(state(round_, "a"), 0)
         loaded = Checkpoint(tmp_path).load()
         assert loaded is not None
         assert loaded[0].round == round_
@@ -113,9 +164,9 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, where: str) -> list[int]:
 def play(task: Any, folder: Path) -> State:
     """A run as it is made durable: each round's checkpoint, taken up where it stands."""
     loaded = Checkpoint(folder).load()
-    now = begun = loaded[0] if loaded else engine.start(task)
+    now = begun = loaded[0] if loaded else engine.start(task, Checkpoint(folder).clients())
     for now, record in engine.play(task, begun):
-        Checkpoint(folder).save(now, [one.client for one in record.visits], record.round)
+        Checkpoint(folder).save(now, record.round)
     return now
 
 
@@ -151,29 +202,29 @@ def test_a_crash_at_any_write_loses_at_most_a_round(
 
 def test_a_crash_while_sweeping_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Checkpoint(tmp_path)
-    folder.save(state(1, "a"), ["a"], 1)
+    folder.save(state(1, "a"), 1)
 
     def die(*_: Any, **__: Any) -> None:
         raise Crash
 
     monkeypatch.setattr(Path, "unlink", die)
     with pytest.raises(Crash):
-        folder.save(state(2, "a"), ["a"], 2)
+        folder.save(state(2, "a"), 2)
     monkeypatch.undo()
     loaded = Checkpoint(tmp_path).load()
     assert loaded is not None
     assert same(loaded[0], state(2, "a"))
-    folder.save(state(3, "a"), ["a"], 3)
+    folder.save(state(3, "a"), 3)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_saving_a_round_again_is_atomic_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a run of fewer rounds is continued, or a method that does not train is measured again."""
     folder = Checkpoint(tmp_path)
-    folder.save(state(1, "a"), ["a"], 1)
+    folder.save(state(1, "a"), 1)
     dying(monkeypatch, 2, "before")
     with pytest.raises(Crash):
-        folder.save(state(1, "a", value=9.0), ["a"], 1)
+        folder.save(state(1, "a", value=9.0), 1)
     monkeypatch.undo()
     assert Checkpoint(tmp_path).load() is not None
 
@@ -181,14 +232,14 @@ def test_saving_a_round_again_is_atomic_too(tmp_path: Path, monkeypatch: pytest.
 def test_saving_does_not_touch_the_state(tmp_path: Path) -> None:
     now = state(1, "a", "b")
     before = small.fingerprint(now)
-    Checkpoint(tmp_path).save(now, ["a", "b"], 0)
+    Checkpoint(tmp_path).save(now, 0)
     assert small.fingerprint(now) == before
 
 
 def test_loaded_tensors_are_the_loaders_own(tmp_path: Path) -> None:
     """Writing into a loaded state changes neither the file nor what another load gives."""
     saved = state(1, "a")
-    Checkpoint(tmp_path).save(saved, ["a"], 0)
+    Checkpoint(tmp_path).save(saved, 0)
     loaded = Checkpoint(tmp_path).load()
     assert loaded is not None
     loaded[0].personal["a"]["prompt"].add_(1)
@@ -199,7 +250,7 @@ def test_loaded_tensors_are_the_loaders_own(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    Checkpoint(tmp_path).save(state(1, "a", "b"), ["a", "b"], 1)
+    Checkpoint(tmp_path).save(state(1, "a", "b"), 1)
     return tmp_path
 
 

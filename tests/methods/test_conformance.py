@@ -194,9 +194,9 @@ def resumed(
     task = small.task(small.method(name), clip, fed, **more)
     checkpoint = Checkpoint(folder)
     records = []
-    for state, record in engine.play(task, engine.start(task)):
+    for state, record in engine.play(task, engine.start(task, checkpoint.clients())):
         records.append(record)
-        checkpoint.save(state, [one.client for one in record.visits], 0)
+        checkpoint.save(state, 0)
         if state.round == stop:
             break
     loaded = Checkpoint(folder).load()

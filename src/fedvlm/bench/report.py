@@ -89,7 +89,7 @@ def bench(
 
 def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
     folder = models / architecture.replace("/", "-").lower()
-    if not (folder / "config.json").exists():
+    if not (folder / "preprocessor_config.json").exists():  # written last
         say(f"{architecture}: random weights in {folder}")
         make(architecture, folder, tokenizer=tokenizer)
     return folder

@@ -142,6 +142,24 @@ def from_open_clip(config: dict[str, Any]) -> ClipConfig:
     return ClipConfig(ViT(vision["image_size"], vision["patch_size"], tower), words, model["embed_dim"])
 
 
+def to_open_clip(config: ClipConfig) -> dict[str, Any]:
+    """The open_clip configuration of a CLIP with a modified ResNet, and the usual text encoder."""
+    if not isinstance(config.vision, ResNet):
+        raise FedvlmError("ViT CLIPs are written in the Hugging Face format")
+    text, vision = config.text, config.vision
+    if text.tower != _tower(text.tower.width, text.tower.layers, text.tower.heads, text.tower.activation):
+        raise FedvlmError("the open_clip format has no place for this text encoder's MLP width or epsilon")
+    return {
+        "model_cfg": {
+            "embed_dim": config.embed,
+            "quick_gelu": text.tower.activation == "quick_gelu",
+            "vision_cfg": {"image_size": vision.image, "layers": list(vision.layers), "width": vision.width},
+            "text_cfg": {"context_length": text.context, "vocab_size": text.vocabulary, "width": text.tower.width,
+                         "heads": text.tower.heads, "layers": text.tower.layers},
+        }
+    }  # fmt: skip
+
+
 def _vit(image: int, patch: int, width: int, layers: int) -> ViT:
     return ViT(image, patch, _tower(width, layers))
 

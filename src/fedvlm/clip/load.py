@@ -159,13 +159,15 @@ def _digest(files: list[Path]) -> str:
 
 
 def save(clip: FrozenCLIP, folder: Path, *, half: bool = False) -> None:
-    """Write a ViT CLIP as a Hugging Face directory: config, safetensors, tokenizer, preprocessor."""
-    if isinstance(clip.config.vision, ResNet):
-        raise FedvlmError("a ResNet CLIP has no Hugging Face CLIP format")
+    """Write a CLIP with its tokenizer and preprocessor, as Hugging Face does; one with a ResNet as open_clip does."""
     own = {name: tensor.half() if half else tensor for name, tensor in clip.state_dict().items()}
-    tensors.save(folder / "model.safetensors", weights.to_huggingface(own))
     words = clip.tokenizer
-    durable.write_json(folder / "config.json", config.to_huggingface(clip.config, sot=words.sot, eot=words.eot))
+    if isinstance(clip.config.vision, ResNet):
+        durable.write_json(folder / "open_clip_config.json", config.to_open_clip(clip.config))
+        tensors.save(folder / _OPEN_CLIP, weights.to_openai(own))
+    else:
+        tensors.save(folder / "model.safetensors", weights.to_huggingface(own))
+        durable.write_json(folder / "config.json", config.to_huggingface(clip.config, sot=words.sot, eot=words.eot))
     durable.write_text(folder / "tokenizer.json", words.inner.to_str())
     durable.write_json(
         folder / "tokenizer_config.json",

@@ -119,3 +119,8 @@ def _tower(name: str) -> str:
 def _openai(stored: dict[str, Tensor]) -> Named:
     """OpenAI's and open_clip's names: the text encoder's tensors stand at the top level."""
     return {(f"text.{name}" if name.startswith(_TEXT) else name): tensor for name, tensor in stored.items()}
+
+
+def to_openai(own: Named) -> Named:
+    """Our names to OpenAI's and open_clip's."""
+    return {name.removeprefix("text."): tensor for name, tensor in own.items()}

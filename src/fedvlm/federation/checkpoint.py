@@ -1,16 +1,18 @@
 """Durable state of a run: after every round the server's and the trained clients' tensors, or nothing of that round.
 
-A round's tensors go into two files of their own (`server-0007`, `clients-0007`), then `checkpoint.json` is replaced:
-it names the round, the file that holds each client's newest tensors, their digests, and the ledger's length. A crash
-before that last step leaves the previous round's checkpoint whole.
+Tensors go into files of their own (`server-0007`, `clients-0012`), then `checkpoint.json` is replaced: it names the
+round, the file that holds each client's newest tensors, their digests, and the ledger's length. A crash before that
+last step leaves the previous round's checkpoint whole. The same files are where a run of many clients keeps what has
+no room in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
@@ -20,12 +22,14 @@ from fedvlm.experiment import Section
 from fedvlm.federation.engine import State
 from fedvlm.tensors import Named
 
-FileName = Annotated[str, Field(pattern=r"^[\w-]+\.safetensors$")]
-"""Of this folder: no path."""
+PART = 2**25
+"""Bytes of clients' tensors from which on a file is written: bounds the copies that writing makes."""
 
 
 class _Entry(Section):
-    file: FileName
+    """Tensors in a file of this folder (no path), and their digest."""
+
+    file: Annotated[str, Field(pattern=r"^(server|clients)-\w+\.safetensors$")]
     digest: str
 
 
@@ -36,63 +40,122 @@ class _Manifest(Section):
     ledger_bytes: int
 
 
+class Clients(MutableMapping[str, Named]):
+    """Clients' tensors by name: in memory up to `limit_bytes` of them, otherwise only in the folder's files.
+
+    Files are numbered and never changed, so a copy (the round before) stays what it is while tensors are added. A
+    file is needed until all of its clients have newer tensors.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+        self.stored: dict[str, _Entry] = {}
+        self.memory: dict[str, Named] = {}
+        self.unwritten: dict[str, int] = {}
+        """Bytes of what no file holds yet."""
+        self.files = 0
+
+    def __copy__(self) -> Clients:
+        new = Clients(self.folder, self.limit_bytes)
+        new.stored, new.memory, new.unwritten = dict(self.stored), dict(self.memory), dict(self.unwritten)
+        new.files = self.files
+        return new
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.stored, **self.unwritten})
+
+    def __len__(self) -> int:
+        return len(self.stored.keys() | self.unwritten.keys())
+
+    def __getitem__(self, name: str) -> Named:
+        if name not in self.memory:
+            entry = self.stored[name]
+            return _checked(self.folder, entry, tensors.load(self.folder / entry.file, prefix=_prefix(name)))
+        return self.memory[name]
+
+    def __setitem__(self, name: str, own: Named) -> None:
+        self.memory[name] = own
+        self.unwritten[name] = tensors.nbytes(own)
+        if sum(self.unwritten.values()) >= PART:
+            self.write()
+
+    def __delitem__(self, name: str) -> None:
+        for table in (self.stored, self.memory, self.unwritten):
+            table.pop(name, None)
+
+    def write(self) -> None:
+        """Bring what no file holds yet into one."""
+        if self.unwritten:
+            self.files += 1
+            file = f"clients-{self.files:04d}.safetensors"
+            new = {name: self.memory[name] for name in self.unwritten}
+            tensors.save(self.folder / file, {_prefix(n) + key: t for n, own in new.items() for key, t in own.items()})
+            self.stored |= {name: _Entry(file=file, digest=tensors.digest(own)) for name, own in new.items()}
+            self.unwritten = {}
+        if sum(map(tensors.nbytes, self.memory.values())) > self.limit_bytes:
+            self.memory = {}
+
+
 @dataclass
 class Checkpoint:
-    """The checkpoint folder of one method and seed."""
+    """The checkpoint folder of one method and seed; of clients' tensors so many bytes stay in memory besides."""
 
     folder: Path
+    limit_bytes: int = 2**30
 
     @property
     def manifest(self) -> Path:
         """The file whose replacement makes a round durable."""
         return self.folder / "checkpoint.json"
 
-    def save(self, state: State, trained: Iterable[str], ledger_bytes: int) -> None:
-        """Make `state` durable; `trained` names the clients whose tensors changed in this round."""
-        last: dict[str, Any] = self._read() if self.manifest.exists() else {"server": {"file": ""}, "clients": {}}
-        held = last["clients"]
-        mark = f"{state.round:04d}"
-        if last["server"]["file"] == f"server-{mark}.safetensors":
-            mark += "b"  # this round is stored already: never overwrite files that the manifest names
-        server, clients = f"server-{mark}.safetensors", f"clients-{mark}.safetensors"
-        changed = {name: state.personal[name] for name in trained if name in state.personal}
+    def clients(self) -> Clients:
+        """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
+        clients = Clients(self.folder, self.limit_bytes)
+        if self.manifest.exists():
+            clients.files = _last(self._read())
+        return clients
+
+    def save(self, state: State, ledger_bytes: int) -> None:
+        """Make `state` durable. Of `Clients` from here only what is new is written, of other mappings everything."""
+        held = state.personal
+        if not isinstance(held, Clients):
+            held = self.clients()
+            held.update(state.personal)
+        held.write()
+        server = f"server-{state.round:04d}.safetensors"
+        if self.manifest.exists() and self._read().server.file == server:
+            # This round is stored already: a file that the manifest names is never written over.
+            server = f"server-{state.round:04d}b.safetensors"
         tensors.save(self.folder / server, state.server)
-        if changed:
-            tensors.save(self.folder / clients, _joined(changed))
-        held |= {name: {"file": clients, "digest": tensors.digest(own)} for name, own in changed.items()}
-        durable.write_json(
-            self.manifest,
-            {"round": state.round, "server": {"file": server, "digest": tensors.digest(state.server)},
-             "clients": held, "ledger_bytes": ledger_bytes},
-        )  # fmt: skip
-        self._sweep({server, *(entry["file"] for entry in held.values())})
+        entry = _Entry(file=server, digest=tensors.digest(state.server))
+        manifest = _Manifest(round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes)
+        durable.write_json(self.manifest, manifest.model_dump())
+        self._sweep({server, *(entry.file for entry in held.stored.values())})
 
     def load(self) -> tuple[State, int] | None:
-        """The last durable state and the ledger's length then; None before the first round."""
+        """The last durable state, all of it checked, and the ledger's length then; None before the first round."""
         if not self.manifest.exists():
             return None
         table = self._read()
-        server = self._checked(table["server"], tensors.load(self.folder / table["server"]["file"]))
-        files = {
-            entry["file"]: _split(tensors.load(self.folder / entry["file"])) for entry in table["clients"].values()
-        }
-        personal = {
-            name: self._checked(entry, files[entry["file"]].get(name, {})) for name, entry in table["clients"].items()
-        }
-        return State(table["round"], server, personal), table["ledger_bytes"]
+        server = _checked(self.folder, table.server, tensors.load(self.folder / table.server.file))
+        clients = self.clients()
+        clients.stored = table.clients
+        held = 0
+        for name in clients:
+            own = clients[name]
+            held += tensors.nbytes(own)
+            if held <= self.limit_bytes:
+                clients.memory[name] = own
+        return State(table.round, server, clients), table.ledger_bytes
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> _Manifest:
         table = durable.read_json(self.manifest)
         try:
-            return _Manifest.model_validate(table).model_dump()
+            return _Manifest.model_validate(table)
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise FedvlmError(f"{self.manifest} is damaged at '{where}': start again with --overwrite") from None
-
-    def _checked(self, entry: dict[str, str], found: Named) -> Named:
-        if tensors.digest(found) != entry["digest"]:
-            raise FedvlmError(f"{self.folder / entry['file']} is damaged: start the run again with --overwrite")
-        return found
 
     def _sweep(self, needed: set[str]) -> None:
         for file in self.folder.iterdir():
@@ -101,13 +164,18 @@ class Checkpoint:
                 file.unlink(missing_ok=True)
 
 
-def _joined(clients: dict[str, Named]) -> Named:
-    return {f"{name}/{tensor}": value for name, own in clients.items() for tensor, value in own.items()}
+def _checked(folder: Path, entry: _Entry, found: Named) -> Named:
+    if tensors.digest(found) != entry.digest:
+        raise FedvlmError(f"{folder / entry.file} is damaged: start the run again with --overwrite")
+    return found
 
 
-def _split(joined: Named) -> dict[str, Named]:
-    result: dict[str, Named] = {}
-    for name, value in joined.items():
-        client, _, tensor = name.partition("/")
-        result.setdefault(client, {})[tensor] = value
-    return result
+def _prefix(client: str) -> str:
+    """What the names of a client's tensors begin with in a file; no client's is the beginning of another's."""
+    return f"{quote(client, safe='')}/"
+
+
+def _last(manifest: _Manifest) -> int:
+    """The highest number of a file of clients that is in use."""
+    numbers = [Path(entry.file).stem.removeprefix("clients-") for entry in manifest.clients.values()]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)

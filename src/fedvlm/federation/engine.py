@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from copy import copy
 from dataclasses import dataclass, field
 
 from fedvlm.data import Client
@@ -22,7 +23,8 @@ class State:
 
     round: int
     server: Named
-    personal: dict[str, Named] = field(default_factory=dict)
+    personal: MutableMapping[str, Named] = field(default_factory=dict)
+    """By client; a mapping of its own for every state (`copy.copy`), which may keep them on disk."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class RoundRecord:
     evaluate_s: float
 
 
-def start(task: Task) -> State:
-    """The state before the first round."""
-    return State(0, task.method.server(task.initial))
+def start(task: Task, personal: MutableMapping[str, Named] | None = None) -> State:
+    """The state before the first round; clients' tensors will be kept in `personal`, a dictionary by default."""
+    return State(0, task.method.server(task.initial), {} if personal is None else personal)
 
 
 def play(task: Task, state: State) -> Iterator[tuple[State, RoundRecord]]:
@@ -88,7 +90,7 @@ def downlink(task: Task, state: State, client: Client) -> Named:
 
 def _round(task: Task, before: State) -> tuple[State, RoundRecord]:
     begun = time.perf_counter()
-    uplinks, records, personal = [], [], dict(before.personal)
+    uplinks, records, personal = [], [], copy(before.personal)
     picked = chosen(task, before.round)
     for first in range(0, len(picked), task.together):
         group = picked[first : first + task.together]

@@ -44,10 +44,9 @@ class Point:
         """JSON lines: `{"kind": "visit" | "round", ...}`."""
         return self.folder / "ledger.jsonl"
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Durable state."""
-        return Checkpoint(self.folder / "checkpoint")
+    def checkpoint(self, limit_bytes: int) -> Checkpoint:
+        """Durable state, of which so many bytes of clients' tensors stay in memory too."""
+        return Checkpoint(self.folder / "checkpoint", limit_bytes)
 
     def result(self) -> dict[str, Any] | None:
         """The finished result, or None."""

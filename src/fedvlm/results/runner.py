@@ -206,11 +206,12 @@ def _point(run: _Run, scene: _Scene, name: str, method: Method) -> dict[str, Any
         return finished
     task = _task(run, scene, method)
     scene.activations.prepare(needed(scene.federation, run.experiment.views), task.bench.base.entry)
-    state, length = point.checkpoint.load() or (engine.start(task), 0)
+    checkpoint = point.checkpoint(int(run.experiment.compute.clients_gib * GIB))
+    state, length = checkpoint.load() or (engine.start(task, checkpoint.clients()), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, scene.seed, task.rounds, state.round)
     for state, record in engine.play(task, state):  # noqa: B020
-        point.checkpoint.save(state, [visit.client for visit in record.visits], point.log(record))
+        checkpoint.save(state, point.log(record))
         progress.round(record)
     progress.close()
     result = _result(point, task, state)
@@ -248,7 +249,7 @@ def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
         "clients": evaluated[-1]["clients"],
         "tensors": {
             "server": tensors.digest(state.server),
-            "clients": {name: tensors.digest(own) for name, own in sorted(state.personal.items())},
+            "clients": {name: tensors.digest(state.personal[name]) for name in sorted(state.personal)},
         },
         "up_bytes_per_visit": _per_visit(visits, "up_bytes"),
         "down_bytes_per_visit": _per_visit(visits, "down_bytes"),
