@@ -188,8 +188,9 @@ class ComputeSection(Section):
 
     device: str = "auto"
     """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype of the frozen encoders; trained tensors stay float32."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Autocast dtype of the frozen encoders; trained tensors stay float32. `tf32`: float32 whose products an NVIDIA GPU
+    rounds to 10 bits of mantissa."""
     together: Count | None = None
     """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
     threads: Count | None = None

@@ -96,6 +96,21 @@ def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> N
     )
 
 
+def test_shared_sets_of_finished_features_are_gathered_once(clip: FrozenCLIP, fed: Federation) -> None:
+    table = bench(clip, fed)
+    first = [evaluate(table, client, {}, {}) for client in fed.clients]
+    assert set(table.sets) == {("base", clip.visual.depth + 1), ("novel", clip.visual.depth + 1)}
+    table.activations.memory.clear()
+    asked: list[int] = []
+    inner = table.activations.get
+    table.activations.get = lambda indices, *more: (asked.extend(indices), inner(indices, *more))[1]  # type: ignore[method-assign]
+    assert [evaluate(table, client, {}, {}) for client in fed.clients] == first
+    assert not set(asked) & {*fed.tests["base"], *fed.tests["novel"]}
+    adapted = small.bench(small.method("pfedmma"), clip, fed)
+    evaluate(adapted, fed.clients[0], adapted.base.init(torch.Generator()), {})
+    assert not adapted.sets, "activations inside the encoder would not fit"
+
+
 def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federation) -> None:
     table = bench(clip, fed)
     for key, classes in (("base", fed.base), ("novel", fed.novel)):
@@ -113,10 +128,19 @@ def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCL
     """Labels stay with images: features planted at the class names' own text features are found again."""
     text = clip.classifier([fed.source.classnames[k] for k in range(7)])
     table = bench(clip, fed)
-    planted = table.activations.memory[clip.visual.depth + 1] = Memory()
+    planted = table.activations.memory[clip.visual.depth + 1] = Memory(table.activations.device)
     planted.add([(i, TEST) for i in range(len(fed.source))], text[[record.label for record in fed.source.records]])
     result = evaluate(table, fed.clients[0], {}, {})
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_tf32_is_for_gpus_and_only_where_asked() -> None:
+    torch.backends.cudnn.allow_tf32 = True  # torch's own default, for convolutions
+    devices.choose(ComputeSection(device="cpu"))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(FedvlmError, match=r"tf32.*GPU"):
+        devices.choose(ComputeSection(device="cpu", dtype="tf32"))
 
 
 def test_choosing_a_device() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import small
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
+from fedvlm.federation import engine
+from fedvlm.federation.client import Guest, visits
 from fedvlm.methods import known
 
 TRAINED = [name for name, method in known().items() if method.trains]
@@ -44,9 +48,32 @@ def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: 
             assert means == pytest.approx(two.means[state], abs=1e-4)
 
 
-def test_one_clients_numbers_do_not_reach_another(clip: FrozenCLIP) -> None:
-    """A client that diverges stops the run by its name; what the others had computed has no part in it."""
+def test_a_client_that_diverges_is_named_alone(clip: FrozenCLIP) -> None:
     fed = small.federation()
-    wild = small.method("pfedmma", lr=1e30)
-    with pytest.raises(FedvlmError, match="no longer finite"):
-        small.run(small.task(wild, clip, fed, together=4))
+    task = small.task(small.method("pfedmma"), clip, fed, together=4)
+    state = engine.start(task)
+    state.personal["site-1"] = {name: torch.full_like(tensor, torch.nan) for name, tensor in task.initial.items()}
+    with pytest.raises(FedvlmError, match=r"^round 1, client site-1: pfedmma: .*no longer finite"):
+        next(engine.play(task, state))
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("name", TRAINED)
+def test_no_step_waits_for_the_device(name: str, together: int, clip: FrozenCLIP) -> None:
+    """A GPU and the program wait for each other at the end of a visit only, so nothing reads a number in its steps."""
+    task = small.task(small.method(name, epochs=3), clip, small.federation(), together=together, rounds=3)
+    state, _ = next(engine.play(task, engine.start(task)))
+    guests = [Guest(one, state.personal[one.name], engine.downlink(task, state, one))
+              for one in task.bench.federation.clients[:together]]  # fmt: skip
+    calls = Counter[str]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls[str(func.overloadpacket)] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        visits(task, 1, guests)
+    assert calls["aten.sigmoid"] + calls["aten._log_softmax"] > 0
+    waiting = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2"}
+    assert not waiting & calls.keys()

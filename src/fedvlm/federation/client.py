@@ -16,7 +16,7 @@ from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
 from fedvlm.training.evaluation import Bench
-from fedvlm.training.local import Batch, Visitor, orders, schedule, train_together
+from fedvlm.training.local import Batch, DivergenceError, Visitor, orders, schedule, train_together
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def visits(task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
     factor = schedule(config, round_, task.rounds)
     try:
         done = train_together(task.method, task.bench.base, visitors, task.bench.activations.device, factor)
+    except DivergenceError as error:
+        raise FedvlmError(f"round {round_ + 1}, client {guests[error.place].client.name}: {error}") from error
     except FedvlmError as error:
         who = listed(guest.client.name for guest in guests)
         raise FedvlmError(f"round {round_ + 1}, client {who}: {error}") from error
@@ -115,7 +117,7 @@ def batches(task: Task, round_: int, client: Client) -> Iterator[Batch]:
                 hidden = bench.activations.online(indices, entry, task.seed, *names)
             else:
                 hidden = bench.activations.get(indices, entry, [views[position] for position in batch])
-            yield hidden, labels[torch.tensor(batch, device=labels.device)]
+            yield hidden, labels[bench.activations.device.send(torch.tensor(batch))]
 
 
 def _views(task: Task, client: Client, round_: int, epoch: int) -> list[int]:

@@ -31,7 +31,8 @@ Key = tuple[int, int]
 class Memory:
     """Rows of one entry, in a few large tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device) -> None:
+        self.device = device
         self.blocks: list[Tensor] = []
         self.places: dict[Key, tuple[int, int]] = {}
 
@@ -51,12 +52,12 @@ class Memory:
         numbers = {block for block, _ in places}
         if len(numbers) == 1:
             block = self.blocks[numbers.pop()]
-            return block.index_select(0, torch.tensor([row for _, row in places], device=block.device))
+            return block.index_select(0, self.device.send(torch.tensor([row for _, row in places])))
         return torch.stack([self.blocks[block][row] for block, row in places])
 
     def only(self, keys: Iterable[Key]) -> Memory:
         """A memory that holds of these keys those that this one holds."""
-        kept, new = [key for key in keys if key in self.places], Memory()
+        kept, new = [key for key in keys if key in self.places], Memory(self.device)
         if kept:
             new.add(kept, self.get(kept))
         return new
@@ -101,7 +102,7 @@ class Activations:
         What is not asked for gives way when room is needed, so what is kept depends on the request alone.
         """
         wanted = sorted(set(keys))
-        missing = [key for key in wanted if key not in self.memory.setdefault(entry, Memory()).places]
+        missing = [key for key in wanted if key not in self.memory.setdefault(entry, Memory(self.device)).places]
         block, filled = None, 0
         for start in range(0, len(missing), CHUNK):
             rows = self._rows(missing[start : start + CHUNK], entry)
@@ -119,7 +120,7 @@ class Activations:
     def get(self, indices: Sequence[int], entry: int, views: Sequence[int] | None = None) -> Tensor:
         """Activations `[B, ...]` of these records at `entry`, under the test transform or in these views."""
         keys = list(zip(indices, views or [TEST] * len(indices), strict=True))
-        held = self.memory.get(entry) or Memory()
+        held = self.memory.get(entry) or Memory(self.device)
         missing = [key for key in dict.fromkeys(keys) if key not in held.places]
         if not missing:
             return held.get(keys)
@@ -205,6 +206,6 @@ class Activations:
         # Matrix kernels for very few rows round differently: a short batch is filled up, so that an image's row does
         # not depend on how many others are encoded with it.
         filled = pixels + pixels[-1:] * (FEWEST - len(pixels))
-        batch = self.clip.preprocess.normalise(torch.stack(filled).to(self.device.device))
+        batch = self.clip.preprocess.normalise(self.device.send(torch.stack(filled)))
         with self.device.autocast():
             return self.clip.visual.hidden(batch, entry).float()[: len(pixels)]

@@ -8,11 +8,12 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Device:
 
     device: torch.device
     dtype: torch.dtype = torch.float32
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU on this device. A GPU takes it from pinned memory while the program goes on."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Run matrix products of the encoders in `dtype`; trained tensors and their updates stay float32."""
@@ -41,6 +48,10 @@ def choose(settings: ComputeSection, *, keep_freed: bool = True) -> Device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise FedvlmError(f"compute.device = '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+    if settings.dtype == "tf32" and device.type != "cuda":
+        raise FedvlmError(f"compute.dtype = 'tf32' needs an NVIDIA GPU; compute.device is '{device}'")
+    # Both switches: by default torch rounds convolutions to TF32 on a GPU, but not matrix products.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
     return Device(device, _DTYPES[settings.dtype])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,27 +25,41 @@ class Bench:
     federation: Federation
     activations: Activations
     batch: int
+    sets: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+    """Finished features of shared test sets, gathered once for all clients, by set and entry."""
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """Positions of the images' classes among the base (or the novel) classes, `[B]`."""
-        return torch.tensor(self.federation.labels(indices), device=self.activations.device.device)
+        return self.activations.device.send(torch.tensor(self.federation.labels(indices), dtype=torch.long))
 
     @torch.no_grad()
-    def logits(self, tuner: Tuner, tensors: Named, received: Named, indices: Sequence[int]) -> Tensor:
-        """Logits `[B, K]` float32 of these images under a client's tensors; the text features are computed once."""
+    def logits(self, tuner: Tuner, tensors: Named, received: Named, *images: Sequence[int] | str) -> Tensor:
+        """Logits `[B, K]` float32 under a client's tensors; the text features are computed once.
+
+        Images are indices, or the name of one of the federation's test sets; several follow each other.
+        """
         device = self.activations.device
-        tensors, received = ({n: t.to(device.device) for n, t in named.items()} for named in (tensors, received))
+        tensors, received = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
         with device.autocast():
-            return self.scores(tuner, tensors, tuner.prepare(received), indices)
+            return self.scores(tuner, tensors, tuner.prepare(received), *images)
 
     @torch.no_grad()
-    def scores(self, tuner: Tuner, tensors: Named, constants: Named, indices: Sequence[int]) -> Tensor:
+    def scores(self, tuner: Tuner, tensors: Named, constants: Named, *images: Sequence[int] | str) -> Tensor:
         """The same from constants of the visit that are there already, all on the device."""
         classifier = tuner.classifier(tensors, constants)
-        return torch.cat([
-            tuner.logits(tensors, classifier, self.activations.get(indices[start : start + self.batch], tuner.entry))
-            for start in range(0, len(indices), self.batch)
-        ]).float()  # fmt: skip
+        hidden = (rows for one in images for rows in self._hidden(one, tuner.entry))
+        return torch.cat([tuner.logits(tensors, classifier, rows) for rows in hidden]).float()
+
+    def _hidden(self, images: Sequence[int] | str, entry: int) -> Iterable[Tensor]:
+        """Activations at a tuner's entry, some images at a time."""
+        if not isinstance(images, str):
+            return (self.activations.get(images[start : start + self.batch], entry)
+                    for start in range(0, len(images), self.batch))  # fmt: skip
+        if entry <= self.activations.clip.visual.depth or not self.federation.tests[images]:
+            return self._hidden(self.federation.tests[images], entry)
+        if (images, entry) not in self.sets:
+            self.sets[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))
+        return self.sets[images, entry].split(self.batch)
 
 
 def evaluate(bench: Bench, client: Client, tensors: Named, received: Named) -> Metrics:
@@ -54,22 +68,21 @@ def evaluate(bench: Bench, client: Client, tensors: Named, received: Named) -> M
     `local`: own evaluation images, arg-max over all base classes; `local_own`: over own classes only; `base`,
     `novel`: the shared sets, over their class lists; with macro-F1 and loss (nats) on the own images.
     """
-    federation = bench.federation
-    base_set = federation.tests[client.base]
-    union = list(dict.fromkeys([*client.local, *base_set]))
-    place = {index: row for row, index in enumerate(union)}
-    logits, labels = bench.logits(bench.base, tensors, received, union), bench.labels(union)
+    shared = bench.federation.tests[client.base]
+    place = {index: row for row, index in enumerate(shared)}
+    others = [index for index in client.local if index not in place]
+    place |= {index: len(shared) + row for row, index in enumerate(others)}
+    logits = bench.logits(bench.base, tensors, received, client.base, others)
+    labels = bench.labels([*shared, *others])
     result: Metrics = {}
     if client.local:
-        own = [place[index] for index in client.local]
+        own = bench.activations.device.send(torch.tensor([place[index] for index in client.local]))
         result["local"] = metrics.accuracy(logits[own], labels[own])
         result["local_own"] = metrics.own_accuracy(logits[own], labels[own], client.classes)
         result["macro_f1"] = metrics.macro_f1(logits[own], labels[own])
         result["loss"] = metrics.loss(logits[own], labels[own])
-    shared = [place[index] for index in base_set]
-    result["base"] = metrics.accuracy(logits[shared], labels[shared])
-    novel_set = federation.tests[client.novel] if client.novel is not None else ()
-    if bench.novel is not None and novel_set:
-        logits = bench.logits(bench.novel, tensors, received, novel_set)
-        result["novel"] = metrics.accuracy(logits, bench.labels(novel_set))
+    result["base"] = metrics.accuracy(logits[: len(shared)], labels[: len(shared)])
+    if bench.novel is not None and client.novel is not None and bench.federation.tests[client.novel]:
+        logits = bench.logits(bench.novel, tensors, received, client.novel)
+        result["novel"] = metrics.accuracy(logits, bench.labels(bench.federation.tests[client.novel]))
     return result

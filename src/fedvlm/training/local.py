@@ -42,8 +42,8 @@ def train(
     `factor` multiplies every learning rate (the round's place in the schedule). Raises `FedvlmError` when the loss
     is no longer a number.
     """
-    leaves = {name: tensor.detach().to(device.device).clone().requires_grad_() for name, tensor in tensors.items()}
-    received = {name: tensor.to(device.device) for name, tensor in received.items()}
+    leaves = {name: device.send(tensor.detach()).clone().requires_grad_() for name, tensor in tensors.items()}
+    received = {name: device.send(tensor) for name, tensor in received.items()}
     optimiser = sgd(method, leaves, factor)
     with device.autocast():
         constants = tuner.prepare(received)
@@ -59,13 +59,22 @@ def train(
     return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
 
 
-def _finished(method: Method, tensors: Named, losses: list[Tensor]) -> Trained:
+class DivergenceError(FedvlmError):
+    """Training left the numbers. `place`: which of the clients that trained together it was."""
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def _finished(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:
     # One synchronisation with a GPU per visit, not one per step.
-    values = torch.stack(losses).tolist() if losses else []
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken or not all(math.isfinite(value) for value in values):
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+    *values, sound = torch.cat([*(loss.float()[None] for loss in losses), finite.all().float()[None]]).tolist()
+    if not (sound and all(math.isfinite(value) for value in values)):
+        broken = [name for name, ok in zip(tensors, finite.tolist(), strict=True) if not ok]
         where = f"'{broken[0]}'" if broken else "its loss"
-        raise FedvlmError(f"{method.name}: {where} is no longer finite: lower the learning rate")
+        raise DivergenceError(f"{method.name}: {where} is no longer finite: lower the learning rate", place)
     return Trained(tensors, values)
 
 
@@ -90,10 +99,10 @@ def train_together(
     if len(visitors) == 1:
         one = visitors[0]
         return [train(method, tuner, one.tensors, one.received, one.batches, device, factor)]
-    received = [{name: tensor.to(device.device) for name, tensor in one.received.items()} for one in visitors]
+    received = [{name: device.send(tensor) for name, tensor in one.received.items()} for one in visitors]
     with device.autocast():
         constants = [tuner.prepare(own) for own in received]
-    stacked = {n: torch.stack([one.tensors[n].detach().to(device.device) for one in visitors])
+    stacked = {n: device.send(torch.stack([one.tensors[n].detach() for one in visitors]))
                for n in visitors[0].tensors}  # fmt: skip
     descent = _Descent(method, stacked, factor)
     losses: list[list[Tensor]] = [[] for _ in visitors]
@@ -105,16 +114,17 @@ def train_together(
             hidden, labels = (
                 torch.stack(part) for part in zip(*(batches[place] or () for place in members), strict=True)
             )
-            leaves = descent.leaves(members)
+            rows = device.send(torch.tensor(members))
+            leaves = descent.leaves(rows)
             with device.autocast():
                 logits = tuner.logits(leaves, tuner.classifier(leaves, fixed), hidden).float()
             each = [method.loss(logits[row], labels[row], {n: leaf[row] for n, leaf in leaves.items()}, own[row])
                     for row in range(len(members))]  # fmt: skip
             torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
-            descent.step(members, leaves)
+            descent.step(rows, leaves)
             for place, loss in zip(members, each, strict=True):
                 losses[place].append(loss.detach())
-    return [_finished(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place])
+    return [_finished(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place], place)
             for place in range(len(visitors))]  # fmt: skip
 
 
@@ -138,20 +148,19 @@ class _Descent:
         self.rates = {name: method.rate(name) * factor for name in stacked}
         self.momenta = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()}
 
-    def leaves(self, members: Sequence[int]) -> Named:
+    def leaves(self, rows: Tensor) -> Named:
         """Copies of these clients' tensors that gather gradients."""
-        return {name: tensor[list(members)].requires_grad_() for name, tensor in self.stacked.items()}
+        return {name: tensor.index_select(0, rows).requires_grad_() for name, tensor in self.stacked.items()}
 
     @torch.no_grad()
-    def step(self, members: Sequence[int], leaves: Named) -> None:
+    def step(self, rows: Tensor, leaves: Named) -> None:
         """SGD with momentum and weight decay as torch defines it; tensors without a gradient stay."""
-        rows = list(members)
         for name, leaf in leaves.items():
             if leaf.grad is not None:
                 gradient = leaf.grad.add(leaf, alpha=self.config.weight_decay)
-                momentum = self.momenta[name][rows].mul_(self.config.momentum).add_(gradient)
-                self.momenta[name][rows] = momentum
-                self.stacked[name][rows] = leaf.detach().sub_(momentum, alpha=self.rates[name])
+                momentum = self.momenta[name].index_select(0, rows).mul_(self.config.momentum).add_(gradient)
+                self.momenta[name].index_copy_(0, rows, momentum)
+                self.stacked[name].index_copy_(0, rows, leaf.detach().sub_(momentum, alpha=self.rates[name]))
 
 
 def sgd(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.SGD:
