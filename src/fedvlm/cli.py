@@ -175,13 +175,13 @@ def bench(
         for protocol in map(protocols.named, chosen):
             console.print(f"{protocol.name:20} {protocol.title}", highlight=False)
         return
-    rows = report.bench(chosen, data, models, tokenizer, Sizes(steps, images), console.print)
-    shown = Table(*report.HEADER, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*report.cells(row))
-    console.print(shown)
-    durable.write_json(out, report.as_json(rows))
-    durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
+    rows: list[report.Row] = []
+    for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), console.print):
+        rows.append(row)
+        console.print(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster", highlight=False)
+        durable.write_json(out, report.as_json(rows))
+        durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
+    console.print(report.as_markdown(rows), highlight=False, soft_wrap=True)
     console.print(f"columns without a name: this package; before them the released procedure. Written: {out}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from fedvlm.bench import protocols, report
 from fedvlm.bench.protocols import Protocol
-from fedvlm.bench.side import Parts, Sizes
+from fedvlm.bench.side import Parts, Side, Sizes
 from fedvlm.errors import FedvlmError
 
 SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
@@ -22,7 +22,7 @@ def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.Monk
     tiny = Protocol("tiny", "pFedMoAP on six classes", "quickstart", "pfedmoap", SMALL, warm=1)
     monkeypatch.setitem(protocols.PROTOCOLS, "tiny", tiny)
     said: list[str] = []
-    (row,) = report.bench(["tiny"], tmp_path, tmp_path, "embedded", Sizes(1, 4, 1), said.append)
+    (row,) = report.bench(["tiny"], tmp_path, tmp_path, "embedded", Sizes(1, 4), said.append)
     assert any("naive" in line for line in said)
     assert row.difference["logits"] < 1e-4
     assert row.difference["tensors"] < 1e-4
@@ -33,7 +33,7 @@ def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.Monk
     assert row.exact.step_gflop > 0
     assert row.over_floor > 1
     table = json.loads(json.dumps(report.as_json([row])))
-    assert table["rows"][0]["warm_ratio"] == pytest.approx(row.naive.round_s / row.exact.round_s)  # type: ignore[operator]
+    assert table["rows"][0]["ratios"]["warm"] == pytest.approx(row.naive.round_s / row.exact.round_s)  # type: ignore[operator]
     assert "| tiny |" in report.as_markdown([row])
 
 
@@ -48,6 +48,23 @@ def test_a_run_is_put_together_from_its_parts() -> None:
     assert row.rounds == (20 * 3.0 + 30 * 2.0 + 7.0, 20 * 0.5 + 4 * 0.25 + 1.0)
     assert row.runs == (1270.0, 220.0)
     assert row.over_floor == pytest.approx(1.25)
+    assert row.ratios == pytest.approx({"warm": 127 / 12, "whole": 1270 / 220, "step": 6, "step, same allocator": 5})
+    assert report.quickstart([row, row]) is None
+    first = replace(row, title=f"x, {protocols.QUICKSTART}")
+    second = replace(first, naive=replace(slow, round_s=1000.0), exact=replace(fast, round_s=1.0))
+    assert report.quickstart([row, first]) is None
+    assert report.quickstart([first, second, row]) == pytest.approx((127 + 1000) / (12 + 1))
+    assert "one after another: 86.7x" in report.as_markdown([first, second])
+
+
+def test_only_some_clients_take_part(tmp_path: Path) -> None:
+    """Steps and experts are those of the clients of a round, evaluations those of all."""
+    cifar = protocols.PROTOCOLS["moap-cifar"]
+    tiny = replace(cifar, preset="quickstart", model=None, words=(*SMALL, "partition.clients=6", "participation=0.5"))
+    side = Side("exact", protocols.settings(tiny, tmp_path, None), Sizes(), tmp_path)
+    counts = side.measure().counts
+    assert counts["steps per round"] == 3 * side.task.method.config.epochs  # type: ignore[attr-defined]
+    assert (counts["experts per round"], counts["prompts per round"], counts["clients"]) == (3 * 3, 3, 6)
 
 
 def test_results_that_differ_are_seen() -> None:

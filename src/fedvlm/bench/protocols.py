@@ -29,6 +29,7 @@ class Protocol:
     """How many times faster one round must be once they are there."""
 
 
+QUICKSTART = "quickstart on the embedded CLIP"
 _MOAP = "10 clients, 100 classes, 16 shots, E=5, batch 16"
 _MMA = "10 clients, 50 base classes, 16 shots, E=2, batch 32"
 
@@ -41,11 +42,12 @@ PROTOCOLS = {
                  "ViT-B/16", "caltech-101", warm=4),
         Protocol("moap-rn50", f"pFedMoAP, RN50, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
                  "RN50", "caltech-101", warm=15),
-        Protocol("moap-cifar", "pFedMoAP, RN50, one round of 10 of 100 clients, 100 classes, 500 images each, E=5",
+        Protocol("moap-cifar", "pFedMoAP, RN50, 10 of 100 clients a round, 100 classes, 500 images each, E=5, batch 16",
                  "few_shot", "pfedmoap",
-                 ("data.source=scenes", "data.base_classes=100", "data.novel_classes=0", "data.shots=50",
-                  "data.test_per_class=20", "data.val_per_class=0", "partition.kind=dirichlet", "partition.alpha=0.5",
-                  "views=none"), "RN50", None, warm=20),
+                 ("data.source=scenes", "data.base_classes=100", "data.novel_classes=0", "data.shots=500",
+                  "data.test_per_class=100", "data.val_per_class=0", "partition.kind=dirichlet",
+                  "partition.alpha=0.5", "partition.clients=100", "participation=0.1", "views=none"),
+                 "RN50", None, warm=20),
         Protocol("mma", f"pFedMMA, ViT-B/16, {_MMA}, bank of 4", "base_to_novel", "pfedmma",
                  ("views=4",), "ViT-B/16", "caltech-101", warm=2),
         Protocol("mma-online", f"pFedMMA, ViT-B/16, {_MMA}, online", "base_to_novel", "pfedmma", (),
@@ -54,9 +56,9 @@ PROTOCOLS = {
                  "ViT-B/16", "caltech-101", warm=12),
         Protocol("coop", f"CoOp, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "coop", ("views=4",),
                  "ViT-B/16", "caltech-101", warm=12),
-        *(Protocol(f"quickstart-{method}", f"{method}, quickstart on the embedded CLIP", "quickstart", method, (),
+        *(Protocol(f"quickstart-{method}", f"{method}, {QUICKSTART}", "quickstart", method, (),
                    warm=4)
-          for method in ("coop", "promptfl", "pfedmma", "pfedmoap")),
+          for method in ("coop", "promptfl", "local_mma", "fedmma", "pfedmma", "pfedmoap")),
     )
 }  # fmt: skip
 
@@ -74,7 +76,7 @@ def settings(protocol: Protocol, data: Path, model: str | None) -> Experiment:
     words += [f"data.path={data / protocol.data}"] if protocol.data else []
     words += [f"model.name={model}"] if model else []
     base = presets.settings(protocol.preset)
-    if "data.source=scenes" in protocol.words:
-        base = {key: value for key, value in base.items() if key != "data"}
-        base["partition"] = {"clients": 10}
+    if protocol.model and not protocol.data:
+        # Drawn images instead of the preset's: nothing of how those were found or dealt out stays.
+        base = {key: value for key, value in base.items() if key not in ("data", "partition")}
     return experiment.parse(experiment.override(base, words))

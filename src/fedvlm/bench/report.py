@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,13 @@ class Row:
         return rounds * self.rounds[0], rounds * self.rounds[1] + self.exact.remember_s
 
     @property
+    def ratios(self) -> dict[str, float]:
+        """How many times faster: a round (warm), the whole run, a step, a step under the same allocator settings."""
+        step = self.exact.step_s
+        return {"warm": self.rounds[0] / self.rounds[1], "whole": self.runs[0] / self.runs[1],
+                "step": self.naive.step_s / step, "step, same allocator": self.kept_step_s / step}  # fmt: skip
+
+    @property
     def over_floor(self) -> float:
         """Time of a step over its multiply-adds at the machine's rate."""
         return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
@@ -65,9 +72,11 @@ def _round(parts: Parts, *, shares_experts: bool) -> float:
 
 def bench(
     names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, say: Callable[[str], None]
-) -> list[Row]:
-    """Measure protocols one after another; each side in a fresh process, so that memory and caches are its own."""
-    rows = []
+) -> Iterator[Row]:
+    """Measure protocols one after another, giving each row when it is there.
+
+    Each side runs in a fresh process, so that memory and caches are its own.
+    """
     for protocol in [protocols.named(name) for name in names]:
         model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, say))
         settings = protocols.settings(protocol, data, model)
@@ -83,8 +92,7 @@ def bench(
             apart = _apart(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
             kept = _measured(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
         asked = {"whole": protocol.whole, "warm": protocol.warm}
-        rows.append(Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked))
-    return rows
+        yield Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked)
 
 
 def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
@@ -131,13 +139,19 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """Everything measured, with the ratios."""
     return {"machine": machine(), "rows": [
         asdict(row) | {"round_s": row.rounds, "run_s": row.runs, "over_floor": row.over_floor,
-                       "warm_ratio": row.rounds[0] / row.rounds[1], "whole_ratio": row.runs[0] / row.runs[1]}
+                       "ratios": row.ratios}
         for row in rows
-    ]}  # fmt: skip
+    ], "quickstart_ratio": quickstart(rows)}  # fmt: skip
 
 
-HEADER = ("protocol", "step s", "", "expert s", "", "round s", "", "warm", "asked", "whole", "asked", "diff",
-          "GiB", "", "GFLOP", "over floor")  # fmt: skip
+def quickstart(rows: Sequence[Row]) -> float | None:
+    """How many times faster a round of all quickstart methods one after another is, if more than one was measured."""
+    parts = [row.rounds for row in rows if row.title.endswith(protocols.QUICKSTART)]
+    return sum(slow for slow, _ in parts) / sum(fast for _, fast in parts) if len(parts) > 1 else None
+
+
+HEADER = ("protocol", "step s", "", "ratio", "same alloc.", "expert s", "", "round s", "", "warm", "asked", "whole",
+          "asked", "diff", "GiB", "", "GFLOP", "over floor")  # fmt: skip
 
 
 def _number(value: float) -> str:
@@ -147,11 +161,12 @@ def _number(value: float) -> str:
 def cells(row: Row) -> list[str]:
     """One line of the table; in pairs naive, then exact."""
     slow, fast = row.naive, row.exact
-    warm, whole = row.rounds[0] / row.rounds[1], row.runs[0] / row.runs[1]
+    ratios = {name: f"{value:.1f}x" for name, value in row.ratios.items()}
     asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
-    seconds = (slow.step_s, fast.step_s, slow.expert_s, fast.expert_s, *row.rounds)
     return [
-        row.protocol, *map(_number, seconds), f"{warm:.1f}x", asked[0], f"{whole:.1f}x", asked[1],
+        row.protocol, _number(slow.step_s), _number(fast.step_s), ratios["step"], ratios["step, same allocator"],
+        _number(slow.expert_s), _number(fast.expert_s), *map(_number, row.rounds),
+        ratios["warm"], asked[0], ratios["whole"], asked[1],
         f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
         _number(fast.step_gflop), f"{row.over_floor:.2f}",
     ]  # fmt: skip
@@ -160,4 +175,7 @@ def cells(row: Row) -> list[str]:
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table; columns without a name belong to the exact path, those before them to the released procedure."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows)]) + "\n"
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    if (together := quickstart(rows)) is not None:
+        lines += ["", f"Quickstart, these methods one after another: {together:.1f}x"]
+    return "\n".join(lines) + "\n"

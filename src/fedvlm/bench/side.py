@@ -23,7 +23,7 @@ from fedvlm.bench.naive import Decoded, plain
 from fedvlm.data import Client, federate, load_source
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation.client import Task, batches, visit
-from fedvlm.federation.engine import play, start
+from fedvlm.federation.engine import chosen, play, start
 from fedvlm.methods.base import Config, Uplink
 from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.results.runner import GIB, needed
@@ -46,10 +46,9 @@ class Sizes:
     """How much of a run is measured; everything else is multiplied up."""
 
     steps: int = 2
+    """Training steps to time, and steps of each client in the round whose results are compared."""
     images: int = 100
     """Test images, and images whose activations are made."""
-    tried: int = 2
-    """Steps of each client in the round that is compared."""
 
 
 @dataclass
@@ -108,6 +107,7 @@ class Side:
             else Decoded(clip, source.records, self.device, 0)
         )
         self.task = self._task()
+        self.short = _shortened(self.task, sizes.steps)
         self.entry = self.task.bench.base.entry
 
     def _task(self) -> Task:
@@ -125,7 +125,18 @@ class Side:
         # The released loops test in batches of 100.
         bench = Bench(base, novel, federation, self.activations, 100 if self.kind == "naive" else 256)
         initial = base.init(torch_stream(settings.seeds[0], "init", method.name))
-        return Task(method, bench, initial, settings.seeds[0], settings.rounds, views=settings.views)
+        return Task(method, bench, initial, settings.seeds[0], settings.rounds, settings.participation, settings.views)
+
+    def _clock(self) -> float:
+        """Seconds, after a GPU has done all it was given."""
+        if self.device.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _peak(self) -> int:
+        if self.device.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def measure(self) -> Parts:
         """Every part, in the order in which a run meets them."""
@@ -139,16 +150,15 @@ class Side:
         parts.counts = self._counts()
         if self.clip.text.width < devices.SMALL:
             parts.round_s = self._round()
-        parts.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        parts.peak_bytes = self._peak()
         return parts
 
     def outcome(self) -> Named:
         """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
         result: Named = {}
         received, uplinks = self._received(2), []
-        task = _shortened(self.task, self.sizes.tried)
-        for client in task.bench.federation.clients[:TRIED]:
-            done = visit(task, 0, client, None, received)
+        for client in self.short.bench.federation.clients[:TRIED]:
+            done = visit(self.short, 0, client, None, received)
             uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
             result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
             with torch.no_grad():
@@ -165,9 +175,9 @@ class Side:
         sample = wanted[:: max(1, len(wanted) // self.sizes.images)][: self.sizes.images]
         alone = Activations(self.clip, self.federation.source.records, self.device, 1 << 40)
         alone.prepare(sample[:8], self.entry)
-        begun = time.perf_counter()
+        begun = self._clock()
         alone.prepare(sample, self.entry)
-        per_view = (time.perf_counter() - begun) / max(1, len(sample) - 8)
+        per_view = (self._clock() - begun) / max(1, len(sample) - 8)
         self.activations.prepare(self._used(), self.entry)
         return per_view * len(wanted)
 
@@ -175,7 +185,7 @@ class Side:
         """Only what is measured: remembering everything takes long and changes no measured time."""
         client = self.federation.clients[0]
         found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
-        for one in self.federation.clients[:TRIED]:
+        for one in self.short.bench.federation.clients[:TRIED]:
             found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
             if self.settings.views != "online":
                 views = [TEST] if isinstance(self.settings.views, str) else range(self.settings.views)
@@ -184,18 +194,18 @@ class Side:
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
-        client = self.federation.clients[0]
-        supply = chain.from_iterable(batches(self.task, round_, client) for round_ in count())
+        client = self.short.bench.federation.clients[0]
+        supply = chain.from_iterable(batches(self.short, round_, client) for round_ in count())
         received, steps = self._received(2), self.sizes.steps
         train(self.task.method, self.task.bench.base, self.task.initial, received, [next(supply)], self.device)
-        begun = time.perf_counter()
+        begun = self._clock()
         first = [next(supply)]
         train(self.task.method, self.task.bench.base, self.task.initial, received, first, self.device)
-        once = time.perf_counter() - begun
-        begun = time.perf_counter()
+        once = self._clock() - begun
+        begun = self._clock()
         train(self.task.method, self.task.bench.base, self.task.initial, received,
               (next(supply) for _ in range(steps + 1)), self.device)  # fmt: skip
-        several = time.perf_counter() - begun
+        several = self._clock() - begun
         if self.kind == "naive":
             return (several - once) / steps, 0.0
         with FlopCounterMode(display=False) as one:
@@ -207,9 +217,9 @@ class Side:
         if not experts:
             return 0.0
         changed = {name: tensor + 1e-4 for name, tensor in experts.items()}
-        begun = time.perf_counter()
+        begun = self._clock()
         self.task.bench.base.prepare(changed)
-        return (time.perf_counter() - begun) / len(experts)
+        return (self._clock() - begun) / len(experts)
 
     def _tested(self, client: Client) -> list[int]:
         """What the protocol measures of a client: own images, and where there are novel classes the base set too."""
@@ -225,9 +235,9 @@ class Side:
         with torch.no_grad():
             constants = bench.base.prepare(received)
             bench.scores(bench.base, self.task.initial, constants, sample[:2])
-            begun = time.perf_counter()
+            begun = self._clock()
             bench.scores(bench.base, self.task.initial, constants, sample)
-        return (time.perf_counter() - begun) * everything / len(sample)
+        return (self._clock() - begun) * everything / len(sample)
 
     def _round(self) -> float:
         """The third round as the engine plays it: every client has taken part before."""
@@ -249,18 +259,21 @@ class Side:
 
     def _counts(self) -> dict[str, float]:
         """Steps, experts and evaluations of a whole run."""
-        config, settings = self.task.method.config, self.settings
+        config, settings, clients = self.task.method.config, self.settings, self.federation.clients
         assert isinstance(config, Config)
         draw = stream(0, "bench counts")
-        epoch = [orders(len(c.train), config.batch, config.drop_last, draw) for c in self.federation.clients]
-        steps = config.epochs * sum(map(len, epoch))
-        clients = len(self.federation.clients)
-        experts = min(int(getattr(config, "experts", 1)), clients) - 1
-        evaluations = -(-settings.rounds // settings.evaluation.every)
+        epoch = [len(orders(len(c.train), config.batch, config.drop_last, draw)) for c in clients]
+        trained = len(chosen(self.task, 0))
+        experts = min(int(getattr(config, "experts", 1)), len(clients)) - 1
         return {
-            "rounds": settings.rounds, "steps per round": steps, "experts per round": clients * max(0, experts),
-            "prompts per round": clients if experts > 0 else 0, "clients": clients, "evaluations": evaluations,
-        }  # fmt: skip
+            "rounds": settings.rounds,
+            "steps per round": config.epochs * sum(epoch) * trained / len(clients),
+            "experts per round": trained * max(0, experts),
+            # Only prompts that were trained in the round before are new.
+            "prompts per round": trained if experts > 0 else 0,
+            "clients": len(clients),
+            "evaluations": -(-settings.rounds // settings.evaluation.every),
+        }
 
 
 def _shortened(task: Task, steps: int) -> Task:
