@@ -66,6 +66,8 @@ MISTAKES = [
     (["run", "quickstart", "data.styles=neonn"], "neon"),
     (["run", "quickstart", "partition.clients=21"], "20"),
     (["verify", "/nowhere"], "holds no reference outputs"),
+    (["verify", "/nowhere", "--path", "both"], "known: alone, together, stored, released, all"),
+    (["verify", "/nowhere", "--device", "gpu"], "compute.device = 'gpu' cannot be used here"),
 ]
 
 

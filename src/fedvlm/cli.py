@@ -121,20 +121,36 @@ def partition(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Reference outputs.")]) -> None:
-    """Recompute a directory of reference outputs and compare; exit code 1 if any tensor differs too much."""
-    from fedvlm.results.verify import verify as compare
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Reference outputs.")],
+    path: Annotated[
+        str, typer.Option(help="Way through the code: alone, together, stored, released, or all of them.")
+    ] = "alone",
+    device: Annotated[str, typer.Option(help="As compute.device.")] = "cpu",
+) -> None:
+    """Recompute a directory of reference outputs and compare; exit code 1 if any tensor differs too much.
 
-    groups = compare(folder)
-    shown = Table("fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False)
-    for g in groups:
-        result = "[green]pass[/green]" if g.passed else "[red]FAIL[/red]"
-        shown.add_row(g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}", result)
+    alone: every client by itself. together: clients in one batched computation. stored: with activations that come
+    back from disk. released: the released procedure, which `fedvlm bench` compares with.
+    """
+    from fedvlm.bench.naive import Released
+    from fedvlm.results import verify as reference
+    from fedvlm.training import device as devices
+
+    ways = reference.WAYS | {"released": Released()}
+    if path != "all" and path not in ways:
+        raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
+    place = devices.choose(experiment.ComputeSection(device=device))
+    shown = Table("path", "fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False)
+    total = failed = groups = 0
+    for name in ways if path == "all" else [path]:
+        for g in reference.verify(folder, ways[name], place):
+            result = "[green]pass[/green]" if g.passed else "[red]FAIL[/red]"
+            shown.add_row(name, g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}", result)
+            total, groups, failed = total + g.tensors, groups + 1, failed + (not g.passed)
     console = _console()
     console.print(shown)
-    failed = [g for g in groups if not g.passed]
-    total = sum(g.tensors for g in groups)
-    console.print(f"{total} tensors in {len(groups)} groups, {len(failed)} groups failed", highlight=False)
+    console.print(f"{total} tensors in {groups} groups, {failed} groups failed", highlight=False)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import small
 import torch
 from torch import Tensor
 
+from fedvlm.bench.naive import Encoders, Released
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.results.verify import verify
+from fedvlm.results import verify as reference
+from fedvlm.results.verify import WAYS, verify
 from fedvlm.streams import torch_stream
+from fedvlm.training.store import Shelf
 
 NAMES = ["cat", "red_fox", "it's", "dog 7", "blue jay", "x"]
 CONFIG = small.vit_config(vision=(48, 5, 3, 192), text=(32, 6, 2, 128), embed=24, image=20, patch=5)
@@ -208,8 +212,12 @@ def compared(folder: Path) -> dict[str, int]:
     return {stem: sum(not inputs(name) for name in table) for stem, table in files.items()}
 
 
-def test_the_published_reference_outputs(shared: Path) -> None:
-    groups = verify(shared / "golden")
+EVERY = WAYS | {"released": Released()}
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_the_published_reference_outputs(shared: Path, path: str) -> None:
+    groups = verify(shared / "golden", EVERY[path])
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
     found: dict[str, int] = {}
     for group in groups:
@@ -220,8 +228,9 @@ def test_the_published_reference_outputs(shared: Path) -> None:
     assert sum(found.values()) > 300
 
 
-def test_outputs_of_another_shape_from_the_formulas(made: Path) -> None:
-    groups = verify(made)
+@pytest.mark.parametrize("path", EVERY)
+def test_outputs_of_another_shape_from_the_formulas(made: Path, path: str) -> None:
+    groups = verify(made, EVERY[path])
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
     found: dict[str, int] = {}
     for group in groups:
@@ -373,6 +382,29 @@ def test_the_class_token_elsewhere(folder: Path) -> None:
     assert not all(group.passed for group in verify(folder) if group.fixture == "mixture")
     reset(folder, "mixture", class_token_position="side")
     refused(folder, "'side'")
+
+
+def test_every_way_is_its_own(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that only one way has is found by that way only."""
+    plain = {name: {(g.fixture, g.name): g.difference for g in verify(made, way)} for name, way in EVERY.items()}
+    assert plain["alone"] != plain["together"]
+    assert plain["alone"] != plain["released"]
+    assert plain["alone"] == plain["stored"], "what comes back from disk is what was put there"
+
+    def broken(module: object, name: str) -> dict[str, bool]:
+        inner = getattr(module, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *a, **k: wrong(inner(*a, **k)))
+            return {path: all(g.passed for g in verify(made, way)) for path, way in EVERY.items()}
+
+    def wrong(found: Any) -> Any:
+        if isinstance(found, list):
+            return [replace(one, tensors={n: t + 0.01 for n, t in one.tensors.items()}) for one in found]
+        return {n: t + 0.01 for n, t in found.items()} if isinstance(found, dict) else found + 0.01
+
+    assert broken(reference, "train_together") == {"alone": True, "together": False, "stored": True, "released": True}
+    assert broken(Shelf, "read") == {"alone": True, "together": True, "stored": False, "released": True}
+    assert broken(Encoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
 
 
 def test_an_input_of_another_shape(folder: Path) -> None:

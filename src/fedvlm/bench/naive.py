@@ -26,6 +26,7 @@ from fedvlm.methods.pfedmma import PFedMMA
 from fedvlm.methods.pfedmoap import EXPERT, MixtureConfig, PFedMoAP
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
 from fedvlm.methods.zero_shot import ZeroShot
+from fedvlm.results import verify
 from fedvlm.tensors import Named
 from fedvlm.training.activations import Activations
 from fedvlm.tuners.adapter import branch
@@ -146,11 +147,13 @@ class PlainTemplate(Plain):
 class PlainPrompt(Plain):
     """A prompt before the class name."""
 
-    def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], config: PromptConfig) -> None:
+    def __init__(
+        self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], config: PromptConfig, suffix: str = "{}."
+    ) -> None:
         super().__init__(clip, exact)
         if config.place != "end":
             raise FedvlmError("the released procedure is written out for prompts before the class name only")
-        self.rows, eot = self.encoders.words([f"{_spaced(name)}." for name in names], room=config.tokens)
+        self.rows, eot = self.encoders.words([suffix.format(_spaced(name)) for name in names], room=config.tokens)
         self.eot = eot + config.tokens
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
@@ -166,8 +169,10 @@ class PlainPrompt(Plain):
 class PlainMixture(PlainPrompt):
     """Prompt, experts and gate."""
 
-    def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], config: MixtureConfig) -> None:
-        super().__init__(clip, exact, names, config)
+    def __init__(
+        self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], config: MixtureConfig, suffix: str = "{}."
+    ) -> None:
+        super().__init__(clip, exact, names, config, suffix)
         self.config = config
         self.stride = clip.config.embed // config.gate_width
 
@@ -233,6 +238,20 @@ def plain(method: Method, clip: FrozenCLIP, names: Sequence[str], template: str)
     if isinstance(method, ZeroShot):
         return PlainTemplate(clip, exact, names, template)
     raise FedvlmError(f"the released procedure of '{method.name}' is not written out")
+
+
+class Released(verify.Way):
+    """Reference outputs in the released way."""
+
+    def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
+        """The released tuner; of a prompt, `template` is what follows it."""
+        if isinstance(method, PFedMoAP):
+            return PlainMixture(clip, exact, names, method.config, template)
+        return plain(method, clip, names, template)
+
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+        """The pixels themselves."""
+        return images
 
 
 def _pair(trained: Named, name: str) -> tuple[Tensor, Tensor]:

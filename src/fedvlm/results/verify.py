@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import wire
-from fedvlm.methods.base import Uplink
+from fedvlm.methods.base import Method, Uplink
 from fedvlm.methods.pfedmma import PFedMMA
 from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
 from fedvlm.methods.zero_shot import Template
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
-from fedvlm.training.local import Batch, train
+from fedvlm.training.local import Batch, Trained, Visitor, train, train_together
+from fedvlm.training.store import Store
+from fedvlm.tuners.base import Tuner
 
 CPU = Device(torch.device("cpu"))
 _ZERO = ("grad/gating.k.bias", "grad/gating.v.bias", "grad/gating.o.bias")
@@ -49,25 +52,69 @@ class Group:
     passed: bool
 
 
-def verify(folder: Path) -> list[Group]:
+class Way:
+    """One way through the code; this one is the plainest: every client alone, activations as they are computed."""
+
+    def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
+        """What computes logits."""
+        return exact
+
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+        """Normalised pixels to what the tuner reads."""
+        return clip.visual.hidden(images, entry)
+
+    def train(self, method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device) -> list[Trained]:
+        """A visit of every client."""
+        return [train(method, tuner, one.tensors, one.received, one.batches, device) for one in visitors]
+
+
+class Together(Way):
+    """All clients in one batched computation; one that is alone with a twin."""
+
+    def train(self, method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device) -> list[Trained]:
+        """A visit of every client."""
+        twins = [*visitors, *visitors] if len(visitors) == 1 else visitors
+        return train_together(method, tuner, twins, device)[: len(visitors)]
+
+
+class Stored(Way):
+    """Activations are those that come back from disk."""
+
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+        """Normalised pixels to what the tuner reads."""
+        rows = clip.visual.hidden(images, entry)
+        names = [str(number) for number in range(len(rows))]
+        with tempfile.TemporaryDirectory() as place:
+            store = Store(Path(place), 1 << 40)
+            store.shelf({"entry": entry}).add(names, rows)
+            found = Store(Path(place), 1 << 40).shelf({"entry": entry})
+            held = found.read(sorted(found.find(names)))
+        return torch.stack([held[name] for name in names]).to(rows.device)
+
+
+WAYS: dict[str, Way] = {"alone": Way(), "together": Together(), "stored": Stored()}
+
+
+def verify(folder: Path, way: Way = WAYS["alone"], device: Device = CPU) -> list[Group]:
     """Compare every fixture of a directory; raises `FedvlmError` where files are missing or cannot be understood."""
     folder = folder.resolve()
     fixtures = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".safetensors").exists()]
     if not fixtures:
         raise FedvlmError(f"{folder} holds no reference outputs: expected pairs NAME.json and NAME.safetensors")
-    return [group for file in fixtures for group in _fixture(file)]
+    return [group for file in fixtures for group in _fixture(file, way, device)]
 
 
-def _fixture(file: Path) -> list[Group]:
+def _fixture(file: Path, way: Way, device: Device) -> list[Group]:
     reference = tensors.load(file.with_suffix(".safetensors"))
     try:
         settings = json.loads(file.read_text())
-        clip = clips.load(str(file.parent / settings["clip"]))
+        clip = clips.load(str(file.parent / settings["clip"])).to(device.device)
         recompute = _adapter if "adapter" in settings else _mixture
-        computed = recompute(clip, settings, reference)
+        given = {name: tensor.to(device.device) for name, tensor in reference.items()}
+        computed = recompute(_Fixture(clip, settings, given, way, device))
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         raise FedvlmError(f"{file} and its tensors do not have the expected form: {error!r}") from error
-    return _compare(file.stem, computed, reference)
+    return _compare(file.stem, {name: tensor.cpu() for name, tensor in computed.items()}, reference)
 
 
 def _compare(fixture: str, computed: Named, reference: Named) -> list[Group]:
@@ -113,50 +160,72 @@ def _group(name: str) -> str:
     return "/".join([*folders, last.split(".")[0]])
 
 
-def _adapter(clip: FrozenCLIP, settings: dict[str, Any], reference: Named) -> Named:
-    shape = settings["adapter"]
-    rounds = settings.get("federated")
+@dataclass(frozen=True)
+class _Fixture:
+    """Inputs, and how to go about them."""
+
+    clip: FrozenCLIP
+    settings: dict[str, Any]
+    reference: Named
+    way: Way
+    device: Device
+
+    @property
+    def initial(self) -> Named:
+        """Tensors at the start."""
+        return _under(self.reference, "init/")
+
+    def hidden(self, name: str, tuner: Tuner) -> Tensor:
+        """Some of the images at a tuner's entry."""
+        with torch.no_grad():
+            return self.way.hidden(self.clip, self.reference[name], tuner.entry)
+
+
+def _adapter(of: _Fixture) -> Named:
+    shape, rounds = of.settings["adapter"], of.settings.get("federated")
     config: dict[str, Any] = {"first_block": shape["first_block"], "last_block": shape["last_block"]}
     config |= {"rank": shape["bottleneck"], "scale": shape["scale"]}
     if rounds:
         config |= {"lr": rounds["lr"], "momentum": rounds["momentum"], "weight_decay": rounds["weight_decay"]}
-    method = PFedMMA(config)
-    tuner = method.tuner(clip, settings["classnames"], settings["prompt"])
-    initial = _under(reference, "init/")
-    hidden = clip.visual.hidden(reference["images"], tuner.entry)
-    logits, loss, gradients = _step(lambda t: tuner.logits(t, tuner.classifier(t, {}), hidden), initial, reference)
+    method, names, template = PFedMMA(config), of.settings["classnames"], of.settings["prompt"]
+    tuner = of.way.tuner(method.tuner(of.clip, names, template), method, of.clip, names, template)
+    hidden = of.hidden("images", tuner)
+    logits, loss, gradients = _step(lambda t: tuner.logits(t, tuner.classifier(t, {}), hidden), of)
     result = {"logits": logits, "loss": loss} | {f"grad/{name}": tensor for name, tensor in gradients.items()}
-    return result | (_federated(method, clip, settings, reference) if rounds else {})
+    return result | (_federated(of, method, tuner) if rounds else {})
 
 
-def _federated(method: PFedMMA, clip: FrozenCLIP, settings: dict[str, Any], reference: Named) -> Named:
+def _federated(of: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
     """Rounds over the stored clients, in stored order, through the ordinary local training and aggregation."""
-    rounds, tuner = settings["federated"], method.tuner(clip, settings["classnames"], settings["prompt"])
-    initial, result, losses = _under(reference, "init/"), Named(), list[float]()
+    rounds, result, losses = of.settings["federated"], Named(), list[float]()
     clients = [f"client{i}" for i in range(len(rounds["client_sizes"]))]
-    own, server = dict.fromkeys(clients, initial), method.server(initial)
-    images = {c: clip.visual.hidden(reference[f"federated/{c}/images"], tuner.entry) for c in clients}
+    own, server = dict.fromkeys(clients, of.initial), method.server(of.initial)
+    images = {c: of.hidden(f"federated/{c}/images", tuner) for c in clients}
+    labels = {c: of.reference[f"federated/{c}/labels"] for c in clients}
     for _ in range(rounds["rounds"]):
+        visitors = []
+        for c in clients:
+            epochs = [batch for _ in range(rounds["local_epochs"])
+                      for batch in _cut(images[c], labels[c], rounds["batch_size"])]  # fmt: skip
+            visitors.append(Visitor(own[c] | server, server, epochs))
         uplinks = []
-        for client in clients:
-            data = images[client], reference[f"federated/{client}/labels"]
-            epochs = [batch for _ in range(rounds["local_epochs"]) for batch in _cut(*data, rounds["batch_size"])]
-            done = train(method, tuner, own[client] | server, server, epochs, CPU)
-            own[client], losses = done.tensors, losses + done.losses
-            uplinks.append(Uplink(client, len(data[1]), wire.shared(method, done.tensors)))
+        for c, done in zip(clients, of.way.train(method, tuner, visitors, of.device), strict=True):
+            own[c], losses = done.tensors, losses + done.losses
+            uplinks.append(Uplink(c, len(labels[c]), wire.shared(method, done.tensors)))
         server = method.aggregate(server, uplinks)
     result["federated/losses"] = torch.tensor(losses)
     result |= {f"federated/final/{name}": tensor for name, tensor in server.items()}
-    hidden = clip.visual.hidden(reference["images"], tuner.entry)
-    for client in clients:
-        last = own[client] | server
-        result |= {f"federated/final/{client}/{n}": t for n, t in wire.private(method, last).items()}
+    hidden = of.hidden("images", tuner)
+    for c in clients:
+        last = own[c] | server
+        result |= {f"federated/final/{c}/{n}": t for n, t in wire.private(method, last).items()}
         with torch.no_grad():
-            result[f"federated/{client}/final_logits"] = tuner.logits(last, tuner.classifier(last, {}), hidden)
+            result[f"federated/{c}/final_logits"] = tuner.logits(last, tuner.classifier(last, {}), hidden)
     return result
 
 
-def _mixture(clip: FrozenCLIP, settings: dict[str, Any], reference: Named) -> Named:
+def _mixture(of: _Fixture) -> Named:
+    settings = of.settings
     gating, training = settings["gating"], settings.get("training")
     config: dict[str, Any] = {"tokens": settings["context_tokens"], "gate_width": gating["width"]}
     config |= {"place": settings["class_token_position"]}
@@ -164,36 +233,35 @@ def _mixture(clip: FrozenCLIP, settings: dict[str, Any], reference: Named) -> Na
     if training:
         config |= {"lr": training["prompt_lr"], "gate_lr": training["gating_lr"]}
         config |= {"momentum": training["momentum"], "weight_decay": training["weight_decay"]}
-    method = PFedMoAP(config)
-    tuner = Mixture(clip, settings["classnames"], method.config, settings["suffix"])
-    if tuner.stride != gating.get("feature_stride", tuner.stride):
+    method, names = PFedMoAP(config), settings["classnames"]
+    exact = Mixture(of.clip, names, method.config, settings["suffix"])
+    if exact.stride != gating.get("feature_stride", exact.stride):
         raise FedvlmError(
-            f"gating.feature_stride is {gating['feature_stride']}, features and width give {tuner.stride}"
+            f"gating.feature_stride is {gating['feature_stride']}, features and width give {exact.stride}"
         )
-    received = {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(reference["experts"])}
-    return _mixture_outputs(clip, settings, reference, method, tuner, received)
+    received = {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(of.reference["experts"])}
+    tuner = of.way.tuner(exact, method, of.clip, names, settings["suffix"])
+    return _mixture_outputs(of, method, tuner, received)
 
 
-def _mixture_outputs(
-    clip: FrozenCLIP, settings: dict[str, Any], reference: Named, method: PFedMoAP, tuner: Mixture, received: Named
-) -> Named:
-    initial, hidden = _under(reference, "init/"), clip.encode_image(reference["images"])
-    constants, result = tuner.prepare(received), {"image_features": hidden}
+def _mixture_outputs(of: _Fixture, method: PFedMoAP, tuner: Tuner, received: Named) -> Named:
+    settings, reference = of.settings, of.reference
+    features, hidden = of.clip.encode_image(reference["images"]), of.hidden("images", tuner)
+    constants, result = tuner.prepare(received), {"image_features": features}
     for part, known in (("local_only", Named()), ("mixture", constants)):
         logits, loss, gradients = _step(
             lambda t, known=known: tuner.logits(t, tuner.classifier(t, known), hidden),  # type: ignore[misc]
-            initial,
-            reference,
+            of,
         )
         result |= {f"{part}/logits": logits, f"{part}/loss": loss}
         result |= {f"{part}/grad/{name}": tensor for name, tensor in gradients.items()}
     if "zero_shot_prompt" in settings:
-        template = Template(clip, settings["classnames"], settings["zero_shot_prompt"])
-        result["zero_shot/logits"] = template.logits({}, {"text": template.text}, hidden)
+        template = Template(of.clip, settings["classnames"], settings["zero_shot_prompt"])
+        result["zero_shot/logits"] = template.logits({}, {"text": template.text}, features)
     if training := settings.get("training"):
         windows = _cut(hidden, reference["labels"], training["batch_size"])
         batches = [windows[step % len(windows)] for step in range(training["steps"])]
-        done = train(method, tuner, initial, received, batches, CPU)
+        (done,) = of.way.train(method, tuner, [Visitor(of.initial, received, batches)], of.device)
         result |= {f"trained/{name}": tensor for name, tensor in done.tensors.items()}
         result["trained/losses"] = torch.tensor(done.losses)
         with torch.no_grad():
@@ -201,11 +269,11 @@ def _mixture_outputs(
     return result
 
 
-def _step(logits: Callable[[Named], Tensor], start: Named, reference: Named) -> tuple[Tensor, Tensor, Named]:
-    """Logits, loss `[1]` and every gradient of the mean cross-entropy at `start`."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+def _step(logits: Callable[[Named], Tensor], of: _Fixture) -> tuple[Tensor, Tensor, Named]:
+    """Logits, loss `[1]` and every gradient of the mean cross-entropy at the start."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in of.initial.items()}
     values = logits(leaves)
-    loss = torch.nn.functional.cross_entropy(values, reference["labels"])
+    loss = torch.nn.functional.cross_entropy(values, of.reference["labels"])
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
     return values.detach(), loss.detach()[None], gradients
