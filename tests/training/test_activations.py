@@ -9,7 +9,7 @@ import pytest
 import small
 import torch
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import Beside, Entry, FrozenCLIP
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.data import Source
 from fedvlm.streams import stream
@@ -30,12 +30,14 @@ def opened(source: Source) -> int:
     return sum(len(record.image.opened) for record in source.records)  # type: ignore[attr-defined]
 
 
-def directly(clip: FrozenCLIP, source: Source, indices: list[int], entry: int) -> torch.Tensor:
+def directly(clip: FrozenCLIP, source: Source, indices: list[int], entry: Entry) -> torch.Tensor:
     pixels = torch.stack([clip.preprocess.test(source.records[i].image.open()) for i in indices])
     return clip.visual.hidden(clip.preprocess.normalise(pixels), entry)
 
 
-def size(clip: FrozenCLIP, entry: int) -> int:
+def size(clip: FrozenCLIP, entry: Entry) -> int:
+    if isinstance(entry, Beside):
+        return 2 * (1 if entry.block == clip.visual.depth else 5) * 32 * 4
     return 16 * 4 if entry == clip.visual.depth + 1 else 5 * 32 * 4
 
 
@@ -47,9 +49,9 @@ def remembered(store: Activations) -> set[tuple[int, int]]:
     return {(index, entry) for entry, memory in store.memory.items() for index, _ in memory.places}
 
 
-@pytest.mark.parametrize("entry", [1, 2, 3, 4])
+@pytest.mark.parametrize("entry", [1, 2, 3, 4, Beside(1), Beside(3)])
 @pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
-def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: int, limit: int) -> None:
+def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: Entry, limit: int) -> None:
     store = Activations(clip, source.records, small.CPU, limit)
     store.prepare(plain([80, 3, 5, 3]), entry)
     for indices in ([5, 3, 80, 3], [3, 4, 5], [80], list(range(84))):
@@ -128,7 +130,7 @@ WIDE = ClipConfig(
 
 
 @pytest.mark.parametrize("entry", [1, 2, 3])
-def test_a_prepared_row_does_not_depend_on_who_asks(entry: int) -> None:
+def test_a_prepared_row_does_not_depend_on_who_asks(entry: Entry) -> None:
     """Bit for bit: or else what a run computes depends on what it was asked before it was stopped (house.md: resume).
 
     A product's last bits depend on the batch's size: width 128 shows it for up to five images, smaller ones hide it.

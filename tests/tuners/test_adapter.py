@@ -8,7 +8,7 @@ import small
 import torch
 from torch import Tensor
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import Beside, FrozenCLIP
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
@@ -172,11 +172,11 @@ def test_the_class_list_does_not_change_the_start(clip: FrozenCLIP) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_the_remembered_text_is_what_enters_the_first_block(clip: FrozenCLIP) -> None:
+def test_the_remembered_text_is_what_the_first_block_gets_and_gives(clip: FrozenCLIP) -> None:
     adapter = Adapter(clip, NAMES, Shape(3, 4, 4, 0.1), TEMPLATE)
     ids, eot = clip.tokenizer(["a photo of a red fox.", "a photo of a green frog.", "a photo of a blue jay."])
     texts = pack(ids, eot)
-    assert torch.equal(adapter.words, clip.text.hidden(clip.text.embed(texts.ids)[None], texts, 3))
+    assert torch.equal(adapter.words, clip.text.hidden(clip.text.embed(texts.ids)[None], texts, Beside(3)))
     assert torch.equal(adapter.texts.position[adapter.texts.end], eot)
     assert not adapter.words.requires_grad
     zero = {name: torch.zeros_like(tensor) for name, tensor in random(adapter).items()}

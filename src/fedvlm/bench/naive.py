@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm import tensors
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.clip.transformer import Block, QuickGELU, Stack
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
@@ -40,7 +40,7 @@ Branches = dict[int, Callable[[Tensor], Tensor]]
 class Decoded(Activations):
     """Images are decoded and transformed whenever they are asked for: rows are normalised pixels `[B, 3, S, S]`."""
 
-    def _encode(self, pixels: list[Tensor], entry: int) -> Tensor:
+    def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
         return self.clip.preprocess.normalise(torch.stack(pixels).to(self.device.device))
 
 
@@ -249,7 +249,7 @@ class Released(verify.Way):
             return PlainMixture(clip, exact, names, method.config, template)
         return plain(method, clip, names, template)
 
-    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
         """The pixels themselves."""
         return images
 

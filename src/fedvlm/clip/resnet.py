@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import config
-from fedvlm.clip.transformer import NOTHING, Insertions
+from fedvlm.clip.transformer import NOTHING, Entry, Insertions
 
 
 class Bottleneck(nn.Module):
@@ -91,12 +91,12 @@ class ModifiedResNet(nn.Module):
         """No transformer blocks."""
         return 0
 
-    def hidden(self, pixels: Tensor, entry: int) -> Tensor:
+    def hidden(self, pixels: Tensor, entry: Entry) -> Tensor:
         """Pixels `[B, 3, S, S]` to the feature `[B, E]`; the only entry is 1."""
         out: Tensor = self.attnpool(self._grid(pixels))
         return out
 
-    def feature(self, hidden: Tensor, entry: int, insertions: Insertions = NOTHING) -> Tensor:
+    def feature(self, hidden: Tensor, entry: Entry, insertions: Insertions = NOTHING) -> Tensor:
         """The feature itself: nothing can be inserted into a ResNet."""
         return hidden
 

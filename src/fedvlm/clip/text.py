@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedvlm.clip import config
 from fedvlm.clip.packed import Packed
-from fedvlm.clip.transformer import NOTHING, Insertions, Stack
+from fedvlm.clip.transformer import NOTHING, Entry, Insertions, Stack
 
 
 class TextEncoder(nn.Module):
@@ -42,13 +42,13 @@ class TextEncoder(nn.Module):
         out: Tensor = self.token_embedding(ids)
         return out
 
-    def hidden(self, embeddings: Tensor, packed: Packed, entry: int, insertions: Insertions = NOTHING) -> Tensor:
-        """Embeddings `[G, N, D]` to the input of block `entry`, positions added."""
+    def hidden(self, embeddings: Tensor, packed: Packed, entry: Entry, insertions: Insertions = NOTHING) -> Tensor:
+        """Embeddings `[G, N, D]` to the activations at `entry`, positions added."""
         x = embeddings + self.positional_embedding[packed.position]
-        return self.transformer(x, packed, stop=entry, insertions=insertions)
+        return self.transformer.enter(x, entry, packed, insertions)
 
-    def feature(self, hidden: Tensor, packed: Packed, entry: int = 1, insertions: Insertions = NOTHING) -> Tensor:
-        """From the input of block `entry`, `[G, N, D]`, to features `[G, K, E]` at the ends of text, not normalised."""
+    def feature(self, hidden: Tensor, packed: Packed, entry: Entry = 1, insertions: Insertions = NOTHING) -> Tensor:
+        """From activations at `entry` to features `[G, K, E]` at the ends of text, not normalised."""
         token = self.transformer.read(hidden, packed, start=entry, insertions=insertions)
         out: Tensor = self.ln_final(token) @ self.text_projection
         return out

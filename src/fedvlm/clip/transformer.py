@@ -37,6 +37,24 @@ class Insertions:
 NOTHING = Insertions()
 
 
+@dataclass(frozen=True)
+class Beside:
+    """The entry of who adds a branch to block `block` and changes nothing below it.
+
+    Activations are two, `[B, 2, L, D]`: LN1 of the block's input, for the branch, and the output of the frozen block,
+    which is remembered too. Of the last block they are those of the tokens that are read.
+    """
+
+    block: int
+
+    def __str__(self) -> str:
+        return f"beside {self.block}"
+
+
+Entry = int | Beside
+"""Where work begins: before a block (its input), or beside it."""
+
+
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), written as SiLU(1.702 x) / 1.702: the same function in one fused kernel."""
 
@@ -192,14 +210,31 @@ class Stack(nn.Module):
             x = self.resblocks[number - 1](x, packed, insertions.branches.get(number))
         return x
 
+    def enter(self, x: Tensor, entry: Entry, packed: Packed | None = None, insertions: Insertions = NOTHING) -> Tensor:
+        """From the input of block 1, `[B, L, D]`, to the activations at `entry`."""
+        if isinstance(entry, int):
+            return self(x, packed, stop=entry, insertions=insertions)
+        x, block = self(x, packed, stop=entry.block, insertions=insertions), self.resblocks[entry.block - 1]
+        assert isinstance(block, Block)
+        if entry.block == self.depth:
+            return torch.stack([block.ln_1(_read(x, packed)), block.read(x, packed)], dim=1)
+        return torch.stack([block.ln_1(x), block(x, packed)], dim=1)
+
     def read(
-        self, x: Tensor, packed: Packed | None = None, *, start: int = 1, insertions: Insertions = NOTHING
+        self, x: Tensor, packed: Packed | None = None, *, start: Entry = 1, insertions: Insertions = NOTHING
     ) -> Tensor:
-        """The last block's output where it is read: `[B, L, D]` to `[B, 1, D]` (images) or `[B, K, D]` (texts).
+        """The last block's output where it is read, from activations at `start`: `[B, 1, D]` or `[B, K, D]` (texts).
 
         The last block does no more than that.
         """
+        if isinstance(start, Beside):
+            assert start.block not in insertions.inputs, "the remembered output is that of the unchanged input"
+            h, x = x.unbind(1)
+            branch, start = insertions.branches.get(start.block), start.block + 1
+            x = x if branch is None else x + branch(h)
         last = self.depth
+        if start > last:
+            return x
         x = self(x, packed, start=start, stop=last, insertions=insertions)
         x = self._enter(x, last, insertions)
         block = self.resblocks[last - 1]

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import config
-from fedvlm.clip.transformer import NOTHING, Insertions, Stack
+from fedvlm.clip.transformer import NOTHING, Entry, Insertions, Stack
 
 
 class VisionTransformer(nn.Module):
     """Patches and a class token through pre-norm blocks; parameter names as published by OpenAI.
 
-    An *entry* says where work begins: entry j in 1..depth is the input of block j, `[B, P+1, D]`; entry depth+1 is
-    the finished feature, `[B, E]`. What lies below a tuner's entry depends only on weights and image.
+    An *entry* says where work begins: entry j in 1..depth is the input of block j, `[B, P+1, D]`; `Beside(j)` what a
+    branch of block j needs, `[B, 2, P+1, D]`; entry depth+1 is the finished feature, `[B, E]`. What lies below a
+    tuner's entry depends only on weights and image.
     """
 
     def __init__(self, shape: config.ViT, embed: int) -> None:
@@ -49,13 +50,13 @@ class VisionTransformer(nn.Module):
         out: Tensor = self.ln_pre(x + self.positional_embedding)
         return out
 
-    def hidden(self, pixels: Tensor, entry: int) -> Tensor:
-        """Pixels `[B, 3, S, S]` to what enters block `entry` (depth+1: the feature)."""
+    def hidden(self, pixels: Tensor, entry: Entry) -> Tensor:
+        """Pixels `[B, 3, S, S]` to the activations at `entry`."""
         if entry == self.depth + 1:
             return self.feature(self.tokens(pixels), 1)
-        return self.transformer(self.tokens(pixels), stop=entry)
+        return self.transformer.enter(self.tokens(pixels), entry)
 
-    def feature(self, hidden: Tensor, entry: int, insertions: Insertions = NOTHING) -> Tensor:
+    def feature(self, hidden: Tensor, entry: Entry, insertions: Insertions = NOTHING) -> Tensor:
         """From `entry` on to the image feature `[B, E]`, not normalised. Only the class token leaves the last block."""
         if entry == self.depth + 1:
             return hidden

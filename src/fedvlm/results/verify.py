@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedvlm import clip as clips
 from fedvlm import tensors
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import wire
 from fedvlm.methods.base import Method, Uplink
@@ -59,7 +59,7 @@ class Way:
         """What computes logits."""
         return exact
 
-    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
         """Normalised pixels to what the tuner reads."""
         return clip.visual.hidden(images, entry)
 
@@ -80,14 +80,14 @@ class Together(Way):
 class Stored(Way):
     """Activations are those that come back from disk."""
 
-    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: int) -> Tensor:
+    def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
         """Normalised pixels to what the tuner reads."""
         rows = clip.visual.hidden(images, entry)
         names = [str(number) for number in range(len(rows))]
         with tempfile.TemporaryDirectory() as place:
             store = Store(Path(place), 1 << 40)
-            store.shelf({"entry": entry}).add(names, rows)
-            found = Store(Path(place), 1 << 40).shelf({"entry": entry})
+            store.shelf({"entry": str(entry)}).add(names, rows)
+            found = Store(Path(place), 1 << 40).shelf({"entry": str(entry)})
             held = found.read(sorted(found.find(names)))
         return torch.stack([held[name] for name in names]).to(rows.device)
 

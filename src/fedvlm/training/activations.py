@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.data.pixels import read_images
 from fedvlm.data.record import Record
 from fedvlm.streams import stream
@@ -87,8 +87,8 @@ class Activations:
         # What has no bytes of its own to be known by, such as a drawn image, is not kept on disk.
         self.store = store if records and all(hasattr(record.image, "digest") for record in records) else None
         self.kept_as = kept_as
-        self.memory: dict[int, Memory] = {}
-        self.shelves: dict[int, Shelf] = {}
+        self.memory: dict[Entry, Memory] = {}
+        self.shelves: dict[Entry, Shelf] = {}
         self.identities: dict[int, str] = {}
 
     @property
@@ -96,7 +96,7 @@ class Activations:
         """Bytes of all rows in memory."""
         return sum(memory.used_bytes for memory in self.memory.values())
 
-    def prepare(self, keys: Iterable[Key], entry: int) -> None:
+    def prepare(self, keys: Iterable[Key], entry: Entry) -> None:
         """Remember these views at `entry`, in rising order, as far as the bounds of memory and disk allow.
 
         What is not asked for gives way when room is needed, so what is kept depends on the request alone.
@@ -117,7 +117,7 @@ class Activations:
             assert block is not None
             self.memory[entry].add(missing[:filled], block)
 
-    def get(self, indices: Sequence[int], entry: int, views: Sequence[int] | None = None) -> Tensor:
+    def get(self, indices: Sequence[int], entry: Entry, views: Sequence[int] | None = None) -> Tensor:
         """Activations `[B, ...]` of these records at `entry`, under the test transform or in these views."""
         keys = list(zip(indices, views or [TEST] * len(indices), strict=True))
         held = self.memory.get(entry) or Memory(self.device)
@@ -132,7 +132,7 @@ class Activations:
         fresh |= dict(zip(rest, held.get(rest), strict=True)) if rest else {}
         return torch.stack([fresh[key] for key in keys])
 
-    def online(self, indices: Sequence[int], entry: int, seed: int, *names: int | str) -> Tensor:
+    def online(self, indices: Sequence[int], entry: Entry, seed: int, *names: int | str) -> Tensor:
         """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i)."""
         views = [
             self.clip.preprocess.augment(image, stream(seed, *names, index))
@@ -140,7 +140,7 @@ class Activations:
         ]
         return self._encode(views, entry)
 
-    def _room(self, entry: int, wanted: Iterable[Key], count: int, row: Tensor) -> int:
+    def _room(self, entry: Entry, wanted: Iterable[Key], count: int, row: Tensor) -> int:
         """How many of `count` more rows fit, after what is not wanted has given way if it must."""
         size = row.numel() * row.element_size()
         if self.used_bytes + size * count > self.limit_bytes:
@@ -149,7 +149,7 @@ class Activations:
             self.memory[entry] = self.memory[entry].only(wanted)
         return min(count, max(0, self.limit_bytes - self.used_bytes) // size)
 
-    def _rows(self, keys: Sequence[Key], entry: int) -> Tensor:
+    def _rows(self, keys: Sequence[Key], entry: Entry) -> Tensor:
         """Rows `[B, ...]` of at most CHUNK distinct keys, from disk or from the encoder."""
         shelf = self._shelf(entry)
         if shelf is None:
@@ -164,12 +164,12 @@ class Activations:
             shelf.add([names[place] for place in missing], fresh)
         return torch.stack([rows[place].to(self.device.device) for place in range(len(keys))]).float()
 
-    def _shelf(self, entry: int) -> Shelf | None:
+    def _shelf(self, entry: Entry) -> Shelf | None:
         if self.store is None:
             return None
         if entry not in self.shelves:
             facts: dict[str, Any] = {
-                "model": self.clip.name, "weights": self.clip.digest, "entry": entry, "kept as": str(self.kept_as),
+                "model": self.clip.name, "weights": self.clip.digest, "entry": str(entry), "kept as": str(self.kept_as),
                 "computed in": str(self.device.dtype), "on": self.device.device.type,
                 "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
             }  # fmt: skip
@@ -202,7 +202,7 @@ class Activations:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
 
     @torch.no_grad()
-    def _encode(self, pixels: list[Tensor], entry: int) -> Tensor:
+    def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
         # Matrix kernels for very few rows round differently: a short batch is filled up, so that an image's row does
         # not depend on how many others are encoded with it.
         filled = pixels + pixels[-1:] * (FEWEST - len(pixels))

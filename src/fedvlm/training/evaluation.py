@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedvlm.clip import Entry
 from fedvlm.data import Client, Federation
 from fedvlm.tensors import Named
 from fedvlm.training import metrics
@@ -25,7 +26,7 @@ class Bench:
     federation: Federation
     activations: Activations
     batch: int
-    sets: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+    sets: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, repr=False)
     """Finished features of shared test sets, gathered once for all clients, by set and entry."""
 
     def labels(self, indices: Sequence[int]) -> Tensor:
@@ -50,12 +51,12 @@ class Bench:
         hidden = (rows for one in images for rows in self._hidden(one, tuner.entry))
         return torch.cat([tuner.logits(tensors, classifier, rows) for rows in hidden]).float()
 
-    def _hidden(self, images: Sequence[int] | str, entry: int) -> Iterable[Tensor]:
+    def _hidden(self, images: Sequence[int] | str, entry: Entry) -> Iterable[Tensor]:
         """Activations at a tuner's entry, some images at a time."""
         if not isinstance(images, str):
             return (self.activations.get(images[start : start + self.batch], entry)
                     for start in range(0, len(images), self.batch))  # fmt: skip
-        if entry <= self.activations.clip.visual.depth or not self.federation.tests[images]:
+        if entry != self.activations.clip.visual.depth + 1 or not self.federation.tests[images]:
             return self._hidden(self.federation.tests[images], entry)
         if (images, entry) not in self.sets:
             self.sets[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import FrozenCLIP, Insertions
+from fedvlm.clip import Beside, FrozenCLIP, Insertions
 from fedvlm.clip.packed import pack
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
@@ -45,9 +45,9 @@ class Adapter:
         texts = [template.format(name.replace("_", " ")) for name in classnames]
         ids, eot = clip.tokenizer(texts)
         self.texts = pack(ids.to(clip.device), eot)
-        # What enters the first adapted text block is constant for a class list: remember it.
+        # What the first adapted text block gets and gives is constant for a class list: remember it.
         with torch.no_grad():
-            self.words = clip.text.hidden(clip.text.embed(self.texts.ids)[None], self.texts, shape.first)
+            self.words = clip.text.hidden(clip.text.embed(self.texts.ids)[None], self.texts, self.entry)
 
     @property
     def blocks(self) -> range:
@@ -55,9 +55,9 @@ class Adapter:
         return range(self.shape.first, self.shape.last + 1)
 
     @property
-    def entry(self) -> int:
-        """The first adapted image block."""
-        return self.shape.first
+    def entry(self) -> Beside:
+        """Beside the first adapted block."""
+        return Beside(self.shape.first)
 
     def init(self, generator: torch.Generator) -> Named:
         """Kaiming normal over fan-out (std = sqrt(2 / outputs)) for all three weights, zero biases, as released."""
@@ -76,16 +76,16 @@ class Adapter:
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """`text [K, E]`, normalised, through the adapted text blocks."""
         clients = _clients(tensors)
-        words = self.words.expand(clients or 1, -1, -1)
-        text = self.clip.text.feature(words, self.texts, self.shape.first, self._insertions(tensors, "text"))
+        words = self.words.expand(clients or 1, -1, -1, -1)
+        text = self.clip.text.feature(words, self.texts, self.entry, self._insertions(tensors, "text"))
         text = F.normalize(text, dim=-1)
         return {"text": text if clients else text[0]}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
-        """The input of block `first`, `[B, P+1, D]`, to `[B, K]`."""
+        """Activations beside block `first`, `[B, 2, P+1, D]`, to `[B, K]`."""
         clients = _clients(tensors)
         flat = hidden.flatten(0, 1) if clients else hidden
-        image = F.normalize(self.visual.feature(flat, self.shape.first, self._insertions(tensors, "vision")), dim=-1)
+        image = F.normalize(self.visual.feature(flat, self.entry, self._insertions(tensors, "vision")), dim=-1)
         image = image.unflatten(0, (clients, -1)) if clients else image
         return self.clip.logit_scale.exp() * image @ classifier["text"].mT
 

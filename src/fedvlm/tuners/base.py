@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm.clip import Entry
 from fedvlm.tensors import Named
 
 
@@ -31,8 +32,8 @@ class Tuner(Protocol):
     """B images, K classes. `entry` is the image encoder's entry (see `clip.vision`) below which nothing is trained."""
 
     @property
-    def entry(self) -> int:
-        """First image block whose input the tuner touches; depth+1 when it needs finished features only."""
+    def entry(self) -> Entry:
+        """The first image block that the tuner touches: its number, or `Beside` it; depth+1 for finished features."""
 
     def init(self, generator: torch.Generator) -> Named:
         """The trainable tensors at the start, on the CPU, float32."""
