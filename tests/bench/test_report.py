@@ -33,7 +33,8 @@ def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.Monk
     assert row.exact.step_gflop > 0
     assert row.over_floor > 1
     table = json.loads(json.dumps(report.as_json([row])))
-    assert table["rows"][0]["ratios"]["warm"] == pytest.approx(row.naive.round_s / row.exact.round_s)  # type: ignore[operator]
+    assert table["rows"][0]["ratios"]["warm"] == pytest.approx(row.rounds[0] / row.rounds[1])
+    assert table["rows"][0]["seconds_of_a_round"] == [row.naive.round, row.exact.round]
     assert "| tiny |" in report.as_markdown([row])
 
 
@@ -46,12 +47,17 @@ def test_a_run_is_put_together_from_its_parts() -> None:
     )
     row = report.Row("p", "P", slow, fast, 2.5, {"logits": 1e-6}, {"warm": 4, "whole": None})
     assert row.rounds == (20 * 3.0 + 30 * 2.0 + 7.0, 20 * 0.5 + 4 * 0.25 + 1.0)
+    assert row.seconds[1] == {"training": 10.0, "experts": 1.0, "evaluation": 1.0}
     assert row.runs == (1270.0, 220.0)
     assert row.over_floor == pytest.approx(1.25)
     assert row.ratios == pytest.approx({"warm": 127 / 12, "whole": 1270 / 220, "step": 6, "step, same allocator": 5})
     assert report.quickstart([row, row]) is None
     first = replace(row, title=f"x, {protocols.QUICKSTART}")
-    second = replace(first, naive=replace(slow, round_s=1000.0), exact=replace(fast, round_s=1.0))
+    second = replace(
+        first,
+        naive=replace(slow, round={"training": 900.0, "evaluation": 100.0}),
+        exact=replace(fast, round={"training": 1.0}),
+    )
     assert report.quickstart([row, first]) is None
     assert report.quickstart([first, second, row]) == pytest.approx((127 + 1000) / (12 + 1))
     assert "one after another: 86.7x" in report.as_markdown([first, second])

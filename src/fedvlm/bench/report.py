@@ -38,9 +38,15 @@ class Row:
     asked: dict[str, float | None]
 
     @property
-    def rounds(self) -> tuple[float, float]:
-        """Seconds of a round with evaluation, remembered activations there: naive and exact."""
+    def seconds(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds of a round by `training`, `experts`, `evaluation`, remembered activations there: naive and exact."""
         return _round(self.naive, shares_experts=False), _round(self.exact, shares_experts=True)
+
+    @property
+    def rounds(self) -> tuple[float, float]:
+        """The same in all."""
+        slow, fast = self.seconds
+        return sum(slow.values()), sum(fast.values())
 
     @property
     def runs(self) -> tuple[float, float]:
@@ -61,13 +67,16 @@ class Row:
         return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
 
 
-def _round(parts: Parts, *, shares_experts: bool) -> float:
-    if parts.round_s is not None:
-        return parts.round_s
+def _round(parts: Parts, *, shares_experts: bool) -> dict[str, float]:
+    if parts.round is not None:
+        return parts.round
     counts = parts.counts
     experts = counts["prompts per round" if shares_experts else "experts per round"]
-    evaluated = counts["clients"] * counts["evaluations"] / counts["rounds"]
-    return counts["steps per round"] * parts.step_s + experts * parts.expert_s + evaluated * parts.test_s
+    return {
+        "training": counts["steps per round"] * parts.step_s,
+        "experts": experts * parts.expert_s,
+        "evaluation": counts["clients"] * counts["evaluations"] / counts["rounds"] * parts.test_s,
+    }
 
 
 def bench(
@@ -138,7 +147,7 @@ def _device() -> str:
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """Everything measured, with the ratios."""
     return {"machine": machine(), "rows": [
-        asdict(row) | {"round_s": row.rounds, "run_s": row.runs, "over_floor": row.over_floor,
+        asdict(row) | {"seconds_of_a_round": row.seconds, "run_s": row.runs, "over_floor": row.over_floor,
                        "ratios": row.ratios}
         for row in rows
     ], "quickstart_ratio": quickstart(rows)}  # fmt: skip
@@ -150,8 +159,8 @@ def quickstart(rows: Sequence[Row]) -> float | None:
     return sum(slow for slow, _ in parts) / sum(fast for _, fast in parts) if len(parts) > 1 else None
 
 
-HEADER = ("protocol", "step s", "", "ratio", "same alloc.", "expert s", "", "round s", "", "warm", "asked", "whole",
-          "asked", "diff", "GiB", "", "GFLOP", "over floor")  # fmt: skip
+HEADER = ("protocol", "step s", "", "ratio", "same alloc.", "training s", "", "experts s", "", "evaluation s", "",
+          "warm", "asked", "whole", "asked", "diff", "GiB", "", "GFLOP", "GFLOP/s", "over floor")  # fmt: skip
 
 
 def _number(value: float) -> str:
@@ -165,10 +174,10 @@ def cells(row: Row) -> list[str]:
     asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
     return [
         row.protocol, _number(slow.step_s), _number(fast.step_s), ratios["step"], ratios["step, same allocator"],
-        _number(slow.expert_s), _number(fast.expert_s), *map(_number, row.rounds),
+        *(_number(side.get(part, 0)) for part in ("training", "experts", "evaluation") for side in row.seconds),
         ratios["warm"], asked[0], ratios["whole"], asked[1],
         f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
-        _number(fast.step_gflop), f"{row.over_floor:.2f}",
+        _number(fast.step_gflop), _number(fast.matmul_gflops), f"{row.over_floor:.2f}",
     ]  # fmt: skip
 
 

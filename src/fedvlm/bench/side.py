@@ -63,8 +63,8 @@ class Parts:
     """Evaluating one client on all it is evaluated on, once per evaluation."""
     remember_s: float = 0.0
     """Making everything that is remembered, once per run without a cache on disk."""
-    round_s: float | None = None
-    """A round with evaluation, where the model is small enough to measure one instead of adding up its parts."""
+    round: dict[str, float] | None = None
+    """Training and evaluation of a round, where the model is small enough to play one instead of adding up parts."""
     peak_bytes: int = 0
     step_gflop: float = 0.0
     matmul_gflops: float = 0.0
@@ -149,7 +149,7 @@ class Side:
         parts.test_s = self._test(client)
         parts.counts = self._counts()
         if self.clip.text.width < devices.SMALL:
-            parts.round_s = self._round()
+            parts.round = self._round()
         parts.peak_bytes = self._peak()
         return parts
 
@@ -239,12 +239,12 @@ class Side:
             bench.scores(bench.base, self.task.initial, constants, sample)
         return (self._clock() - begun) * everything / len(sample)
 
-    def _round(self) -> float:
+    def _round(self) -> dict[str, float]:
         """The third round as the engine plays it: every client has taken part before."""
         if self.kind == "exact":
             self.activations.prepare(needed(self.federation, self.settings.views), self.entry)
         rounds = list(play(replace(self.task, rounds=3), start(self.task)))
-        return rounds[-1][1].train_s + rounds[-1][1].evaluate_s
+        return {"training": rounds[-1][1].train_s, "evaluation": rounds[-1][1].evaluate_s}
 
     def _received(self, experts: int) -> Named:
         """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
