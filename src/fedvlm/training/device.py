@@ -24,8 +24,8 @@ class Device:
     dtype: torch.dtype = torch.float32
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A tensor of the CPU on this device. A GPU takes it from pinned memory while the program goes on."""
-        if self.device.type == "cuda":
+        """A tensor on this device. A GPU takes it from pinned memory of the CPU while the program goes on."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
