@@ -141,16 +141,19 @@ def verify(
     if path != "all" and path not in ways:
         raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
     place = devices.choose(experiment.ComputeSection(device=device))
-    shown = Table("path", "fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False)
-    total = failed = groups = 0
+    console, failed = _console(), 0
     for name in ways if path == "all" else [path]:
-        for g in reference.verify(folder, ways[name], place):
+        shown = Table(
+            "fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False, title=name
+        )
+        groups = reference.verify(folder, ways[name], place)
+        for g in groups:
             result = "[green]pass[/green]" if g.passed else "[red]FAIL[/red]"
-            shown.add_row(name, g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}", result)
-            total, groups, failed = total + g.tensors, groups + 1, failed + (not g.passed)
-    console = _console()
-    console.print(shown)
-    console.print(f"{total} tensors in {groups} groups, {failed} groups failed", highlight=False)
+            shown.add_row(g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}", result)
+        bad, total = sum(not g.passed for g in groups), sum(g.tensors for g in groups)
+        console.print(shown)
+        console.print(f"{name}: {total} tensors in {len(groups)} groups, {bad} groups failed", highlight=False)
+        failed += bad
     raise typer.Exit(1 if failed else 0)
 
 
@@ -211,7 +214,7 @@ def cache(
 
     store, console = Store(folder(), 0), _console()
     held = [item for item in store.held() if item.mentions(only)]
-    shown = Table("model", "weights", "before block", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
+    shown = Table("model", "weights", "begins at", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
     for item in held:
         facts, used = item.facts, datetime.fromtimestamp(item.used).isoformat(" ", "minutes")
         words = [str(facts.get(key, "?")) for key in ("model", "weights", "entry", "kept as")]

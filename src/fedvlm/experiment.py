@@ -189,17 +189,17 @@ class ComputeSection(Section):
     device: str = "auto"
     """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype of the frozen encoders; trained tensors stay float32. `tf32`: float32 whose products an NVIDIA GPU
-    rounds to 10 bits of mantissa."""
+    """Autocast dtype of the forward pass; trained tensors stay float32. `tf32`: float32, but an NVIDIA GPU rounds what
+    goes into products to 10 bits."""
     together: Count | None = None
     """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
     threads: Count | None = None
     """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
-    cache_gib: Annotated[float, Field(ge=0)] = 2.0
+    cache_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     """Bound of remembered activations in memory."""
-    clients_gib: Annotated[float, Field(ge=0)] = 1.0
+    clients_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
-    disk_gib: Annotated[float, Field(ge=0)] = 20.0
+    disk_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
     """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
     kept_as: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""

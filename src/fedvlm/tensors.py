@@ -97,19 +97,14 @@ def save(path: Path, tensors: Named) -> None:
     durable.write_bytes(path, safetensors.torch.save(plain))
 
 
-def load(path: Path, max_bytes: int | None = None, prefix: str = "") -> Named:
-    """Read a safetensors file, or of it the tensors whose names begin with `prefix`, which is cut off.
-
-    A damaged or too large file ends in a `FedvlmError` that names it.
-    """
+def load(path: Path, max_bytes: int | None = None) -> Named:
+    """Read a safetensors file; a damaged or too large file ends in a `FedvlmError` that names it."""
     try:
         size = path.stat().st_size
         if max_bytes is not None and size > max_bytes:
             raise FedvlmError(f"{path} has {size:,} bytes, more than the {max_bytes:,} expected")
         # Copies: a file's tensors may lie at odd addresses, and products of unaligned matrices round differently.
-        with safetensors.safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
-            return {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except FileNotFoundError as error:
         raise FedvlmError(f"no such file: {path}") from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:

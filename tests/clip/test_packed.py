@@ -60,7 +60,7 @@ def test_every_token_attends_to_what_precedes_it_in_its_text(rows: Rows, size: i
     texts |= {place: list(range(place + 1)) for place in range(common)}
     for bins, queries in ((packed.tokens, range(len(packed.ids))), (packed.ends, packed.end.tolist())):
         seen = [
-            bins.keys[row][bins.reach[row, 0, column]].tolist()
+            packed.keys[row][bins.reach[row, 0, column]].tolist()
             for row in range(len(bins.grid))
             for column in range(bins.grid.shape[1])
         ]

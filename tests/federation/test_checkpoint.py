@@ -105,13 +105,28 @@ def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, m
     held = loaded[0].personal
     assert isinstance(held, Clients)
     assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
+    older, newer = copy(held), copy(held)
+    for which in (older, newer):
+        which["client 5"] = {"prompt": torch.ones(3)}
+        which.write()
+    assert older.stored["client 5"].file != newer.stored["client 5"].file, "copies share the numbers of files"
     del held["client 3"]
     assert "client 3" not in held
     assert len(held) == 6
 
 
+def test_another_folder_gets_everything(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "a").save(state(1, "x", "y"), 0)
+    loaded = Checkpoint(tmp_path / "a").load()
+    assert loaded is not None
+    Checkpoint(tmp_path / "b").save(loaded[0], 0)
+    fork = Checkpoint(tmp_path / "b").load()
+    assert fork is not None
+    assert same(fork[0], loaded[0])
+
+
 def test_a_client_whose_name_begins_like_another(tmp_path: Path) -> None:
-    saved = state(1, "a", "a/b", "ab", "a/prompt")
+    saved = state(1, "a", "a/b", "ab", "a/prompt", "a%2Fb", "klinik_ä")
     folder = Checkpoint(tmp_path, 0)
     folder.save(saved, 0)
     loaded = folder.load()
@@ -161,41 +176,55 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, where: str) -> list[int]:
     return calls
 
 
-def play(task: Any, folder: Path) -> State:
+def play(task: Any, folder: Path, limit: int = 1 << 30) -> State:
     """A run as it is made durable: each round's checkpoint, taken up where it stands."""
-    loaded = Checkpoint(folder).load()
-    now = begun = loaded[0] if loaded else engine.start(task, Checkpoint(folder).clients())
+    loaded = Checkpoint(folder, limit).load()
+    now = begun = loaded[0] if loaded else engine.start(task, Checkpoint(folder, limit).clients())
     for now, record in engine.play(task, begun):
-        Checkpoint(folder).save(now, record.round)
+        Checkpoint(folder, limit).save(now, record.round)
+        held = now.personal
+        assert isinstance(held, Clients)
+        assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
     return now
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("where", ["before", "after", "litter"])
 def test_a_crash_at_any_write_loses_at_most_a_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, on_disk: bool
 ) -> None:
-    """For every n: die at the n-th write, start again, and end with the same bytes as a run that never died."""
+    """For every n: die at the n-th write, start again, and end with the same bytes as a run that never died.
+
+    With clients in memory a round writes clients, server and manifest; with clients on disk each of its two for itself.
+    """
+    limit, each = (0, 4) if on_disk else (1 << 30, 3)
+    part = 1 if on_disk else checkpoint.PART
+    monkeypatch.setattr(checkpoint, "PART", part)
     clip, fed = small.clip(), small.federation(sizes=(5, 3, 2))
 
     def task() -> Any:
         return small.task(small.method("pfedmoap", epochs=1), clip, fed, rounds=3, participation=0.67, every=100)
 
-    whole = play(task(), tmp_path / "whole")
+    in_memory = small.run(task())[0]
+    whole = play(task(), tmp_path / "whole", limit)
+    assert same(whole, in_memory)
     left = {f.name for f in (tmp_path / "whole").glob("*.safetensors")}
     calls = dying(monkeypatch, 0, where)
-    play(task(), tmp_path / "count")
+    play(task(), tmp_path / "count", limit)
     monkeypatch.undo()
-    assert calls[0] == 3 * 3
+    assert calls[0] == 3 * each
     for at in range(1, calls[0] + 1):
         folder = tmp_path / f"{at}"
+        monkeypatch.setattr(checkpoint, "PART", part)
         dying(monkeypatch, at, where)
         with pytest.raises(Crash):
-            play(task(), folder)
+            play(task(), folder, limit)
         monkeypatch.undo()
+        monkeypatch.setattr(checkpoint, "PART", part)
         loaded = Checkpoint(folder).load()
-        manifests = (at - 1) // 3 + (1 if where == "after" and at % 3 == 0 else 0)
+        manifests = (at - 1) // each + (1 if where == "after" and at % each == 0 else 0)
         assert (loaded[0].round if loaded else 0) == manifests
-        assert same(play(task(), folder), whole)
+        assert same(play(task(), folder, limit), whole)
         if manifests < 3:  # who dies after the last manifest leaves the sweeping to nobody
             assert {f.name for f in folder.glob("*.safetensors")} == left
 

@@ -192,14 +192,14 @@ def resumed(
 ) -> tuple[State, list[Any]]:
     """Stop after `stop` rounds and go on in what is, but for the CLIP, a new process."""
     task = small.task(small.method(name), clip, fed, **more)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, 0)  # clients' tensors on disk only
     records = []
     for state, record in engine.play(task, engine.start(task, checkpoint.clients())):
         records.append(record)
         checkpoint.save(state, 0)
         if state.round == stop:
             break
-    loaded = Checkpoint(folder).load()
+    loaded = Checkpoint(folder, 0).load()
     assert loaded is not None
     state, later = small.run(small.task(small.method(name), clip, fed, **more), loaded[0])
     return state, records + later

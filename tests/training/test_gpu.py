@@ -64,11 +64,11 @@ def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytes
     def watched(supply: object) -> Iterator[object]:
         nonlocal steps
         for batch in supply:  # type: ignore[attr-defined]
-            # Kernels are loaded in the first step of a shape, which may wait.
+            # Kernels are loaded in the first step of a shape, which may wait. Fetching the next batch is watched too.
             torch.cuda.set_sync_debug_mode("error" if steps > 12 else "default")
             steps += 1
             yield batch
-            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("default")
 
     inner = local.train_together
 
@@ -79,6 +79,16 @@ def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytes
     monkeypatch.setattr("fedvlm.federation.client.train_together", train_together)
     next(played)
     assert steps > 12
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_same_bytes_twice(name: str, gpu: Device) -> None:
+    def once() -> dict[str, str]:
+        clip = small.clip().to(gpu.device)
+        task = small.task(small.method(name), clip, small.federation(), together=3, rounds=2, device=gpu)
+        return small.fingerprint(small.run(task)[0])
+
+    assert once() == once()
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:

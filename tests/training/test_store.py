@@ -195,7 +195,7 @@ def test_what_is_held_and_clearing_it(clip: FrozenCLIP, records: list[Record], t
     new(clip, records, tmp_path / "c").prepare(KEYS, 3)
     store = Store(tmp_path / "c", MANY)
     held = store.held()
-    assert sorted(item.facts["entry"] for item in held) == ["2", "3"]
+    assert sorted(item.facts["entry"] for item in held) == [2, 3]
     assert all(item.files == 1 and item.size > 0 and item.used > 0 for item in held)
     assert store.clear("no such model") == 0
     assert store.clear("SMALL") == sum(item.size for item in held)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import engine
+from fedvlm.federation import client, engine
 from fedvlm.federation.client import Guest, visits
 from fedvlm.methods import known
+from fedvlm.training import local
 
 TRAINED = [name for name, method in known().items() if method.trains]
 
@@ -59,13 +62,42 @@ def test_a_client_that_diverges_is_named_alone(clip: FrozenCLIP) -> None:
 
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("name", TRAINED)
-def test_no_step_waits_for_the_device(name: str, together: int, clip: FrozenCLIP) -> None:
-    """A GPU and the program wait for each other at the end of a visit only, so nothing reads a number in its steps."""
+def test_no_step_waits_for_the_device(
+    name: str, together: int, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU and the program wait for each other at the end of a visit only, so nothing reads a number in its steps.
+
+    Seen on the CPU: operations with results of unknown size, and Python's ways to numbers, which the steps do not take.
+    """
     task = small.task(small.method(name, epochs=3), clip, small.federation(), together=together, rounds=3)
     state, _ = next(engine.play(task, engine.start(task)))
     guests = [Guest(one, state.personal[one.name], engine.downlink(task, state, one))
               for one in task.bench.federation.clients[:together]]  # fmt: skip
     calls = Counter[str]()
+    inside, inner = [False], client.train_together
+
+    def watched(supply: Iterable[local.Batch]) -> Iterator[local.Batch]:
+        for number, batch in enumerate(supply):
+            inside[0] = number > 0
+            yield batch
+        inside[0] = False
+
+    def train_together(method: Any, tuner: Any, visitors: list[local.Visitor], *more: Any) -> Any:
+        return inner(method, tuner, [replace(one, batches=watched(one.batches)) for one in visitors], *more)
+
+    monkeypatch.setattr(client, "train_together", train_together)
+
+    def noted(way: str) -> Any:
+        real = getattr(torch.Tensor, way)
+
+        def asked(tensor: Any, *args: Any) -> Any:
+            calls[f"Tensor.{way}"] += inside[0]
+            return real(tensor, *args)
+
+        return asked
+
+    for way in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, way, noted(way))
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,3 +109,4 @@ def test_no_step_waits_for_the_device(name: str, together: int, clip: FrozenCLIP
     assert calls["aten.sigmoid"] + calls["aten._log_softmax"] > 0
     waiting = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2"}
     assert not waiting & calls.keys()
+    assert not {way: times for way, times in calls.items() if way.startswith("Tensor.") and times}

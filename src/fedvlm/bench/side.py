@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Literal
 
@@ -123,9 +123,12 @@ class Side:
         base = make(federation.base_names)
         novel = make(federation.novel_names) if federation.novel else None
         # The released loops test in batches of 100.
-        bench = Bench(base, novel, federation, self.activations, 100 if self.kind == "naive" else 256)
+        naive = self.kind == "naive"
+        bench = Bench(base, novel, federation, self.activations, 100 if naive else settings.evaluation.batch)
+        together = 1 if naive else devices.together(settings.compute, self.device, self.clip.text.width)
         initial = base.init(torch_stream(settings.seeds[0], "init", method.name))
-        return Task(method, bench, initial, settings.seeds[0], settings.rounds, settings.participation, settings.views)
+        seed, share = settings.seeds[0], settings.participation
+        return Task(method, bench, initial, seed, settings.rounds, share, settings.views, together)
 
     def _clock(self) -> float:
         """Seconds, after a GPU has done all it was given."""
@@ -209,7 +212,7 @@ class Side:
         if self.kind == "naive":
             return (several - once) / steps, 0.0
         with FlopCounterMode(display=False) as one:
-            train(self.task.method, self.task.bench.base, self.task.initial, {}, first, self.device)
+            train(self.task.method, self.task.bench.base, self.task.initial, {}, [next(supply)], self.device)
         return (several - once) / steps, one.get_total_flops() / 1e9
 
     def _expert(self) -> float:
@@ -243,8 +246,9 @@ class Side:
         """The third round as the engine plays it: every client has taken part before."""
         if self.kind == "exact":
             self.activations.prepare(needed(self.federation, self.settings.views), self.entry)
-        rounds = list(play(replace(self.task, rounds=3), start(self.task)))
-        return {"training": rounds[-1][1].train_s, "evaluation": rounds[-1][1].evaluate_s}
+        # Not the last of them, which evaluates a second state.
+        *_, (_, third) = islice(play(replace(self.task, rounds=4), start(self.task)), 3)
+        return {"training": third.train_s, "evaluation": third.evaluate_s}
 
     def _received(self, experts: int) -> Named:
         """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""

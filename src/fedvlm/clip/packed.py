@@ -10,6 +10,7 @@ tokens, E ends of text in a bin.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,22 +27,21 @@ class Bins:
     """Which query each cell holds, `[R, S]`; what is left over repeats one."""
     cells: Tensor
     """Where each query lies in the flattened grid, `[n]`."""
-    keys: Tensor
-    """Places in the row of each bin's keys, `[R, P + S]`: the common tokens, then the bin's own."""
     reach: Tensor
     """Which of the bin's keys each cell attends to, `[R, 1, S, P + S]`."""
 
     def to(self, device: torch.device) -> Bins:
         """The same there."""
-        return Bins(*(part.to(device) for part in (self.grid, self.cells, self.keys, self.reach)))
+        return Bins(*(part.to(device) for part in (self.grid, self.cells, self.reach)))
 
     def spread(self, x: Tensor) -> Tensor:
-        """Queries `[G, n, ...]` as `[G R, S, ...]`."""
-        return gather(x, self.grid)
+        """Queries `[G, n, C]` as `[G R, S, C]`. No gradient may come from cells that repeat a query."""
+        out: Tensor = _Gather.apply(x, self.grid, self.cells, 0)
+        return out
 
     def collect(self, x: Tensor) -> Tensor:
-        """Cells `[G R, S, ...]` back as `[G, n, ...]`."""
-        return x.reshape(-1, self.grid.numel(), *x.shape[2:]).index_select(1, self.cells)
+        """Cells `[G R, S, C]` back as `[G, n, C]`."""
+        return x.reshape(-1, self.grid.numel(), x.shape[-1]).index_select(1, self.cells)
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,39 @@ class Packed:
     """All N tokens as queries."""
     ends: Bins
     """The K ends of text as queries, counted from 0."""
+    keys: Tensor
+    """Places in the row of each bin's keys, `[R, P + S]`: the common tokens, then the bin's own."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Keys and values of a row, `[G, N, C]`, as `[G R, P + S, C]` for the bins' queries."""
+        out: Tensor = _Gather.apply(x, self.keys, self.tokens.cells, self.common)
+        return out
 
 
-def gather(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens `[G, n, ...]` of a row at `places [R, M]`, as `[G R, M, ...]`."""
-    return x.index_select(1, places.flatten()).reshape(-1, places.shape[1], *x.shape[2:])
+class _Gather(torch.autograd.Function):
+    """Tokens `[G, n, C]` at `places [R, M]`, as `[G R, M, C]`; the first `common` of each bin are the same in all.
+
+    What repeats a token to fill a bin gets no gradient, so backward is a gathering too: unlike the scattering sum of
+    an index it gives the same bits every time on a GPU, and it is faster.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, places: Tensor, cells: Tensor, common: int) -> Tensor:
+        return x.index_select(1, places.flatten()).view(-1, places.shape[1], x.shape[-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        x, places, cells, common = inputs
+        ctx.save_for_backward(cells)
+        ctx.shape, ctx.common = (len(x), *places.shape, x.shape[-1]), common
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (cells,) = ctx.saved_tensors
+        parts = grads[0].view(ctx.shape)
+        own = parts[:, :, ctx.common :].flatten(1, 2).index_select(1, cells)
+        own[:, : ctx.common] += parts[:, :, : ctx.common].sum(1)
+        return own, None, None, None
 
 
 def pack(ids: Tensor, eot: Tensor) -> Packed:
@@ -83,7 +111,7 @@ def pack(ids: Tensor, eot: Tensor) -> Packed:
     grid, held, cells = _bins(lengths.tolist())
     reach = torch.cat([_common(position[grid], common), _own(grid, held, member, common)], dim=-1)[:, None]
     keys = torch.cat([torch.arange(common).expand(len(grid), -1), grid], dim=1)
-    tokens = Bins(grid, cells, keys, reach)
+    tokens = Bins(grid, cells, reach)
     return Packed(
         ids=torch.tensor([token for sequence in sequences for token in sequence], device=device),
         position=position.to(device),
@@ -91,6 +119,7 @@ def pack(ids: Tensor, eot: Tensor) -> Packed:
         end=end.to(device),
         tokens=tokens.to(device),
         ends=_ends(tokens, end).to(device),
+        keys=keys.to(device),
     )
 
 
@@ -128,4 +157,4 @@ def _ends(tokens: Bins, end: Tensor) -> Bins:
     # A cell left over asks what its bin's first cell may ask; nobody reads it.
     reach = tokens.reach[:, :, :1].repeat(1, 1, grid.shape[1], 1)
     reach[which, 0, slot] = tokens.reach[which, 0, column]
-    return Bins(grid, which * grid.shape[1] + slot, tokens.keys, reach)
+    return Bins(grid, which * grid.shape[1] + slot, reach)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import config
-from fedvlm.clip.packed import Bins, Packed, gather
+from fedvlm.clip.packed import Bins, Packed
 from fedvlm.errors import FedvlmError
 
 Edit = Callable[[Tensor], Tensor]
@@ -88,21 +88,20 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, packed: Packed | None) -> Tensor:
         """Every token attends to all of its image, or to what precedes it in its text. `[B, L, D]` to `[B, L, D]`."""
         q, kv = F.linear(x, self.in_proj_weight, self.in_proj_bias).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
-        return self._attend(q, kv, packed.tokens if packed else None)
+        return self._attend(q, packed.attended(kv), packed.tokens) if packed else self._attend(q, kv)
 
     def read(self, x: Tensor, tokens: Tensor, packed: Packed | None) -> Tensor:
         """The read tokens only: `tokens [B, 1, D]` of images or `[B, K, D]` of texts, to the same shape."""
         width = x.shape[-1]
         q = F.linear(tokens, self.in_proj_weight[:width], self.in_proj_bias[:width])
         kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
-        return self._attend(q, kv, packed.ends if packed else None)
+        return self._attend(q, packed.attended(kv), packed.ends) if packed else self._attend(q, kv)
 
-    def _attend(self, q: Tensor, kv: Tensor, bins: Bins | None) -> Tensor:
-        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, in bins if texts are packed; `[B, n, D]`."""
+    def _attend(self, q: Tensor, kv: Tensor, bins: Bins | None = None) -> Tensor:
+        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, or in bins over `[B R, P + S, 2 D]`; `[B, n, D]`."""
         mask = None
         if bins:
-            mask = bins.reach.repeat(len(q), 1, 1, 1)
-            q, kv = bins.spread(q), gather(kv, bins.keys)
+            mask, q = bins.reach.repeat(len(q), 1, 1, 1), bins.spread(q)
         k, v = kv.chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

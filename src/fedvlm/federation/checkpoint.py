@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
@@ -41,10 +41,11 @@ class _Manifest(Section):
 
 
 class Clients(MutableMapping[str, Named]):
-    """Clients' tensors by name: in memory up to `limit_bytes` of them, otherwise only in the folder's files.
+    """Clients' tensors by name: the newest in memory up to `limit_bytes`, the others only in the folder's files.
 
-    Files are numbered and never changed, so a copy (the round before) stays what it is while tensors are added. A
-    file is needed until all of its clients have newer tensors.
+    Files are numbered, through all copies, and never changed: a copy (the round before) stays what it is while tensors
+    are added, until `Checkpoint.save` sweeps what only it needs. A file is needed until all of its clients have newer
+    tensors. Memory besides: what is not written yet, and the file that was read last (about PART bytes each).
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -54,12 +55,15 @@ class Clients(MutableMapping[str, Named]):
         self.memory: dict[str, Named] = {}
         self.unwritten: dict[str, int] = {}
         """Bytes of what no file holds yet."""
-        self.files = 0
+        self.numbers = count(1)
+        """Of the files to come."""
+        self.page: tuple[str, dict[str, Named]] = "", {}
+        """The file read last: clients are asked for in the order in which they were written."""
 
     def __copy__(self) -> Clients:
         new = Clients(self.folder, self.limit_bytes)
         new.stored, new.memory, new.unwritten = dict(self.stored), dict(self.memory), dict(self.unwritten)
-        new.files = self.files
+        new.numbers = self.numbers
         return new
 
     def __iter__(self) -> Iterator[str]:
@@ -68,13 +72,19 @@ class Clients(MutableMapping[str, Named]):
     def __len__(self) -> int:
         return len(self.stored.keys() | self.unwritten.keys())
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored or name in self.unwritten
+
     def __getitem__(self, name: str) -> Named:
-        if name not in self.memory:
-            entry = self.stored[name]
-            return _checked(self.folder, entry, tensors.load(self.folder / entry.file, prefix=_prefix(name)))
-        return self.memory[name]
+        if name in self.memory:
+            return self.memory[name]
+        entry = self.stored[name]
+        if self.page[0] != entry.file:
+            self.page = entry.file, _split(tensors.load(self.folder / entry.file))
+        return _checked(self.folder, entry, self.page[1].get(name, {}))
 
     def __setitem__(self, name: str, own: Named) -> None:
+        self.memory.pop(name, None)  # the newest come last
         self.memory[name] = own
         self.unwritten[name] = tensors.nbytes(own)
         if sum(self.unwritten.values()) >= PART:
@@ -87,14 +97,16 @@ class Clients(MutableMapping[str, Named]):
     def write(self) -> None:
         """Bring what no file holds yet into one."""
         if self.unwritten:
-            self.files += 1
-            file = f"clients-{self.files:04d}.safetensors"
+            file = f"clients-{next(self.numbers):04d}.safetensors"
             new = {name: self.memory[name] for name in self.unwritten}
-            tensors.save(self.folder / file, {_prefix(n) + key: t for n, own in new.items() for key, t in own.items()})
+            tensors.save(self.folder / file, _joined(new))
             self.stored |= {name: _Entry(file=file, digest=tensors.digest(own)) for name, own in new.items()}
             self.unwritten = {}
-        if sum(map(tensors.nbytes, self.memory.values())) > self.limit_bytes:
-            self.memory = {}
+        excess = sum(map(tensors.nbytes, self.memory.values())) - self.limit_bytes
+        for name in list(self.memory):
+            if excess <= 0:
+                break
+            excess -= tensors.nbytes(self.memory.pop(name))
 
 
 @dataclass
@@ -113,13 +125,13 @@ class Checkpoint:
         """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
         clients = Clients(self.folder, self.limit_bytes)
         if self.manifest.exists():
-            clients.files = _last(self._read())
+            clients.numbers = count(_last(self._read()) + 1)
         return clients
 
     def save(self, state: State, ledger_bytes: int) -> None:
         """Make `state` durable. Of `Clients` from here only what is new is written, of other mappings everything."""
         held = state.personal
-        if not isinstance(held, Clients):
+        if not isinstance(held, Clients) or held.folder != self.folder:
             held = self.clients()
             held.update(state.personal)
         held.write()
@@ -170,9 +182,18 @@ def _checked(folder: Path, entry: _Entry, found: Named) -> Named:
     return found
 
 
-def _prefix(client: str) -> str:
-    """What the names of a client's tensors begin with in a file; no client's is the beginning of another's."""
-    return f"{quote(client, safe='')}/"
+def _joined(clients: dict[str, Named]) -> Named:
+    """One dictionary, by `client/tensor`; a slash in a client's name is written as %2F."""
+    named = {name.replace("%", "%25").replace("/", "%2F"): own for name, own in clients.items()}
+    return {f"{name}/{key}": tensor for name, own in named.items() for key, tensor in own.items()}
+
+
+def _split(joined: Named) -> dict[str, Named]:
+    result: dict[str, Named] = {}
+    for name, tensor in joined.items():
+        client, _, key = name.partition("/")
+        result.setdefault(client.replace("%2F", "/").replace("%25", "%"), {})[key] = tensor
+    return result
 
 
 def _last(manifest: _Manifest) -> int:

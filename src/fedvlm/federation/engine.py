@@ -1,4 +1,7 @@
-"""The round engine: state in, state and record out. It touches neither disk nor network."""
+"""The round engine: state in, state and record out.
+
+It knows neither disk nor network; the mapping of clients' tensors that it is given may live on disk.
+"""
 
 from __future__ import annotations
 

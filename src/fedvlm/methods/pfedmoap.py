@@ -87,7 +87,7 @@ class Mixture:
 
     @torch.no_grad()
     def prepare(self, received: Named) -> Named:
-        """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit and in full precision."""
+        """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit and without autocast."""
         prompts = tensors.select(received, [f"{EXPERT}*"])
         if not prompts and not self.config.alone:
             return {}

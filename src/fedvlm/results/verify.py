@@ -112,6 +112,8 @@ def _fixture(file: Path, way: Way, device: Device) -> list[Group]:
         recompute = _adapter if "adapter" in settings else _mixture
         given = {name: tensor.to(device.device) for name, tensor in reference.items()}
         computed = recompute(_Fixture(clip, settings, given, way, device))
+    except torch.OutOfMemoryError:
+        raise
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
         raise FedvlmError(f"{file} and its tensors do not have the expected form: {error!r}") from error
     return _compare(file.stem, {name: tensor.cpu() for name, tensor in computed.items()}, reference)

@@ -1,4 +1,4 @@
-"""Remembered activations: what enters a tuner's first image block depends only on weights, image and transform."""
+"""Remembered activations: what a tuner's first image block gets depends only on weights, image and transform."""
 
 from __future__ import annotations
 
@@ -162,15 +162,18 @@ class Activations:
             fresh = self._encode(self._pixels([keys[place] for place in missing]), entry).to(self.kept_as)
             rows |= dict(zip(missing, fresh, strict=True))
             shelf.add([names[place] for place in missing], fresh)
-        return torch.stack([rows[place].to(self.device.device) for place in range(len(keys))]).float()
+        if missing:
+            rows = {place: row.to(self.device.device) for place, row in rows.items()}
+        return self.device.send(torch.stack([rows[place] for place in range(len(keys))])).float()
 
     def _shelf(self, entry: Entry) -> Shelf | None:
         if self.store is None:
             return None
         if entry not in self.shelves:
+            name = entry if isinstance(entry, int) else str(entry)
             facts: dict[str, Any] = {
-                "model": self.clip.name, "weights": self.clip.digest, "entry": str(entry), "kept as": str(self.kept_as),
-                "computed in": str(self.device.dtype), "on": self.device.device.type,
+                "model": self.clip.name, "weights": self.clip.digest, "entry": name, "kept as": str(self.kept_as),
+                "computed in": self.device.precision, "on": self.device.device.type,
                 "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
             }  # fmt: skip
             self.shelves[entry] = self.store.shelf(facts)

@@ -22,6 +22,8 @@ class Device:
 
     device: torch.device
     dtype: torch.dtype = torch.float32
+    precision: str = "float32"
+    """`compute.dtype`: what activations were computed in."""
 
     def send(self, tensor: Tensor) -> Tensor:
         """A tensor on this device. A GPU takes it from pinned memory of the CPU while the program goes on."""
@@ -50,9 +52,10 @@ def choose(settings: ComputeSection, *, keep_freed: bool = True) -> Device:
         raise FedvlmError(f"compute.device = '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
     if settings.dtype == "tf32" and device.type != "cuda":
         raise FedvlmError(f"compute.dtype = 'tf32' needs an NVIDIA GPU; compute.device is '{device}'")
-    # Both switches: by default torch rounds convolutions to TF32 on a GPU, but not matrix products.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
-    return Device(device, _DTYPES[settings.dtype])
+    if device.type == "cuda":
+        # Both switches: by default torch rounds convolutions to TF32, but not matrix products.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
+    return Device(device, _DTYPES[settings.dtype], settings.dtype)
 
 
 SMALL = 256
