@@ -123,10 +123,7 @@ class Checkpoint:
 
     def clients(self) -> Clients:
         """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
-        clients = Clients(self.folder, self.limit_bytes)
-        if self.manifest.exists():
-            clients.numbers = count(_last(self._read()) + 1)
-        return clients
+        return self._clients(self._read() if self.manifest.exists() else None)
 
     def save(self, state: State, ledger_bytes: int) -> None:
         """Make `state` durable. Of `Clients` from here only what is new is written, of other mappings everything."""
@@ -151,7 +148,7 @@ class Checkpoint:
             return None
         table = self._read()
         server = _checked(self.folder, table.server, tensors.load(self.folder / table.server.file))
-        clients = self.clients()
+        clients = self._clients(table)
         clients.stored = table.clients
         held = 0
         for name in clients:
@@ -160,6 +157,12 @@ class Checkpoint:
             if held <= self.limit_bytes:
                 clients.memory[name] = own
         return State(table.round, server, clients), table.ledger_bytes
+
+    def _clients(self, manifest: _Manifest | None) -> Clients:
+        clients = Clients(self.folder, self.limit_bytes)
+        if manifest is not None:
+            clients.numbers = count(_last(manifest) + 1)
+        return clients
 
     def _read(self) -> _Manifest:
         table = durable.read_json(self.manifest)

@@ -87,10 +87,9 @@ def visits(task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
     factor = schedule(config, round_, task.rounds)
     try:
         done = train_together(task.method, task.bench.base, visitors, task.bench.activations.device, factor)
-    except DivergenceError as error:
-        raise FedvlmError(f"round {round_ + 1}, client {guests[error.place].client.name}: {error}") from error
     except FedvlmError as error:
-        who = listed(guest.client.name for guest in guests)
+        concerned = [guests[error.place]] if isinstance(error, DivergenceError) else guests
+        who = listed(guest.client.name for guest in concerned)
         raise FedvlmError(f"round {round_ + 1}, client {who}: {error}") from error
     kept = [{name: tensor.cpu() for name, tensor in trained.tensors.items()} for trained in done]
     seconds = (time.perf_counter() - start) / len(guests)
