@@ -26,12 +26,14 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
+    processes: int = 1,
     **settings: Any,
 ) -> Results:
     """Run an experiment as the command line does, and give its results as objects.
 
     `what` is a preset or a TOML file; `words` are `key=value` settings as on the command line; `settings` are
-    top-level ones as values (`rounds=5`, `seeds=[0, 1]`, `method={"pfedmma": {"lr": 0.01}}`; tables replace tables).
+    top-level ones as values (`rounds=5`, `seeds=[0, 1]`, `method={"pfedmma": {"lr": 0.01}}`; tables replace tables);
+    `processes` play that many points at once.
     Raises `FedvlmError` with one message for any mistake.
     """
     from fedvlm import experiment, methods, presets
@@ -41,4 +43,4 @@ def run(
     chosen = experiment.parse(experiment.override(presets.settings(what) | settings, words))
     chosen = chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
     folder = None if out is None else Path(out)
-    return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
+    return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet), processes=processes)
