@@ -31,6 +31,11 @@ def select(tensors: Named, patterns: Iterable[str]) -> Named:
     return {name: tensor for name, tensor in tensors.items() if matches(name, patterns)}
 
 
+def equal(one: Named, other: Named) -> bool:
+    """Whether both hold the same names with the same numbers (NaN equals nothing)."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 def weighted_mean(parts: Sequence[Named], weights: Sequence[float]) -> Named:
     """sum_i w_i x_i / sum_i w_i per name, accumulated in float64, returned in the dtype of the first part.
 

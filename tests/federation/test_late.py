@@ -117,7 +117,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in received.items()}
         assert arrival.down_bytes[client.name] == sizes
     assert arrival.clients == expected
-    assert arrival.means == summary(expected)
+    assert arrival.means.items() >= summary(expected).items()
 
 
 @pytest.mark.parametrize("name", TRAINED)

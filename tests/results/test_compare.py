@@ -313,6 +313,20 @@ def test_a_worker_that_cannot_begin_leaves_its_points_to_the_others() -> None:
         workers._await([Ended()], news, Reporter(quiet=True), 2)
 
 
+def test_the_tables_say_what_seeds_draw_and_what_the_data_could_not_satisfy(tmp_path: Path) -> None:
+    assert comparing.drawn(settings()) == (
+        "A seed draws classes and images, which client holds what, the first tensors and the order of training."
+    )
+    found = comparing.compare(settings("partition.order=paper", methods=["zero_shot"], seeds="0"), tmp_path / "c")
+    assert "the partition is the same for all seeds" in found.notes[0]
+    saved = tmp_path / "c" / "seed-0" / "partition.json"
+    held = json.loads(saved.read_text())
+    saved.write_text(json.dumps(held | {"notes": ["too few"]}))
+    again = comparing.compare(settings("partition.order=paper", methods=["zero_shot"], seeds="0,1"), tmp_path / "c")
+    assert again.notes[1:] == ("seed 0: too few", "seed 1: 7 domains have no client: chalk, fog, glitch and 4 more")
+    assert all(f"- {note}" in as_markdown(again) for note in again.notes)
+
+
 def test_the_validation_curve_is_of_validation_images(folder: Path, found: Comparison) -> None:
     """Zero-shot on the validation images, computed apart from the engine."""
     from fedvlm import clip as clips

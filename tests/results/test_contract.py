@@ -25,3 +25,20 @@ def test_photographs_are_told_what_is_remembered_of_them() -> None:
     assert "activations of the images in" in kept
     none = Experiment.model_validate({"data": data, "compute": {"disk_gib": 0}})
     assert "activations" not in contract.text(none, clip, fed, [])
+
+
+def test_who_sees_what_leaves() -> None:
+    """A mean of two tells each the other's; single prompts are told to be seen whole; who sends nothing is not named."""
+    clip, fed = small.clip(), small.federation()
+    lines = [
+        contract.terms(n, small.task(small.method(n), clip, fed)) for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
+    ]
+    said = contract.text(Experiment(), clip, fed, lines).split("other clients see:\n")[1].splitlines()
+    assert said == [
+        "  the mean over a round's clients: pfedmma, fedmma",
+        "  the mean over a round's clients, and whole prompts of single clients, without a name: pfedmoap",
+    ]
+    few = contract.text(Experiment(participation=0.5), clip, fed, lines)
+    assert few.endswith("with 2 in a round the mean less one's own tensors is the other's")
+    assert contract.text(Experiment(participation=0.1), clip, fed, lines).endswith("that client's own tensors")
+    assert "server sees" not in contract.text(Experiment(), clip, fed, lines[1:2])

@@ -13,8 +13,9 @@ from fedvlm.data import Client, Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
+from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Memory
-from fedvlm.training.evaluation import Bench, evaluate, outputs
+from fedvlm.training.evaluation import Bench, evaluate, outputs, summary
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,64 @@ def test_a_client_is_found_by_what_it_declares(fed: Federation) -> None:
         assert {fed.base[k] for k in client.classes} == {fed.source.records[i].label for i in client.train}
         assert client.base in fed.tests
     assert Path(fed.clients[0].name).name == fed.clients[0].name
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, table: Bench) -> list[int]:
+    """Numbers of images the base tuner is asked about, call by call."""
+    sizes, real = list[int](), table.base.logits
+
+    def count(*args: object) -> torch.Tensor:
+        found = real(*args)  # type: ignore[arg-type]
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(table.base, "logits", count)
+    return sizes
+
+
+def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another client said is taken only while the tensors are the same numbers, changed in place or not."""
+    chosen = small.task(small.method("promptfl"), clip, fed)
+    sizes, count = asked(monkeypatch, chosen.bench), len(fed.tests["base"])
+    first = outputs(chosen.bench, fed.clients[0], chosen.initial, {})
+    copy = {name: tensor.clone() for name, tensor in chosen.initial.items()}
+    second = outputs(chosen.bench, fed.clients[1], copy, {})
+    assert sizes == [count]
+    assert torch.equal(first.base.logits, second.base.logits)
+    copy["prompt"].neg_()
+    third = outputs(chosen.bench, fed.clients[1], copy, {})
+    copy["prompt"][..., ::2] += 0.5
+    fourth = outputs(chosen.bench, fed.clients[1], copy, {})
+    assert sizes == [count] * 3
+    for found, tensors in ((third, -chosen.initial["prompt"]), (fourth, copy["prompt"])):
+        fresh = small.bench(chosen.method, clip, fed)
+        expected = outputs(fresh, fed.clients[1], {"prompt": tensors}, {}).base.logits
+        assert (found.base.logits - expected).abs().max() < 1e-5
+    assert (third.base.logits - fourth.base.logits).abs().max() > 1e-4
+
+
+def test_a_model_made_from_own_images_answers_for_its_client_alone(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small.bench(small.method("tip_adapter"), clip, fed)
+    sizes, count = asked(monkeypatch, table), len(fed.tests["base"])
+    without = table.logits(table.base, {}, {}, "base")
+    ones = [outputs(table, fed.clients[n], {}, {}).base.logits for n in (0, 2, 0)]
+    assert sizes == [count] * 4
+    assert torch.equal(ones[0], ones[2])
+    assert all((one - without).abs().max() > 1e-3 for one in ones)
+
+
+def test_the_calibration_error_is_of_all_own_images_together(clip: FrozenCLIP, fed: Federation) -> None:
+    """Not the mean over clients, which few images each would drive up."""
+    table = bench(clip, fed)
+    found = [outputs(table, client, {}, {}) for client in fed.clients]
+    own = [one.local for one in found if one.local is not None]
+    means = summary({str(n): evaluate(one) for n, one in enumerate(found)}, own)
+    logits, labels = torch.cat([one.logits for one in own]), torch.cat([one.labels for one in own])
+    assert means["ece"] == metrics.calibration_error(logits, labels)
+    each = [metrics.calibration_error(one.logits, one.labels) for one in own]
+    assert means["ece"] < sum(each) / len(each)
+    assert "ece" not in summary({"a": {"base": 1.0}}, [])

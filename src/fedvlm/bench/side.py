@@ -237,9 +237,14 @@ class Side:
         sample = tested[: self.sizes.images]
         with torch.no_grad():
             constants = bench.base.prepare(received)
-            bench.scores(bench.base, self.task.initial, constants, sample[:2])
+
+            def answer(images: Sequence[int]) -> None:
+                classifier = bench.base.classifier(self.task.initial, constants)
+                bench.answers(bench.base, self.task.initial, classifier, images)
+
+            answer(sample[:2])
             begun = self._clock()
-            bench.scores(bench.base, self.task.initial, constants, sample)
+            answer(sample)
         return (self._clock() - begun) * everything / len(sample)
 
     def _round(self) -> dict[str, float]:

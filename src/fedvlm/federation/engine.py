@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from fedvlm.data import Client
@@ -21,8 +22,9 @@ from fedvlm.federation.client import Guest, Task, assemble
 from fedvlm.methods.base import State as StateName
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
-from fedvlm.training.evaluation import Bench, Outputs, accuracies, evaluate, mixed, outputs
-from fedvlm.training.metrics import Metrics, summary
+from fedvlm.training import metrics
+from fedvlm.training.evaluation import Bench, Outputs, Scored, accuracies, evaluate, mixed, outputs, summary
+from fedvlm.training.metrics import Metrics
 
 
 @dataclass
@@ -106,10 +108,15 @@ def chosen(task: Task, round_: int) -> list[Client]:
     clients = sorted(task.bench.federation.trained, key=lambda client: client.name)
     if round_ >= task.rounds:
         return clients + sorted(task.bench.federation.late, key=lambda client: client.name)
-    # The small term keeps a share such as 0.29 x 100 from becoming 28 in binary floating point.
-    count = max(1, int(task.participation * len(clients) + 1e-9))
+    count = round_size(task.participation, len(clients))
     picked = stream(task.seed, "clients", round_).choice(len(clients), count, replace=False)
     return [clients[position] for position in sorted(picked.tolist())]
+
+
+def round_size(participation: float, clients: int) -> int:
+    """Clients in a round: max(1, floor(share x N))."""
+    # The small term keeps a share such as 0.29 x 100 from becoming 28 in binary floating point.
+    return max(1, int(participation * clients + 1e-9))
 
 
 def downlink(task: Task, state: State, client: Client) -> Named:
@@ -156,15 +163,16 @@ def _evaluated(
 ) -> RoundRecord:
     begun = time.perf_counter()
     clients: dict[StateName, dict[str, Metrics]] = {}
+    means: dict[StateName, Metrics] = {}
     curves: dict[str, list[Metrics]] = {}
     for name in _due(task, round_):
         draws = name == task.reported and (round_ == task.visits or not task.method.trains)
-        clients[name], curve = _measured(task, task.bench, before, after, name, draws=draws)
+        measured = partial(_measured, task, before=before, after=after, name=name, draws=draws)
+        clients[name], means[name], curve = measured(task.bench)
         if curve:
             curves["test"] = curve
         if curve and task.validation is not None:
-            curves["val"] = _measured(task, task.validation, before, after, name, draws=True)[1]
-    means = {name: summary(metrics) for name, metrics in clients.items()}
+            *_, curves["val"] = measured(task.validation)
     late = {moment: _late(task, before, after, moment) for moment in _moments(task, round_)}
     return RoundRecord(round_, visits, clients, means, train_s, time.perf_counter() - begun, curves, late)
 
@@ -187,23 +195,27 @@ def _late(task: Task, before: State, after: State, moment: Moment) -> LateRecord
     late, arrival = task.bench.federation.late, State(task.rounds, after.server)
     found = {client.name: measure(task, task.bench, before, after, client, name) for client in late}
     clients = {client.name: evaluate(_numbers(task, after, client, found[client.name])) for client in late}
+    means = summary(clients, [own.local for own in found.values() if own.local is not None])
     received = {client.name: wire.sizes(downlink(task, arrival, client)) for client in late}
-    return LateRecord(clients, summary(clients), received)
+    return LateRecord(clients, means, received)
 
 
 def _measured(
-    task: Task, bench: Bench, before: State, after: State, name: StateName, *, draws: bool
-) -> tuple[dict[str, Metrics], list[Metrics]]:
-    """Every trained client's metrics in a state and, if asked for, their means at every weight of zero-shot."""
+    task: Task, bench: Bench, *, before: State, after: State, name: StateName, draws: bool
+) -> tuple[dict[str, Metrics], Metrics, list[Metrics]]:
+    """Every trained client's metrics in a state, their means and, if asked for, those at every weight of zero-shot."""
     found: dict[str, Metrics] = {}
+    locals_: list[Scored] = []
     by_weight: dict[float, dict[str, Metrics]] = {w: {} for w in task.method.mixing if draws and bench.zero}
     for client in bench.federation.trained:
         own = measure(task, bench, before, after, client, name)
         found[client.name] = evaluate(_numbers(task, after, client, own))
+        locals_ += [own.local] if own.local is not None else []
         zero = outputs(bench, client, {}, {}, bench.zero) if by_weight else own
         for weight, clients in by_weight.items():
             clients[client.name] = accuracies(mixed(own, zero, weight))
-    return found, [{"weight": weight} | summary(clients) for weight, clients in by_weight.items()]
+    curve = [{"weight": weight} | metrics.summary(clients) for weight, clients in by_weight.items()]
+    return found, summary(found, locals_), curve
 
 
 def _numbers(task: Task, after: State, client: Client, found: Outputs) -> Outputs:

@@ -69,6 +69,9 @@ class Step:
     tuner: Tuner
 
 
+MEAN = "the mean over a round's clients"
+
+
 @dataclass(frozen=True)
 class Uplink:
     """What the server gets from one client: its name, its number of training images, the shared tensors."""
@@ -154,6 +157,11 @@ class Method:
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
         """Least and most bytes one client receives in a round; a test holds the downlink to it."""
         return shared_bytes, shared_bytes
+
+    @property
+    def exposes(self) -> str:
+        """What other clients get to see of what a client sends, in words for the contract."""
+        return MEAN
 
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
         """The next server state from this round's uplinks: the mean weighted by images."""

@@ -66,6 +66,11 @@ class FedAMP(base.Method):
         """The mixture for this client, under a name of its own: the client's prompt stays its own."""
         return {ANCHOR: self.mixture(server, client)}
 
+    @property
+    def exposes(self) -> str:
+        """Mixtures; with two clients a mixture tells one the other's prompt."""
+        return "mixtures of all clients' tensors, mostly of similar ones; the first time " + base.MEAN
+
     def mixture(self, server: Named, client: str) -> Tensor:
         """u_i from the pool as it was before this round."""
         pool = {name: prompt for name, prompt in sorted(server.items()) if name.startswith(POOL)}

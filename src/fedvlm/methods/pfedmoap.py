@@ -181,6 +181,11 @@ class PFedMoAP(base.Method):
         prompt = shared_bytes - tensors.nbytes(tensors.select(self.config.start(torch.Generator()), self.shared))
         return shared_bytes, shared_bytes + prompt * experts
 
+    @property
+    def exposes(self) -> str:
+        """Whole prompts, where there are experts."""
+        return base.MEAN if self.config.alone else f"{base.MEAN}, and whole prompts of single clients, without a name"
+
     def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
         """Names of the experts for a client, from the pool as it was before this round."""
         own = server.get(f"{POOL}{client}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedvlm import durable
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Experiment
+from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.results import comparison, figure
 from fedvlm.results.comparison import Comparison, Target
 from fedvlm.results.comparison_text import FORMATS
@@ -37,11 +39,33 @@ def compare(
     # With faults a method is called otherwise.
     reference = dict(zip(experiment.methods, done.points, strict=True))[reference]
     found = comparison.compare(experiment.name, done.points, reference, target)
+    found = replace(found, notes=(drawn(experiment), *_told(folder, experiment.seeds)))
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
     figure.tradeoff(found, folder)
     return found
+
+
+def drawn(experiment: Experiment) -> str:
+    """What differs between seeds, which is what the intervals are about."""
+    data, partition = experiment.data, experiment.partition
+    fixed = partition.order == "paper" or partition.kind == "natural"
+    fixed |= partition.kind == "domain" and partition.alpha is None
+    what = ["classes and images"] if isinstance(data, ScenesData) else ["shots"] if data.shots is not None else []
+    what += [] if fixed else ["which client holds what"]
+    return f"A seed draws {', '.join([*what, 'the first tensors'])} and the order of training" + (
+        "; the partition is the same for all seeds." if fixed else "."
+    )
+
+
+def _told(folder: Path, seeds: Sequence[int]) -> list[str]:
+    """What the data of each seed could not satisfy."""
+    by_note: dict[str, list[int]] = {}
+    for seed in seeds:
+        for note in durable.read_json(folder / f"seed-{seed}" / "partition.json")["notes"]:
+            by_note.setdefault(note, []).append(seed)
+    return [f"seed {', '.join(map(str, those))}: {note}" for note, those in by_note.items()]
 
 
 def target(words: str) -> Target | None:

@@ -74,6 +74,8 @@ class Comparison:
     tuned: bool
     """Whether there were validation images to choose the weight of zero-shot on."""
     rows: list[Row]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of the data."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, per seed."""

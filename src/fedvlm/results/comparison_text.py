@@ -59,7 +59,7 @@ def notes(found: Comparison) -> list[str]:
             f"- p: two-sided, by flipping the signs of whole seeds; with {count} seeds it cannot be below {least:.2g}. "
             f"In brackets: corrected for {others} methods column by column (Holm); it cannot be below {floor:.2g}."
         )
-    return text
+    return [*text, *(f"- {note}" for note in found.notes)]
 
 
 def as_latex(found: Comparison) -> str:

@@ -12,6 +12,8 @@ from fedvlm.errors import listed
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation import wire
 from fedvlm.federation.client import Task
+from fedvlm.federation.engine import round_size
+from fedvlm.methods.base import MEAN
 from fedvlm.training.store import folder
 
 
@@ -30,6 +32,8 @@ class Terms:
     evaluated: str
     leaves: list[str]
     """Every tensor that crosses, with its shape."""
+    exposes: str
+    """What other clients get to see of it; nothing where nothing leaves."""
 
 
 def terms(name: str, task: Task) -> Terms:
@@ -46,6 +50,7 @@ def terms(name: str, task: Task) -> Terms:
         method.downlink_bytes(tensors.nbytes(up), len(task.bench.federation.trained)),
         task.reported.replace("_", " "),
         [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
+        method.exposes if up else "",
     )
 
 
@@ -57,6 +62,7 @@ def text(
     faults: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """The contract as it is printed and stored; `faults`: by method, what is wrong on purpose."""
+    share = f"{experiment.participation:.0%}"
     wide = max([22, *(len(line.method) + 2 for line in lines)])
     head = [
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
@@ -64,7 +70,7 @@ def text(
         f"clients     {_clients(federation.trained)}",
         *([f"late        {_late(federation.late)}"] if federation.late else []),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
-        f"rounds      {experiment.rounds}, {experiment.participation:.0%} of the clients in each; last round reported",
+        f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
         "",
         f"{'method':{wide}}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>10}  {'down B':<20}evaluated",
     ]
@@ -73,7 +79,22 @@ def text(
     rows = [_row(line, wide) for line in lines]
     sent = ["", "what leaves a client, per round, besides its number of images:"]
     sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
-    return "\n".join(_loud(faults or {}) + head + rows + sent)
+    count = round_size(experiment.participation, len(federation.trained))
+    return "\n".join(_loud(faults or {}) + head + rows + sent + _seen(lines, count))
+
+
+def _seen(lines: Sequence[Terms], count: int) -> list[str]:
+    """Who sees what leaves, for `count` clients in a round."""
+    kinds = {line.exposes: [one.method for one in lines if one.exposes == line.exposes] for line in lines}
+    kinds.pop("", None)
+    if not kinds:
+        return []
+    told = ["", "the server sees what each client sends; other clients see:"]
+    told += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
+    if count <= 2 and any(MEAN in kind for kind in kinds):
+        why = "is that client's own tensors" if count == 1 else "less one's own tensors is the other's"
+        told.append(f"  with {count} in a round the mean {why}")
+    return told
 
 
 def _loud(faults: Mapping[str, Sequence[str]]) -> list[str]:

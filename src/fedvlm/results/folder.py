@@ -31,7 +31,7 @@ from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.engine import RoundRecord
 
 LOCK = ".lock"
-RESULTS = 1
+RESULTS = 2
 """Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
 _PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor
 
 from fedvlm.clip import Entry
 from fedvlm.data import Client, Federation
-from fedvlm.tensors import Named
+from fedvlm.tensors import Named, clone, equal
 from fedvlm.training import metrics
 from fedvlm.training.activations import Activations
 from fedvlm.training.metrics import Metrics
 from fedvlm.tuners.base import Own, Tuner
+
+REMEMBERED = 8
+"""Tuners whose last answers are remembered: two class lists, with and without training, and what faults put in."""
 
 Tuners = tuple[Tuner, Tuner | None]
 """For the base classes and, where there are any, for the novel ones."""
@@ -33,6 +36,9 @@ class Bench:
     """Zero-shot over both class lists, towards which predictions may be moved."""
     sets: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, repr=False)
     """Finished features of shared test sets, gathered once for all clients, by set and entry."""
+    said: dict[tuple[int, bool], _Said] = field(default_factory=dict, repr=False)
+    """What each tuner, with or without a client's own images to ask for, last said of shared test sets: clients with
+    equal models are measured there once."""
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """Positions of the images' classes among the base (or the novel) classes, `[B]`."""
@@ -51,18 +57,48 @@ class Bench:
         Images are indices, or the name of one of the federation's test sets; several follow each other. `own`: the
         client's own training images, where the tuner's class list is theirs.
         """
+        said = self.said.get((id(tuner), own is None))
+        if said is None or not said.still(tuner, tensors, received):
+            said = self._begun(tuner, tensors, received, own)
+        parts = []
+        for one in images:
+            if isinstance(one, str):
+                if one not in said.sets and self.federation.tests[one]:
+                    said.sets[one] = self.answers(tuner, said.there, said.classifier, one)
+                parts += [said.sets[one]] if one in said.sets else []
+            elif one:
+                parts.append(self.answers(tuner, said.there, said.classifier, one))
+        return torch.cat(parts)
+
+    def _begun(self, tuner: Tuner, tensors: Named, received: Named, own: Own | None) -> _Said:
+        """A model ready to answer. It is remembered unless it was made from the client's own images."""
+        asked = []
+
+        def ask() -> tuple[Tensor, Tensor]:
+            asked.append(True)
+            assert own is not None
+            return own()
+
         device = self.activations.device
-        tensors, received = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
+        # Copies, so that tensors changed in place are seen to have changed.
+        tensors, received = clone(tensors), clone(received)
+        there, came = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
         with device.autocast():
-            return self.scores(tuner, tensors, tuner.prepare(received, own), *images)
+            classifier = tuner.classifier(there, tuner.prepare(came, ask if own else None))
+        said = _Said(tuner, tensors, received, there, classifier)
+        if not asked:
+            while len(self.said) >= REMEMBERED:
+                self.said.pop(next(iter(self.said)))
+            self.said[id(tuner), own is None] = said
+        return said
 
     @torch.no_grad()
-    def scores(self, tuner: Tuner, tensors: Named, constants: Named, *images: Sequence[int] | str) -> Tensor:
-        """The same from constants of the visit that are there already, all on the device."""
-        classifier = tuner.classifier(tensors, constants)
-        hidden = (rows for one in images for rows in self._hidden(one, tuner.entry))
-        logits = torch.cat([tuner.logits(tensors, classifier, rows) for rows in hidden]).float()
-        return logits if logits.ndim == 2 else logits.mean(1)
+    def answers(self, tuner: Tuner, tensors: Named, classifier: Named, images: Sequence[int] | str) -> Tensor:
+        """Logits `[B, K]` float32 from a classifier that is there already, all on the device."""
+        with self.activations.device.autocast():
+            logits = [tuner.logits(tensors, classifier, rows).float() for rows in self._hidden(images, tuner.entry)]
+        found = torch.cat(logits)
+        return found if found.ndim == 2 else found.mean(1)
 
     def _hidden(self, images: Sequence[int] | str, entry: Entry) -> Iterable[Tensor]:
         """Activations at a tuner's entry, some images at a time."""
@@ -74,6 +110,23 @@ class Bench:
         if (images, entry) not in self.sets:
             self.sets[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))
         return self.sets[images, entry].split(self.batch)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A tuner with a client's tensors, and its logits on shared test sets by their names."""
+
+    tuner: Tuner
+    tensors: Named
+    received: Named
+    there: Named
+    """The tensors on the device."""
+    classifier: Named
+    sets: dict[str, Tensor] = field(default_factory=dict)
+
+    def still(self, tuner: Tuner, tensors: Named, received: Named) -> bool:
+        """Whether this is the model asked for."""
+        return self.tuner is tuner and equal(self.tensors, tensors) and equal(self.received, received)
 
 
 @dataclass(frozen=True)
@@ -123,7 +176,7 @@ def evaluate(found: Outputs) -> Metrics:
     """Accuracies (0..1) of one client.
 
     `local`: own evaluation images, arg-max over all base classes; `local_own`: over own classes only; `base`,
-    `novel`: the shared sets, over their class lists; with macro-F1, loss (nats) and calibration error on own images.
+    `novel`: the shared sets, over their class lists; with macro-F1 and loss (nats) on own images.
     """
     result = accuracies(found)
     if found.local is not None:
@@ -131,6 +184,17 @@ def evaluate(found: Outputs) -> Metrics:
         result["local_own"] = metrics.own_accuracy(logits, labels, found.classes)
         result["macro_f1"] = metrics.macro_f1(logits, labels)
         result["loss"] = metrics.loss(logits, labels)
+    return result
+
+
+def summary(clients: Mapping[str, Metrics], own: Sequence[Scored]) -> Metrics:
+    """`metrics.summary`, and `ece`, the calibration error of all clients' own images together.
+
+    One client has too few of them: with 20 images in 15 bins a perfectly calibrated model would be told an error.
+    """
+    result = metrics.summary(clients)
+    if own:
+        logits, labels = (torch.cat([getattr(scored, name) for scored in own]) for name in ("logits", "labels"))
         result["ece"] = metrics.calibration_error(logits, labels)
     return result
 
