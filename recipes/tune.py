@@ -40,8 +40,8 @@ RATES: dict[str, list[dict[str, float]]] = {
     "fedpgp": grid(lr=(0.03, 0.1, 0.3, 1.0)),
     "fedotp": grid(lr=(0.03, 0.1, 0.3, 1.0)),
     "kgcoop": grid(lr=(1.0, 3.0, 10.0, 30.0)),
-    "fedtpg": grid(lr=(0.003, 0.01, 0.03, 0.1)),
-    "fedclip": grid(lr=(3e-4, 1e-3, 3e-3)),
+    "fedtpg": grid(lr=(0.01, 0.03, 0.1, 0.3)),
+    "fedclip": grid(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
     "local_lora": grid(lr=(1e-3, 2e-3, 4e-3)),
     "fedsa_lora": grid(lr=(1e-3, 2e-3, 4e-3)),
     "fedlora": grid(lr=(1e-3, 2e-3, 5e-3, 0.01)),
@@ -49,9 +49,9 @@ RATES: dict[str, list[dict[str, float]]] = {
     "local_mma": grid(lr=(0.003, 0.007, 0.015)),
     "fedmma": grid(lr=(0.03, 0.06, 0.12)),
     "pfedmma": grid(lr=(0.003, 0.007, 0.015)),
-    "pfedmoap": grid(lr=(0.1, 0.3, 1.0), gate_lr=(0.002, 0.005, 0.01)),
+    "pfedmoap": grid(lr=(0.3, 1.0, 3.0), gate_lr=(0.002, 0.005, 0.01)),
     "maple": grid(lr=(0.03, 0.1, 0.3)),
-    "cocoop": grid(lr=(0.1, 0.3, 1.0)),
+    "cocoop": grid(lr=(0.3, 1.0, 3.0)),
     "fedmgp": grid(lr=(0.01, 0.03, 0.1)),
 }
 

@@ -226,7 +226,8 @@ class EvaluationSection(Section):
     general: Literal["own_domain", "all"] = "all"
     """Base and novel images: of the client's own domain, or of all domains."""
     template: str = "a photo of a {}."
-    batch: Count = 256
+    batch: Count | None = None
+    """Images at a time; by default 256, and on a CPU 32, which its caches hold."""
 
 
 class ComputeSection(Section):
@@ -262,8 +263,7 @@ class Experiment(Section):
     participation: Fraction = 1.0
     """Share of clients trained in a round: max(1, floor(share x clients)) of them."""
     views: Literal["none", "online"] | Count = "none"
-    """What training sees: the test transform; fresh random crops and flips in every epoch (`online`); or one of so many
-    of them, drawn once for each image and remembered (a number)."""
+    """Training sees the test transform, new crops and flips in every epoch (`online`), or one of so many remembered."""
     model: ModelSection = ModelSection()
     data: AnyData = ScenesData()
     partition: PartitionSection = PartitionSection()

@@ -124,7 +124,8 @@ class Side:
         novel = make(federation.novel_names) if federation.novel else None
         # The released loops test in batches of 100.
         naive = self.kind == "naive"
-        bench = Bench(base, novel, federation, self.activations, 100 if naive else settings.evaluation.batch)
+        batch = 100 if naive else devices.evaluated(settings.evaluation.batch, self.device)
+        bench = Bench(base, novel, federation, self.activations, batch)
         together = 1 if naive else devices.together(settings.compute, self.device, self.clip.text.width)
         initial = base.init(torch_stream(settings.seeds[0], "init"))
         seed, share = settings.seeds[0], settings.participation

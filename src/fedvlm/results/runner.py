@@ -214,7 +214,7 @@ def zero_shot_check(
     """
     sample = _balanced(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
-    bench = Bench(tuner, None, federation, activations, experiment.evaluation.batch)
+    bench = Bench(tuner, None, federation, activations, 256)
     logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
 
@@ -239,10 +239,11 @@ def _task(run: _Run, scene: _Scene, method: Method) -> Task:
     built = faults.Built(method, settings)
     dealt = built.federation(scene.federation, scene.seed)
     base, novel = _tuners(run, method, dealt)
+    batch = devices.evaluated(settings.evaluation.batch, run.device)
     zero = scene.zero if dealt is scene.federation else _tuners(run, ZeroShot(), dealt)
 
     def bench(federation: Federation) -> Bench:
-        return Bench(base, novel, federation, scene.activations, settings.evaluation.batch, zero)
+        return Bench(base, novel, federation, scene.activations, batch, zero)
 
     right = Task(
         method=method,

@@ -83,6 +83,11 @@ def together(settings: ComputeSection, device: Device, width: int) -> int:
     return settings.together or (TOGETHER if width < SMALL or device.device.type != "cpu" else 1)
 
 
+def evaluated(batch: int | None, device: Device) -> int:
+    """How many images are evaluated at a time."""
+    return batch or (32 if device.device.type == "cpu" else 256)
+
+
 def keep_freed_memory() -> None:
     """On glibc, serve large tensors from the heap instead of mapping and unmapping them for every operation.
 
