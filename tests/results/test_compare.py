@@ -323,6 +323,9 @@ def test_the_tables_say_what_seeds_draw_and_what_the_data_could_not_satisfy(tmp_
     held = json.loads(saved.read_text())
     saved.write_text(json.dumps(held | {"notes": ["too few"]}))
     again = comparing.compare(settings("partition.order=paper", methods=["zero_shot"], seeds="0,1"), tmp_path / "c")
+    assert comparing.budgets(settings()) == []
+    unlike = settings("method.coop.epochs=3")
+    assert comparing.budgets(unlike)[0].endswith(" 3 x 16: coop; 1 x 16: pfedmoap.")
     assert again.notes[1:] == ("seed 0: too few", "seed 1: 7 domains have no client: chalk, fog, glitch and 4 more")
     assert all(f"- {note}" in as_markdown(again) for note in again.notes)
 

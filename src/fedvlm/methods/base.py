@@ -159,6 +159,11 @@ class Method:
         return shared_bytes, shared_bytes
 
     @property
+    def budget(self) -> str:
+        """Epochs of a visit x images of a batch, such as `2 x 32`; nothing where nothing is trained."""
+        return f"{self.config.epochs} x {self.config.batch}" if self.trains else ""
+
+    @property
     def exposes(self) -> str:
         """What other clients get to see of what a client sends, in words for the contract."""
         return MEAN

@@ -44,7 +44,9 @@ class PriorConfig(TemplateConfig):
 class Prior(Template):
     """Zero-shot logits, and a bonus for each class, `bonus [K]`, made from the client's counts."""
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str], weight: float) -> None:
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str], weight: float = 1.0
+    ) -> None:
         super().__init__(clip, classnames, *templates)
         self.weight = weight
 
@@ -99,27 +101,30 @@ class ZeroShotPrior(ZeroShot):
     paper = "control"
     Config = PriorConfig  # type: ignore[assignment]
     config: PriorConfig
-    kind: ClassVar[type[Prior]] = Prior
     mixing: ClassVar[tuple[float, ...]] = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prior:
         """The template's text features and the prior."""
-        return self.kind(clip, classnames, self.config.texts(template), self.config.weight)
+        return Prior(clip, classnames, self.config.texts(template), self.config.weight)
 
 
-class ZeroShotOwn(ZeroShotPrior):
+class ZeroShotOwn(ZeroShot):
     """Zero-shot among the client's own classes."""
 
     name = "zero_shot_own"
     title = "zero-shot, own classes only"
-    kind = Restricted
-    mixing = (0.0, 1.0)
+    paper = "control"
+    kind: ClassVar[type[Prior]] = Restricted
+    mixing: ClassVar[tuple[float, ...]] = (0.0, 1.0)
+
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prior:
+        """The template's text features and what the client's counts say."""
+        return self.kind(clip, classnames, self.config.texts(template))
 
 
-class Majority(ZeroShotPrior):
+class Majority(ZeroShotOwn):
     """The client's most frequent class, whatever the image (the first by label among equals)."""
 
     name = "majority"
     title = "majority class"
     kind = Blind
-    mixing = (0.0, 1.0)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedvlm import durable
-from fedvlm.errors import FedvlmError
+from fedvlm import durable, methods
+from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.results import comparison, figure
 from fedvlm.results.comparison import Comparison, Target
@@ -39,7 +39,7 @@ def compare(
     # With faults a method is called otherwise.
     reference = dict(zip(experiment.methods, done.points, strict=True))[reference]
     found = comparison.compare(experiment.name, done.points, reference, target)
-    found = replace(found, notes=(drawn(experiment), *_told(folder, experiment.seeds)))
+    found = replace(found, notes=(drawn(experiment), *budgets(experiment), *_told(folder, experiment.seeds)))
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
@@ -57,6 +57,18 @@ def drawn(experiment: Experiment) -> str:
     return f"A seed draws {', '.join([*what, 'the first tensors'])} and the order of training" + (
         "; the partition is the same for all seeds." if fixed else "."
     )
+
+
+def budgets(experiment: Experiment) -> list[str]:
+    """A warning where methods do not train equally long."""
+    by_budget: dict[str, list[str]] = {}
+    for name in experiment.methods:
+        if budget := methods.build(name, experiment.method).budget:
+            by_budget.setdefault(budget, []).append(name)
+    if len(by_budget) < 2:
+        return []
+    told = "; ".join(f"{budget}: {listed(names, 40)}" for budget, names in by_budget.items())
+    return [f"Methods do not train equally long (epochs of a visit x images of a batch): {told}."]
 
 
 def _told(folder: Path, seeds: Sequence[int]) -> list[str]:

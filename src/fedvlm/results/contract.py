@@ -32,6 +32,8 @@ class Terms:
     evaluated: str
     leaves: list[str]
     """Every tensor that crosses, with its shape."""
+    budget: str
+    """Epochs of a visit x images of a batch; nothing where nothing is trained."""
     exposes: str
     """What other clients get to see of it; nothing where nothing leaves."""
 
@@ -50,6 +52,7 @@ def terms(name: str, task: Task) -> Terms:
         method.downlink_bytes(tensors.nbytes(up), len(task.bench.federation.trained)),
         task.reported.replace("_", " "),
         [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
+        method.budget,
         method.exposes if up else "",
     )
 
@@ -72,7 +75,8 @@ def text(
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
         f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
         "",
-        f"{'method':{wide}}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>10}  {'down B':<20}evaluated",
+        f"{'method':{wide}}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>9}  "
+        f"{'down B':<18}{'epochs':<8}evaluated",
     ]
     if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
         head.insert(-2, f"kept here   activations of the images in {folder()} (compute.disk_gib=0: nothing)")
@@ -105,8 +109,8 @@ def _loud(faults: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _row(t: Terms, wide: int) -> str:
-    counts = f"{t.trained:>10,}{t.private:>10,}{t.shared:>9,}{t.up_bytes:>10,}"
-    return f"{t.method:{wide}}{counts}  {_range(t.down_bytes):<20}{t.evaluated}"
+    counts = f"{t.trained:>10,}{t.private:>10,}{t.shared:>9,}{t.up_bytes:>9,}"
+    return f"{t.method:{wide}}{counts}  {_range(t.down_bytes):<18}{t.budget:<8}{t.evaluated}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
