@@ -151,8 +151,6 @@ class _FrozenMLP(torch.autograd.Function):
     take the factors along, and backward has none.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
         z = torch.addmm(b1, x.flatten(0, -2), w1.T, beta=1.702, alpha=1.702)

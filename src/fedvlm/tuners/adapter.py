@@ -95,8 +95,6 @@ def branch(h: Tensor, *, down: Pair, shared: Pair, up: Pair, scale: float) -> Te
 class _ScaleGradient(torch.autograd.Function):
     """Identity forward; the gradient is multiplied by a factor."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, factor: float) -> Tensor:
         return x.view_as(x)
@@ -112,8 +110,6 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _ScaleValue(torch.autograd.Function):
     """Multiplied by a factor forward; the gradient passes unscaled (scale and 1/scale folded into nothing)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, factor: float) -> Tensor:
