@@ -40,7 +40,7 @@ RATES: dict[str, list[dict[str, float]]] = {
     "fedpgp": grid(lr=(0.03, 0.1, 0.3, 1.0)),
     "fedotp": grid(lr=(0.03, 0.1, 0.3, 1.0)),
     "kgcoop": grid(lr=(1.0, 3.0, 10.0, 30.0)),
-    "fedtpg": grid(lr=(0.01, 0.03, 0.1, 0.3)),
+    "fedtpg": grid(lr=(0.03, 0.1, 0.3, 1.0)),
     "fedclip": grid(lr=(1e-4, 3e-4, 1e-3, 3e-3)),
     "local_lora": grid(lr=(1e-3, 2e-3, 4e-3)),
     "fedsa_lora": grid(lr=(1e-3, 2e-3, 4e-3)),
@@ -51,7 +51,7 @@ RATES: dict[str, list[dict[str, float]]] = {
     "pfedmma": grid(lr=(0.003, 0.007, 0.015)),
     "pfedmoap": grid(lr=(0.3, 1.0, 3.0), gate_lr=(0.002, 0.005, 0.01)),
     "maple": grid(lr=(0.03, 0.1, 0.3)),
-    "cocoop": grid(lr=(0.3, 1.0, 3.0)),
+    "cocoop": grid(lr=(1.0, 3.0, 10.0)),
     "fedmgp": grid(lr=(0.01, 0.03, 0.1)),
 }
 

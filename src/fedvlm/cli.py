@@ -86,9 +86,10 @@ def compare(
         reporter=Reporter(quiet=quiet),
     )  # fmt: skip
     console = _console()
-    console.print()
-    console.print(as_rich(found))
-    console.print("\n".join(notes(found)), highlight=False, markup=False)
+    for shown in as_rich(found):
+        console.print()
+        console.print(shown)
+    console.print("\n" + "\n".join(notes(found)), highlight=False, markup=False)
     console.print(f"\nwritten: {folder}/compare.md, .csv, .tex, .json, tradeoff.png", highlight=False, soft_wrap=True)
 
 

@@ -124,7 +124,7 @@ def test_a_comparison_of_methods_with_faults_names_them(tmp_path: Path) -> None:
         assert name in (tmp_path / "run" / f"compare.{ending}").read_text(), ending
     console = Console(width=160)
     with console.capture() as shown:
-        console.print(as_rich_comparison(found))
+        console.print(*as_rich_comparison(found))
     assert "local_mma [all faults]" in shown.get()
 
 

@@ -77,7 +77,8 @@ def _told(folder: Path, seeds: Sequence[int]) -> list[str]:
     for seed in seeds:
         for note in durable.read_json(folder / f"seed-{seed}" / "partition.json")["notes"]:
             by_note.setdefault(note, []).append(seed)
-    return [f"seed {', '.join(map(str, those))}: {note}" for note, those in by_note.items()]
+    return [f"{'seed' if len(those) == 1 else 'seeds'} {', '.join(map(str, those))}: {note}"
+            for note, those in by_note.items()]  # fmt: skip
 
 
 def target(words: str) -> Target | None:

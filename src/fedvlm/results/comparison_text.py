@@ -84,10 +84,16 @@ def as_csv(found: Comparison) -> str:
     return out.getvalue()
 
 
-def as_rich(found: Comparison) -> Table:
-    """For a terminal of 120 columns."""
-    heads, rows = _accuracies(found, short=True)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+def as_rich(found: Comparison) -> list[Table]:
+    """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
+    tables = [_rich(*_accuracies(found, short=True))]
+    if len(found.rows) > 1:
+        tables.append(_rich(*_differences(found), title=f"differences from {found.against}, paired within seeds"))
+    return tables
+
+
+def _rich(heads: Cells, rows: Sequence[Cells], title: str | None = None) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for place, head in enumerate(heads):
         shown.add_column(head, justify="right" if place else "left", no_wrap=True)
     for cells in rows:
