@@ -1,6 +1,6 @@
 """Choose learning rates of a preset on validation images: one run per candidate, `evaluation.split = "val"`.
 
-    python recipes/tune.py quickstart --seeds 100,101 --out tune-quickstart.json
+    python recipes/tune.py quickstart --seeds 100,101 --processes 2 --out tune-quickstart.json
 
 The seeds differ from those that are reported, and with them classes, images and partition. The candidate with the
 highest harmonic mean of Local, Base and Novel wins; `edge` marks a winner at the end of its grid, where a better value
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,10 @@ RATES: dict[str, list[dict[str, float]]] = {
 }
 
 
+Found = dict[str, list[dict[str, Any]]]
+SHOWN = ("local", "base", "novel", "hm")
+
+
 def edge(method: str, winner: Mapping[str, float]) -> str:
     """Settings of the winner that lie at an end of their grid, marked for the printed table."""
     ends = [
@@ -66,25 +69,31 @@ def edge(method: str, winner: Mapping[str, float]) -> str:
     return f"  edge: {', '.join(ends)}" if ends else ""
 
 
-def tune(
-    preset: str, seeds: Sequence[int], methods: Sequence[str], processes: int = 1
-) -> dict[str, list[dict[str, Any]]]:
-    """Every candidate's validation accuracies by method, best first; all candidates of a seed share its clients."""
+def tune(preset: str, seeds: Sequence[int], methods: Sequence[str], folder: Path, processes: int = 1) -> Found:
+    """Every candidate's validation accuracies by method, best first; all candidates of a seed share its clients.
+
+    The run in `folder` is taken up where it stands. Candidates without results (diverged) come last.
+    """
     tables = {f"{m}__{i}": {"method": m, **rate} for m in methods for i, rate in enumerate(RATES[m])}
-    with tempfile.TemporaryDirectory() as folder:
-        words = [f"method.{name}.{key}={value}" for name, table in tables.items() for key, value in table.items()]
-        words += ["evaluation.split=val", "evaluation.every=1000"]
-        out = Path(folder) / "run"
-        results = fedvlm.run(
-            preset, *words, methods=list(tables), seeds=list(seeds), out=out, quiet=False, processes=processes
-        )
-    found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
-    for row in results.rows:
-        if row.reported:
-            method = row.method.split("__")[0]
-            means = {name: round(value.mean * 100, 2) for name, value in row.metrics.items() if name != "loss"}
-            found[method].append({"rates": {k: v for k, v in tables[row.method].items() if k != "method"}, **means})
-    return {method: sorted(rows, key=lambda row: -row["hm"]) for method, rows in found.items()}
+    words = [f"method.{name}.{key}={value}" for name, table in tables.items() for key, value in table.items()]
+    words += ["evaluation.split=val", "evaluation.every=1000"]
+    try:
+        fedvlm.run(
+            preset, *words, methods=list(tables), seeds=list(seeds), out=folder, resume=True, quiet=False,
+            processes=processes,
+        )  # fmt: skip
+    except fedvlm.FedvlmError as error:
+        print(error)
+    found: Found = {m: [] for m in methods}
+    for name, table in tables.items():
+        files = [folder / f"seed-{seed}" / name / "result.json" for seed in seeds]
+        row: dict[str, Any] = {"rates": {key: value for key, value in table.items() if key != "method"}}
+        if all(file.exists() for file in files):
+            results = [json.loads(file.read_text()) for file in files]
+            finals = [result["final"][result["state"]] for result in results]
+            row |= {key: round(100 * sum(f[key] for f in finals) / len(finals), 2) for key in SHOWN if key in finals[0]}
+        found[str(table["method"])].append(row)
+    return {method: sorted(rows, key=lambda row: -row.get("hm", -1.0)) for method, rows in found.items()}
 
 
 def main() -> None:
@@ -96,14 +105,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tune.json"))
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    found = tune(args.preset, [int(seed) for seed in args.seeds.split(",")], args.methods.split(","), args.processes)
+    seeds, methods = [int(seed) for seed in args.seeds.split(",")], args.methods.split(",")
+    found = tune(args.preset, seeds, methods, args.out.with_suffix(""), args.processes)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     for method, rows in found.items():
-        print(
-            method + edge(method, rows[0]["rates"]),
-            *(f"  {row['rates']} {row['local']}/{row['base']}/{row['novel']} {row['hm']}" for row in rows),
-            sep="\n",
-        )
+        print(method + edge(method, rows[0]["rates"]))
+        for row in rows:
+            print(f"  {row['rates']}", "/".join(str(row.get(name, "no result")) for name in SHOWN))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["newcomer", "ablation_experts", "ablation_sharing", "ablation_adapter"])
+def test_rates_said_to_be_the_quickstart_s_are(name: str) -> None:
+    there, here = (presets.settings(each)["method"] for each in ("quickstart", name))
+    rates = {
+        m: {key: table[key] for key in ("lr", "gate_lr") if key in table} for m, table in here.items() if m in there
+    }
+    assert rates == {m: {key: there[m][key] for key in each} for m, each in rates.items()}
+    assert rates["pfedmma" if "pfedmma" in rates else "pfedmoap"]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name: str) -> None:
     found = chosen(name)

@@ -8,6 +8,7 @@ results.points["pfedmma"][0]["final"]
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,16 @@ def run(
 
     `what` is a preset or a TOML file; `words` are `key=value` settings as on the command line; `settings` are
     top-level ones as values (`rounds=5`, `seeds=[0, 1]`, `method={"pfedmma": {"lr": 0.01}}`; tables replace tables);
-    `processes` play that many points at once.
+    `processes` play that many points at once; a script calls this under `if __name__ == "__main__":` then.
     Raises `FedvlmError` with one message for any mistake.
     """
     from fedvlm import experiment, methods, presets
     from fedvlm.results.progress import Reporter
     from fedvlm.results.runner import run as play
 
+    if processes > 1 and multiprocessing.parent_process() is not None:
+        raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
+                          "the script again")  # fmt: skip
     chosen = experiment.parse(experiment.override(presets.settings(what) | settings, words))
     chosen = chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
     folder = None if out is None else Path(out)

@@ -150,7 +150,7 @@ def partition(
             escape(row.client), escape(row.domain), f"{row.train}", f"{row.local}", f"{row.classes}", escape(row.names)
         )
     console.print(shown)
-    for note in (*federation.source.warnings, *federation.notes):
+    for note in federation.notes:
         console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
     draw_partition(federation, out)
     console.print(f"digest {federation.digest()}\npicture {out}", highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import fedvlm
 from fedvlm import experiment, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.results import compare as comparing
@@ -313,21 +314,43 @@ def test_a_worker_that_cannot_begin_leaves_its_points_to_the_others() -> None:
         workers._await([Ended()], news, Reporter(quiet=True), 2)
 
 
-def test_the_tables_say_what_seeds_draw_and_what_the_data_could_not_satisfy(tmp_path: Path) -> None:
-    assert comparing.drawn(settings()) == (
-        "A seed draws classes and images, which client holds what, the first tensors and the order of training."
+def test_the_tables_say_what_the_data_could_not_satisfy(tmp_path: Path) -> None:
+    chosen = [settings("rounds=1", methods=["zero_shot"], seeds=seeds) for seeds in ("0", "0,1")]
+    assert comparing.compare(chosen[0], tmp_path / "c").notes == (
+        "seed 0: 7 domains have no client: chalk, fog, glitch and 4 more",
     )
-    found = comparing.compare(settings("partition.order=paper", methods=["zero_shot"], seeds="0"), tmp_path / "c")
-    assert "the partition is the same for all seeds" in found.notes[0]
     saved = tmp_path / "c" / "seed-0" / "partition.json"
-    held = json.loads(saved.read_text())
-    saved.write_text(json.dumps(held | {"notes": ["too few"]}))
-    again = comparing.compare(settings("partition.order=paper", methods=["zero_shot"], seeds="0,1"), tmp_path / "c")
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"notes": ["too few"]}))
+    again = comparing.compare(chosen[1], tmp_path / "c")
+    assert again.notes == (
+        "Seeds differ in images, partition, first tensors and the order of training.",
+        "seed 0: too few",
+        "seed 1: 7 domains have no client: chalk, fog, glitch and 4 more",
+    )
+    for text, mark in ((as_markdown(again), "- "), (as_latex(again), "% ")):
+        assert all(f"{mark}{note}\n" in text for note in again.notes)
+
+
+def test_what_differs_between_seeds_is_read_off_their_partitions() -> None:
+    one = {"images": "a", "clients": [{"name": "x", "train": [1, 2], "local": [3]}], "tests": {"base": [3, 4]}}
+    other = one | {"clients": [{"name": "x", "train": [1, 5], "local": [3]}]}
+    assert comparing.drawn([one], 1.0) == []
+    assert comparing.drawn([one, one], 0.5) == [
+        "Seeds differ in who takes part in a round, first tensors and the order of training; they have the same images "
+        "and the same clients' training images and the same test images."
+    ]
+    assert comparing.drawn([one, other], 1.0) == [
+        "Seeds differ in clients' training images, first tensors and the order of training; they have the same images and "
+        "the same test images."
+    ]
+
+
+def test_unequal_training_is_told() -> None:
     assert comparing.budgets(settings()) == []
-    unlike = settings("method.coop.epochs=3")
-    assert comparing.budgets(unlike)[0].endswith(" 3 x 16: coop; 1 x 16: pfedmoap.")
-    assert again.notes[1:] == ("seed 0: too few", "seed 1: 7 domains have no client: chalk, fog, glitch and 4 more")
-    assert all(f"- {note}" in as_markdown(again) for note in again.notes)
+    assert comparing.budgets(settings("method.coop.epochs=3"))[0].endswith(
+        " 3 epochs x 16: coop; 1 epoch x 16: pfedmoap."
+    )
+    assert "coop" in comparing.budgets(settings("method.coop.fine_tune=2"))[0]
 
 
 def test_the_validation_curve_is_of_validation_images(folder: Path, found: Comparison) -> None:
@@ -353,3 +376,10 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
     for metric in ("local", "base", "novel"):
         expected = statistics.fmean(one[metric] for one in each)
         assert all(point[metric] == pytest.approx(expected) for point in curves["val"])
+
+
+def test_a_script_that_runs_itself_again_in_its_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker reads the script again; without the guard of `__name__` it would begin the same run once more."""
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    with pytest.raises(FedvlmError, match="__main__"):
+        fedvlm.run("quickstart", processes=2)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import small
 
+from fedvlm import methods
 from fedvlm.experiment import Experiment
+from fedvlm.methods import base
 from fedvlm.results import contract
+from fedvlm.tensors import Named
 
 
 def test_the_contract_of_a_run() -> None:
@@ -36,9 +43,32 @@ def test_who_sees_what_leaves() -> None:
     said = contract.text(Experiment(), clip, fed, lines).split("other clients see:\n")[1].splitlines()
     assert said == [
         "  the mean over a round's clients: pfedmma, fedmma",
-        "  the mean over a round's clients, and whole prompts of single clients, without a name: pfedmoap",
+        "  the mean over a round's clients, and whole prompts of single clients, unnamed but in the order of names: pfedmoap",
     ]
     few = contract.text(Experiment(participation=0.5), clip, fed, lines)
-    assert few.endswith("with 2 in a round the mean less one's own tensors is the other's")
+    assert few.endswith("with 2 in a round the mean tells each client the other's tensors")
     assert contract.text(Experiment(participation=0.1), clip, fed, lines).endswith("that client's own tensors")
     assert "server sees" not in contract.text(Experiment(), clip, fed, lines[1:2])
+
+
+def test_columns_never_touch_and_visits_after_the_last_round_are_told() -> None:
+    clip, fed = small.clip(), small.federation()
+    line = contract.terms("promptfl_ft", small.task(small.method("promptfl", fine_tune=20), clip, fed))
+    wide = replace(line, trained=4_206_080, shared=4_206_080, up_bytes=16_824_320, down_bytes=(59_392, 16_824_320))
+    text = contract.text(Experiment(), clip, fed, [wide]).splitlines()
+    row = next(each for each in text if each.startswith("promptfl_ft"))
+    assert row.split()[:8] == ["promptfl_ft", "4,206,080", "0", "4,206,080", "16,824,320", "59,392", "to", "16,824,320"]
+    assert " + 20 visits  after training" in row
+
+
+@pytest.mark.parametrize("name", sorted(methods.known()))
+def test_every_method_says_what_others_see(name: str) -> None:
+    assert methods.build(name, {}).exposes != base.UNKNOWN
+
+
+def test_a_downlink_of_its_own_is_not_called_a_mean() -> None:
+    class Pool(base.Method):
+        def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
+            return server
+
+    assert Pool().exposes == base.UNKNOWN

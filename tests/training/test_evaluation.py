@@ -206,6 +206,14 @@ def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
     assert (third.base.logits - fourth.base.logits).abs().max() > 1e-4
 
 
+def test_a_bench_with_other_images_remembers_nothing(clip: FrozenCLIP, fed: Federation) -> None:
+    table = small.bench(small.method("zero_shot"), clip, fed)
+    table.logits(table.base, {}, {}, "base")
+    turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][::-1]})
+    other = replace(table, federation=turned)
+    assert torch.equal(other.logits(table.base, {}, {}, "base"), table.logits(table.base, {}, {}, "base").flip(0))
+
+
 def test_a_model_made_from_own_images_answers_for_its_client_alone(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,9 +39,10 @@ class _Images:
 def federate(source: Source, experiment: Experiment, seed: int) -> Federation:
     """Deal a source to clients as the experiment says. Depends on the source, the settings and the seed only.
 
-    Raises FedvlmError for settings that the data cannot meet; smaller shortfalls are told in `Federation.notes`.
+    Raises FedvlmError for settings that the data cannot meet; smaller shortfalls and the source's warnings are told in
+    `Federation.notes`.
     """
-    section, notes = experiment.partition, list[str]()
+    section, notes = experiment.partition, list(source.warnings)
     base, novel = class_lists(source, experiment.data)
     images = _chosen(columns(source), experiment, base, novel, seed, notes)
     if section.kind == "natural" and not images.table.clients:

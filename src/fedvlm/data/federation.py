@@ -53,7 +53,7 @@ class Federation:
     tests: dict[str, tuple[int, ...]]
     """Evaluation images that several clients share, by name."""
     notes: tuple[str, ...] = ()
-    """What could not be satisfied. `source.warnings` says what was left out before."""
+    """What could not be satisfied, and what was left out before (`source.warnings`)."""
 
     @property
     def trained(self) -> tuple[Client, ...]:

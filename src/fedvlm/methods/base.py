@@ -70,6 +70,7 @@ class Step:
 
 
 MEAN = "the mean over a round's clients"
+UNKNOWN = "what the method's own downlink makes of it (not declared)"
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,18 @@ class Method:
 
     @property
     def budget(self) -> str:
-        """Epochs of a visit x images of a batch, such as `2 x 32`; nothing where nothing is trained."""
-        return f"{self.config.epochs} x {self.config.batch}" if self.trains else ""
+        """How long a client trains, such as `2 epochs x 32` images of a batch, `+ 5 visits` after the last round."""
+        if not self.trains:
+            return ""
+        epochs, visits = self.config.epochs, self.config.fine_tune
+        own = f" + {visits} visit{'s' * (visits > 1)}" if visits else ""
+        return f"{epochs} epoch{'s' * (epochs > 1)} x {self.config.batch}{own}"
 
     @property
     def exposes(self) -> str:
         """What other clients get to see of what a client sends, in words for the contract."""
-        return MEAN
+        plain = type(self).downlink is Method.downlink and type(self).aggregate is Method.aggregate
+        return MEAN if plain else UNKNOWN
 
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
         """The next server state from this round's uplinks: the mean weighted by images."""

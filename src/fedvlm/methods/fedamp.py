@@ -69,7 +69,7 @@ class FedAMP(base.Method):
     @property
     def exposes(self) -> str:
         """Mixtures; with two clients a mixture tells one the other's prompt."""
-        return "mixtures of all clients' tensors, mostly of similar ones; the first time " + base.MEAN
+        return f"mixtures of all clients' tensors (of two clients: each other's); the first time {base.MEAN}"
 
     def mixture(self, server: Named, client: str) -> Tensor:
         """u_i from the pool as it was before this round."""

@@ -131,6 +131,11 @@ class FedMGP(base.Method):
         """The global groups."""
         return dict(server)
 
+    @property
+    def exposes(self) -> str:
+        """The global groups are means."""
+        return base.MEAN
+
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
         """Nothing at first."""
         return 0, shared_bytes

@@ -184,7 +184,8 @@ class PFedMoAP(base.Method):
     @property
     def exposes(self) -> str:
         """Whole prompts, where there are experts."""
-        return base.MEAN if self.config.alone else f"{base.MEAN}, and whole prompts of single clients, without a name"
+        whole = "whole prompts of single clients, unnamed but in the order of names"
+        return base.MEAN if self.config.alone else f"{base.MEAN}, and {whole}"
 
     def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
         """Names of the experts for a client, from the pool as it was before this round."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedvlm import durable, methods
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import Experiment, ScenesData
+from fedvlm.experiment import Experiment
 from fedvlm.results import comparison, figure
 from fedvlm.results.comparison import Comparison, Target
 from fedvlm.results.comparison_text import FORMATS
@@ -39,7 +40,9 @@ def compare(
     # With faults a method is called otherwise.
     reference = dict(zip(experiment.methods, done.points, strict=True))[reference]
     found = comparison.compare(experiment.name, done.points, reference, target)
-    found = replace(found, notes=(drawn(experiment), *budgets(experiment), *_told(folder, experiment.seeds)))
+    partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
+    notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
+    found = replace(found, notes=notes)
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
@@ -47,20 +50,26 @@ def compare(
     return found
 
 
-def drawn(experiment: Experiment) -> str:
-    """What differs between seeds, which is what the intervals are about."""
-    data, partition = experiment.data, experiment.partition
-    fixed = partition.order == "paper" or partition.kind == "natural"
-    fixed |= partition.kind == "domain" and partition.alpha is None
-    what = ["classes and images"] if isinstance(data, ScenesData) else ["shots"] if data.shots is not None else []
-    what += [] if fixed else ["which client holds what"]
-    return f"A seed draws {', '.join([*what, 'the first tensors'])} and the order of training" + (
-        "; the partition is the same for all seeds." if fixed else "."
-    )
+def drawn(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:
+    """What differs between seeds, which is what the intervals are about, from their saved partitions."""
+    if len(partitions) < 2:
+        return []
+    facts: dict[str, list[Any]] = {
+        "images": [saved["images"] for saved in partitions],
+        "clients' training images": [[(c["name"], c["train"]) for c in saved["clients"]] for saved in partitions],
+        "test images": [[saved["tests"], [c["local"] for c in saved["clients"]]] for saved in partitions],
+    }
+    changed = [name for name, each in facts.items() if any(one != each[0] for one in each)]
+    if "images" in changed:
+        changed, facts = ["images", "partition"], {}
+    same = [name for name in facts if name not in changed]
+    changed += ["who takes part in a round"] if participation < 1 else []
+    ending = f"; they have the same {listed(same)}." if same else "."
+    return [f"Seeds differ in {', '.join([*changed, 'first tensors'])} and the order of training{ending}"]
 
 
 def budgets(experiment: Experiment) -> list[str]:
-    """A warning where methods do not train equally long."""
+    """A warning where methods do not train alike."""
     by_budget: dict[str, list[str]] = {}
     for name in experiment.methods:
         if budget := methods.build(name, experiment.method).budget:
@@ -68,14 +77,14 @@ def budgets(experiment: Experiment) -> list[str]:
     if len(by_budget) < 2:
         return []
     told = "; ".join(f"{budget}: {listed(names, 40)}" for budget, names in by_budget.items())
-    return [f"Methods do not train equally long (epochs of a visit x images of a batch): {told}."]
+    return [f"Clients do not train alike (epochs of a round x images of a batch): {told}."]
 
 
-def _told(folder: Path, seeds: Sequence[int]) -> list[str]:
+def told(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """What the data of each seed could not satisfy."""
     by_note: dict[str, list[int]] = {}
-    for seed in seeds:
-        for note in durable.read_json(folder / f"seed-{seed}" / "partition.json")["notes"]:
+    for seed, saved in partitions.items():
+        for note in saved["notes"]:
             by_note.setdefault(note, []).append(seed)
     return [f"{'seed' if len(those) == 1 else 'seeds'} {', '.join(map(str, those))}: {note}"
             for note, those in by_note.items()]  # fmt: skip

@@ -67,7 +67,7 @@ def as_latex(found: Comparison) -> str:
     parts = [_tabular(*_accuracies(found))]
     if len(found.rows) > 1:
         parts.append(f"% differences from {found.against}\n" + _tabular(*_differences(found)))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"% {note}" for note in found.notes)]) + "\n"
 
 
 def as_csv(found: Comparison) -> str:
@@ -88,14 +88,15 @@ def as_rich(found: Comparison) -> list[Table]:
     """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
     tables = [_rich(*_accuracies(found, short=True))]
     if len(found.rows) > 1:
-        tables.append(_rich(*_differences(found), title=f"differences from {found.against}, paired within seeds"))
+        title = f"differences from {escape(found.against)}, paired within seeds; p corrected (Holm)"
+        tables.append(_rich(*_differences(found, short=True), title))
     return tables
 
 
 def _rich(heads: Cells, rows: Sequence[Cells], title: str | None = None) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for place, head in enumerate(heads):
-        shown.add_column(head, justify="right" if place else "left", no_wrap=True)
+        shown.add_column(head, justify="right" if place else "left", overflow="fold")
     for cells in rows:
         shown.add_row(*map(escape, cells))
     return shown
@@ -124,18 +125,23 @@ def _accuracy(row: Row, names: Sequence[str], *, short: bool) -> Cells:
             f"{statistics.fmean(row.values['train_s']):.1f}"]  # fmt: skip
 
 
-def _differences(found: Comparison) -> tuple[Cells, list[Cells]]:
+def _differences(found: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
     names = [name for name in TESTED if any(name in row.differences for row in found.rows)]
     heads = ["method", *(cell for name in names for cell in (HEADINGS[name], "p"))]
     rows = [row for row in found.rows if row.method != found.against]
-    return heads, [[row.method, *(c for name in names for c in _difference(row.differences.get(name)))] for row in rows]
+    return heads, [
+        [row.method, *(cell for name in names for cell in _difference(row.differences.get(name), short=short))]
+        for row in rows
+    ]
 
 
-def _difference(one: Difference | None) -> Cells:
+def _difference(one: Difference | None, *, short: bool) -> Cells:
     if one is None:
         return ["-", "-"]
     half = "" if one.estimate.half is None else f" ± {one.estimate.half * 100:.1f}"
-    p = "-" if one.p is None or one.corrected is None else f"{one.p:.2g} ({one.corrected:.2g})"
+    p = "-"
+    if one.p is not None and one.corrected is not None:
+        p = f"{one.corrected:.2g}" if short else f"{one.p:.2g} ({one.corrected:.2g})"
     return [f"{one.estimate.mean * 100:+.1f}{half}", p]
 
 

@@ -33,7 +33,7 @@ class Terms:
     leaves: list[str]
     """Every tensor that crosses, with its shape."""
     budget: str
-    """Epochs of a visit x images of a batch; nothing where nothing is trained."""
+    """How long a client trains (`Method.budget`); nothing where nothing is trained."""
     exposes: str
     """What other clients get to see of it; nothing where nothing leaves."""
 
@@ -66,7 +66,6 @@ def text(
 ) -> str:
     """The contract as it is printed and stored; `faults`: by method, what is wrong on purpose."""
     share = f"{experiment.participation:.0%}"
-    wide = max([22, *(len(line.method) + 2 for line in lines)])
     head = [
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
         f"model       {clip.name}, weights sha256 {clip.digest[:12]}, all frozen",
@@ -74,13 +73,10 @@ def text(
         *([f"late        {_late(federation.late)}"] if federation.late else []),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
         f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
-        "",
-        f"{'method':{wide}}{'trained':>10}{'private':>10}{'shared':>9}{'up B':>9}  "
-        f"{'down B':<18}{'epochs':<8}evaluated",
     ]
     if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
-        head.insert(-2, f"kept here   activations of the images in {folder()} (compute.disk_gib=0: nothing)")
-    rows = [_row(line, wide) for line in lines]
+        head.append(f"kept here   activations of the images in {folder()} (compute.disk_gib=0: nothing)")
+    rows = ["", *_columns([_HEADS, *map(_cells, lines)])]
     sent = ["", "what leaves a client, per round, besides its number of images:"]
     sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
     count = round_size(experiment.participation, len(federation.trained))
@@ -95,8 +91,8 @@ def _seen(lines: Sequence[Terms], count: int) -> list[str]:
         return []
     told = ["", "the server sees what each client sends; other clients see:"]
     told += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
-    if count <= 2 and any(MEAN in kind for kind in kinds):
-        why = "is that client's own tensors" if count == 1 else "less one's own tensors is the other's"
+    if count <= 2 and any(kind.startswith(MEAN) for kind in kinds):
+        why = "is that client's own tensors" if count == 1 else "tells each client the other's tensors"
         told.append(f"  with {count} in a round the mean {why}")
     return told
 
@@ -108,9 +104,19 @@ def _loud(faults: Mapping[str, Sequence[str]]) -> list[str]:
     return ["!!! FAULTS OF RELEASED CODE ARE BUILT INTO THIS RUN: ITS RESULTS ARE WRONG ON PURPOSE !!!", *told, ""]
 
 
-def _row(t: Terms, wide: int) -> str:
-    counts = f"{t.trained:>10,}{t.private:>10,}{t.shared:>9,}{t.up_bytes:>9,}"
-    return f"{t.method:{wide}}{counts}  {_range(t.down_bytes):<18}{t.budget:<8}{t.evaluated}"
+_HEADS = ("method", "trained", "private", "shared", "up B", "down B", "local training", "evaluated")
+
+
+def _cells(t: Terms) -> tuple[str, ...]:
+    counts = (f"{count:,}" for count in (t.trained, t.private, t.shared, t.up_bytes))
+    return (t.method, *counts, _range(t.down_bytes), t.budget, t.evaluated)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells two spaces apart, numbers to the right."""
+    wide = [max(len(row[place]) for row in rows) for place in range(len(_HEADS))]
+    return ["  ".join(f"{cell:{'>' if 0 < place < 6 else '<'}{wide[place]}}" for place, cell in enumerate(row)).rstrip()
+            for row in rows]  # fmt: skip
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -186,7 +186,7 @@ def _announce(run: _Run, scene: _Scene) -> None:
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
     run.reporter.say(text)
     run.reporter.say()
-    for note in (*scene.federation.source.warnings, *scene.federation.notes):
+    for note in scene.federation.notes:
         run.reporter.warn(note)
     found, count, classes = zero_shot_check(run.clip, scene.federation, scene.activations, run.experiment)
     run.reporter.say(f"zero-shot on {count} sampled base images: {found:.1%} (chance {1 / classes:.1%})")

@@ -34,9 +34,9 @@ class Bench:
     batch: int
     zero: Tuners | None = None
     """Zero-shot over both class lists, towards which predictions may be moved."""
-    sets: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, repr=False)
+    sets: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, init=False, repr=False)
     """Finished features of shared test sets, gathered once for all clients, by set and entry."""
-    said: dict[tuple[int, bool], _Said] = field(default_factory=dict, repr=False)
+    said: dict[tuple[int, bool], _Said] = field(default_factory=dict, init=False, repr=False)
     """What each tuner, with or without a client's own images to ask for, last said of shared test sets: clients with
     equal models are measured there once."""
 
