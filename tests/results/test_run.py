@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_a_finished_run_is_not_silently_replaced(small) -> None:
         fedvlm.run("quickstart", *SMALL, methods=ALL, seeds=[0, 1], out=small.folder)
     with pytest.raises(FedvlmError, match="rounds: 2 then, 3 now"):
         fedvlm.run("quickstart", *SMALL, "rounds=3", methods=ALL, seeds=[0, 1], out=small.folder, resume=True)
+
+
+def test_a_run_begun_with_other_versions_goes_on_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("quickstart", *SMALL, "methods=zero_shot", "seeds=0")
+    fedvlm.run(*words, out=tmp_path / "r")
+    file = tmp_path / "r" / "experiment.json"
+    there = json.loads(file.read_text())
+    file.write_text(json.dumps(there | {"versions": there["versions"] | {"torch": "0.1"}}))
+    fedvlm.run(*words, out=tmp_path / "r", resume=True, quiet=False)
+    assert re.search(r"other versions \(torch 0.1 then, \S+ now\)", capsys.readouterr().out.replace("\n", " "))
 
 
 def test_a_resumed_finished_run_trains_nothing(small) -> None:

@@ -107,8 +107,12 @@ class RunFolder:
         """Where a method's run with a seed lives."""
         return Point(self.path / f"seed-{seed}" / method)
 
-    def open(self, experiment: Experiment, weights: str, *, resume: bool, overwrite: bool) -> None:
-        """Create the folder, or take up the one that is there if it holds the same experiment."""
+    def open(self, experiment: Experiment, weights: str, *, resume: bool, overwrite: bool) -> list[str]:
+        """Create the folder, or take up the one that is there if it holds the same experiment.
+
+        Gives what was of another version when it was begun.
+        """
+        changed, current = list[str](), versions()
         file = self.path / "experiment.json"
         if overwrite and file.exists():
             self._clear()
@@ -125,8 +129,11 @@ class RunFolder:
                 raise FedvlmError(
                     f"{self.path} holds a run with other settings or weights: {_changes(found, experiment)}"
                 )
+            before = found.get("versions", {})
+            changed = [f"{name} {before[name]} then, {now} now" for name, now in current.items()
+                       if name in before and before[name] != now]  # fmt: skip
             if found.get("digest") == experiment.digest():
-                return
+                return changed
         elif any(not there.name.startswith(".") for there in self.path.iterdir()):
             raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
         durable.write_json(
@@ -135,14 +142,15 @@ class RunFolder:
                 "digest": experiment.digest(),
                 "basis": experiment.basis(),
                 "weights": weights,
-                "versions": versions(),
+                "versions": current,
                 "experiment": experiment.resolved(),
             },
         )
+        return changed
 
     def _clear(self) -> None:
-        """Remove everything but the lock, which this process holds."""
-        for there in self.path.iterdir():
+        """Remove everything but the lock, which this process holds; last what says that a run is here."""
+        for there in sorted(self.path.iterdir(), key=lambda there: there.name == "experiment.json"):
             if there.is_dir():
                 shutil.rmtree(there)
             elif there.name != LOCK:

@@ -95,8 +95,10 @@ def run(
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
                 _claim(opened, seed, name, write=False)
-        folder.open(experiment, opened.clip.digest, resume=resume, overwrite=overwrite)
+        changed = folder.open(experiment, opened.clip.digest, resume=resume, overwrite=overwrite)
         stack.enter_context(opened.reporter)
+        if changed:
+            opened.reporter.warn(f"the run was begun with other versions ({listed(changed)}): results may differ")
         return _play(opened, processes)
 
 
