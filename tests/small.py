@@ -23,9 +23,11 @@ from fedvlm.federation.engine import RoundRecord, State, play, start
 from fedvlm.methods import build
 from fedvlm.methods.base import Method
 from fedvlm.streams import stream, torch_stream
+from fedvlm.tensors import Named
 from fedvlm.training.activations import TEST, Activations, Key
 from fedvlm.training.device import Device
 from fedvlm.training.evaluation import Bench
+from fedvlm.tuners.base import Tuner
 
 CPU = Device(torch.device("cpu"))
 MERGES = [
@@ -181,6 +183,11 @@ def bench(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1
         Activations(frozen, fed.source.records, device, limit),
         256,
     )
+
+
+def random(tuner: Tuner, scale: float, draw: torch.Generator) -> Named:
+    """Tensors of a tuner's shapes, all of them far from the start."""
+    return {name: scale * torch.randn(tensor.shape, generator=draw) for name, tensor in tuner.init(draw).items()}
 
 
 def needed(fed: Federation) -> set[Key]:

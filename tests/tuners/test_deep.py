@@ -20,19 +20,8 @@ LABELS = torch.tensor([0, 2, 1, 1])
 SUFFIX = "of a {}."
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenCLIP:
-    return small.clip()
-
-
-@pytest.fixture(scope="module")
-def pixels() -> Tensor:
-    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-
-
 def random(tuner: Tuner, seed: int = 0) -> dict[str, Tensor]:
-    draw = torch_stream(seed, "deep")
-    return {name: 0.3 * torch.randn(tensor.shape, generator=draw) for name, tensor in tuner.init(draw).items()}
+    return small.random(tuner, 0.3, torch_stream(seed, "deep"))
 
 
 def logits(tuner: Any, tensors: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

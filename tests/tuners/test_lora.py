@@ -20,19 +20,8 @@ TEMPLATE = "a photo of a {}."
 LABELS = torch.tensor([0, 2, 1, 1])
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenCLIP:
-    return small.clip()
-
-
-@pytest.fixture(scope="module")
-def pixels() -> Tensor:
-    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-
-
 def random(tuner: LoRA, seed: int = 0) -> dict[str, Tensor]:
-    draw = torch_stream(seed, "lora")
-    return {name: 0.2 * torch.randn(tensor.shape, generator=draw) for name, tensor in tuner.init(draw).items()}
+    return small.random(tuner, 0.2, torch_stream(seed, "lora"))
 
 
 def logits(tuner: LoRA, tensors: dict[str, Tensor], pixels: Tensor) -> Tensor:

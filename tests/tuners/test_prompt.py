@@ -16,11 +16,6 @@ from fedvlm.tuners.prompt import Place, Prompt
 NAMES = ["red fox", "green_frog", "it"]
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenCLIP:
-    return small.clip()
-
-
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 @pytest.mark.parametrize("suffix", ["{}.", "{}"])
 @pytest.mark.parametrize("place", ["end", "middle", "front"])

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from fedvlm.clip import FrozenCLIP
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return small.clip()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
