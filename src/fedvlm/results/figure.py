@@ -77,8 +77,8 @@ def _line(
 def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
-    The reference and the methods of largest area, `most` in all, are in colour, the others grey; a dot is the method
-    as trained.
+    The reference and the methods of largest area, `most` in all, are in colour, the others grey where they are near;
+    a dot is the method as trained.
     """
     drawn = [row for row in found.rows if len({_place(point) for point in row.curve}) > 1 and "local" in row.curve[0]]
     best = sorted(drawn, key=lambda row: (row.method != found.against, -np.mean(row.values["area"])))[:most]
@@ -96,6 +96,13 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
     ends = [point for row in drawn for point in row.curve if point["weight"] == 1]
     if ends:
         panel.plot(*_place(ends[0]), "k*", markersize=10, label="zero-shot")
+    seen = np.array([_place(point) for row in best for point in row.curve] + [_place(point) for point in ends])
+    if len(seen):
+        # Where what is in colour is: a control that always answers the same would squeeze it into a corner.
+        low, high = seen.min(0), seen.max(0)
+        room = 0.06 * (high - low) + 0.5
+        panel.set_xlim(low[0] - room[0], high[0] + room[0])
+        panel.set_ylim(low[1] - room[1], high[1] + room[1])
     panel.set_xlabel("mean of Base and Novel, %")
     panel.set_ylabel("Local, %")
     panel.grid(alpha=0.25, linewidth=0.5)
