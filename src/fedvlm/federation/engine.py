@@ -174,6 +174,9 @@ def _evaluated(
         if curve and task.validation is not None:
             *_, curves["val"] = measured(task.validation)
     late = {moment: _late(task, before, after, moment) for moment in _moments(task, round_)}
+    for bench in (task.bench, task.validation):
+        if bench is not None:
+            bench.said.clear()  # the room is training's now
     return RoundRecord(round_, visits, clients, means, train_s, time.perf_counter() - begun, curves, late)
 
 
