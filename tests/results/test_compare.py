@@ -166,7 +166,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(found: Comparison, folde
     with pytest.raises(FedvlmError, match=r"rounds: 2 then, 3 now"):
         comparing.compare(settings("rounds=3"), folder)
     about = (folder / "experiment.json").read_bytes()
-    with pytest.raises(FedvlmError, match=r"settings\.lr: 0\.3 then, 0\.5 now.*a name of its own"):
+    with pytest.raises(FedvlmError, match=r"settings\.lr: 0\.1 then, 0\.5 now.*a name of its own"):
         comparing.compare(settings("method.coop.lr=0.5", methods=["promptfl_prox", "coop"]), folder)
     assert not (folder / "seed-0/promptfl_prox/result.json").exists()
     assert (folder / "experiment.json").read_bytes() == about
