@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fedvlm
+from fedvlm.results.folder import RunFolder
 
 
 def grid(**values: Sequence[float]) -> list[dict[str, float]]:
@@ -86,10 +87,9 @@ def tune(preset: str, seeds: Sequence[int], methods: Sequence[str], folder: Path
         print(error)
     found: Found = {m: [] for m in methods}
     for name, table in tables.items():
-        files = [folder / f"seed-{seed}" / name / "result.json" for seed in seeds]
+        results = [result for seed in seeds if (result := RunFolder(folder).point(seed, name).result())]
         row: dict[str, Any] = {"rates": {key: value for key, value in table.items() if key != "method"}}
-        if all(file.exists() for file in files):
-            results = [json.loads(file.read_text()) for file in files]
+        if len(results) == len(seeds):
             finals = [result["final"][result["state"]] for result in results]
             row |= {key: round(100 * sum(f[key] for f in finals) / len(finals), 2) for key in SHOWN if key in finals[0]}
         found[str(table["method"])].append(row)

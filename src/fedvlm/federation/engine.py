@@ -9,7 +9,7 @@ They are measured on arrival, when the last round is over, and after the visits 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -168,11 +168,11 @@ def _evaluated(
     for name in _due(task, round_):
         draws = name == task.reported and (round_ == task.visits or not task.method.trains)
         measured = partial(_measured, task, before=before, after=after, name=name, draws=draws)
-        clients[name], means[name], curve = measured(task.bench)
+        clients[name], means[name], curve = measured(task.bench, task.bench.federation.trained)
         if curve:
             curves["test"] = curve
         if curve and task.validation is not None:
-            *_, curves["val"] = measured(task.validation)
+            *_, curves["val"] = measured(task.validation, task.validation.federation.trained)
     late = {moment: _late(task, before, after, moment) for moment in _moments(task, round_)}
     for bench in (task.bench, task.validation):
         if bench is not None:
@@ -196,37 +196,30 @@ def _late(task: Task, before: State, after: State, moment: Moment) -> LateRecord
     """On arrival they hold nothing of their own: the server's state lies over the common start."""
     name: StateName = "after_aggregation" if moment == "on_arrival" else "after_training"
     late, arrival = task.bench.federation.late, State(task.rounds, after.server)
-    found = {client.name: measure(task, task.bench, before, after, client, name) for client in late}
-    clients = {client.name: evaluate(_numbers(task, after, client, found[client.name])) for client in late}
-    means = summary(clients, [own.local for own in found.values() if own.local is not None])
+    clients, means, _ = _measured(task, task.bench, late, before=before, after=after, name=name, draws=False)
     received = {client.name: wire.sizes(downlink(task, arrival, client)) for client in late}
     return LateRecord(clients, means, received)
 
 
 def _measured(
-    task: Task, bench: Bench, *, before: State, after: State, name: StateName, draws: bool
+    task: Task, bench: Bench, clients: Sequence[Client], *, before: State, after: State, name: StateName, draws: bool
 ) -> tuple[dict[str, Metrics], Metrics, list[Metrics]]:
-    """Every trained client's metrics in a state, their means and, if asked for, those at every weight of zero-shot."""
+    """Every client's metrics in a state, their means and, if asked for, those at every weight of zero-shot."""
     found: dict[str, Metrics] = {}
     locals_: list[Scored] = []
     by_weight: dict[float, dict[str, Metrics]] = {w: {} for w in task.method.mixing if draws and bench.zero}
-    for client in bench.federation.trained:
+    for client in clients:
         own = measure(task, bench, before, after, client, name)
-        found[client.name] = evaluate(_numbers(task, after, client, own))
+        if not own.finite():
+            where = f"round {after.round}, client {client.name}"
+            raise FedvlmError(f"{where}: {task.method.name} predicts no numbers any more: lower the learning rate")
+        found[client.name] = evaluate(own)
         locals_ += [own.local] if own.local is not None else []
         zero = outputs(bench, client, {}, {}, bench.zero) if by_weight else own
-        for weight, clients in by_weight.items():
-            clients[client.name] = accuracies(mixed(own, zero, weight))
-    curve = [{"weight": weight} | metrics.summary(clients) for weight, clients in by_weight.items()]
+        for weight, moved in by_weight.items():
+            moved[client.name] = accuracies(mixed(own, zero, weight))
+    curve = [{"weight": weight} | metrics.summary(moved) for weight, moved in by_weight.items()]
     return found, summary(found, locals_), curve
-
-
-def _numbers(task: Task, after: State, client: Client, found: Outputs) -> Outputs:
-    """The outputs, if they are numbers."""
-    if not found.finite():
-        where = f"round {after.round}, client {client.name}"
-        raise FedvlmError(f"{where}: {task.method.name} predicts no numbers any more: lower the learning rate")
-    return found
 
 
 def _due(task: Task, round_: int) -> list[StateName]:

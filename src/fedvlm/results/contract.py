@@ -85,8 +85,10 @@ def text(
 
 def _seen(lines: Sequence[Terms], count: int) -> list[str]:
     """Who sees what leaves, for `count` clients in a round."""
-    kinds = {line.exposes: [one.method for one in lines if one.exposes == line.exposes] for line in lines}
-    kinds.pop("", None)
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        if line.exposes:
+            kinds.setdefault(line.exposes, []).append(line.method)
     if not kinds:
         return []
     told = ["", "the server sees what each client sends; other clients see:"]

@@ -216,7 +216,8 @@ def zero_shot_check(
     """
     sample = _balanced(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
-    bench = Bench(tuner, None, federation, activations, 256)
+    batch = devices.evaluated(experiment.evaluation.batch, activations.device)
+    bench = Bench(tuner, None, federation, activations, batch)
     logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
 
