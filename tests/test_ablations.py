@@ -9,11 +9,14 @@ import pytest
 
 import fedvlm
 from fedvlm import clip as clips
-from fedvlm import experiment, methods, presets, tensors
+from fedvlm import experiment, methods, plain, presets, tensors
+from fedvlm.data import federate, load_source
 from fedvlm.federation import wire
+from fedvlm.results import sweep
 from fedvlm.streams import torch_stream
 
 DRAWN = ["newcomer", "ablation_sharing", "ablation_adapter", "ablation_experts"]
+SWEPT = [name for name in presets.names() if "sweep" in presets.settings(name)]
 SMALL = ["data.shots=1", "data.val_per_class=1", "data.test_per_class=1", "data.base_classes=6", "data.novel_classes=4",
          "partition.clients=3", "rounds=2", "evaluation.every=2"]  # fmt: skip
 
@@ -22,26 +25,23 @@ def settings(name: str) -> dict[str, Any]:
     return experiment.parse(presets.settings(name)).resolved()
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_data_clients_and_rounds_are_those_of_the_quickstart(name: str) -> None:
-    ours, quick = settings(name), settings("quickstart")
-    late = ours["partition"].pop("late")
-    assert late == (["glitch"] if name == "newcomer" else 0)
-    assert quick["partition"].pop("late") == 0
-    for key in ("data", "partition", "rounds", "participation", "views", "model"):
-        assert ours[key] == quick[key], key
-    for key, value in ours["method"]["all"].items():
-        assert value == quick["method"]["all"].get(key, 1), key
-    for method in ("coop", "promptfl", "local_mma", "fedmma", "pfedmma"):
-        assert ours["method"].get(method, quick["method"][method]) == quick["method"][method]
-    moap = ours["method"].get("pfedmoap", {})
-    assert {k: v for k, v in moap.items() if k != "gate_width"}.items() <= quick["method"]["pfedmoap"].items()
+@pytest.mark.parametrize("name", [*DRAWN, *SWEPT])
+def test_what_a_preset_does_not_say_is_as_in_the_one_that_it_is_like(name: str) -> None:
+    own = plain.read(presets.FOLDER / f"{name}.toml")
+    base, found = presets.settings(own["like"]), presets.settings(name)
+    for key in base.keys() - {"name", "methods", "method"}:
+        if isinstance(base[key], dict):
+            assert found[key] == base[key] | own.get(key, {}), key
+        else:
+            assert found[key] == own.get(key, base[key]), key
+    for key, table in base["method"].items():
+        assert found["method"][key] == table | own.get("method", {}).get(key, {}), key
 
 
 @pytest.mark.parametrize("name", DRAWN[1:])
 def test_every_table_is_run_and_no_two_variants_are_the_same(name: str) -> None:
-    found = settings(name)
-    variants = {key for key, table in found["method"].items() if "method" in table}
+    own, found = plain.read(presets.FOLDER / f"{name}.toml"), settings(name)
+    variants = {key for key, table in own["method"].items() if "method" in table}
     assert variants <= set(found["methods"])
     built = [methods.build(key, found["method"]) for key in found["methods"]]
     assert len({(one.name, one.config.model_dump_json()) for one in built}) == len(built)
@@ -71,3 +71,27 @@ def test_it_runs_and_draws_novel_over_the_rounds(name: str, tmp_path: Path) -> N
     assert {row.method for row in done.rows} == set(settings(name)["methods"])
     assert settings(name)["evaluation"]["every"] == 1
     assert all(">Novel<" in text or "<!-- Novel -->" in text for text in [(done.folder / "rounds.svg").read_text()])
+
+
+def test_the_sweeps_are_what_reviewers_asked_for() -> None:
+    asked = {
+        "ablation_shots": "data.shots", "ablation_clients": "partition.clients", "ablation_sizes": "partition.alpha",
+        "ablation_labels": "partition.alpha", "ablation_participation": "participation",
+    }  # fmt: skip
+    assert {name: next(iter(presets.settings(name)["sweep"])) for name in SWEPT} == asked
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_every_value_of_a_sweep_can_be_dealt(name: str) -> None:
+    planned = sweep.plan(presets.settings(name), [])
+    sizes = []
+    for chosen in planned.experiments:
+        federation = federate(load_source(chosen.data, 0), chosen, 0)
+        sizes.append(sorted(len(client.train) for client in federation.clients))
+        assert all(client.local for client in federation.clients)
+    if name == "ablation_sizes":
+        ratios = [each[-1] / each[0] for each in sizes]
+        assert ratios == sorted(ratios, reverse=True)
+        assert {sum(each) for each in sizes} == {320}
+    if name == "ablation_participation":
+        assert len({tuple(each) for each in sizes}) == 1

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedvlm import experiment, faults, methods, presets
+from fedvlm import experiment, faults, methods, plain, presets
 from fedvlm.cli import app
+from fedvlm.results import sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +52,11 @@ def test_a_documented_command_is_valid(page: str, command: str, tmp_path: Path) 
         if name in shown:
             name = str(tmp_path / name)
             Path(name).write_text(shown[sub.params["what"]])
-        chosen = experiment.parse(experiment.override(presets.settings(name), sub.params["words"] or []))
+        settings, words = presets.settings(name), sub.params["words"] or []
+        if verb == "sweep":
+            (chosen, *_) = sweep.plan(settings, words, sub.params["over"]).experiments
+        else:
+            chosen = experiment.parse(plain.override(settings, words))
         methods.check(chosen.method)
         faults.check(chosen)
         for method in methods.expanded(chosen.methods, chosen.method):

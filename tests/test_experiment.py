@@ -9,8 +9,9 @@ import pytest
 
 from fedvlm import experiment
 from fedvlm.errors import FedvlmError, listed, nearest
-from fedvlm.experiment import Experiment, override, parse, read
+from fedvlm.experiment import Experiment, parse
 from fedvlm.methods import build
+from fedvlm.plain import override, read
 
 
 def test_every_default_survives_json() -> None:

@@ -12,11 +12,12 @@ import torch
 
 import fedvlm
 from fedvlm import clip as clips
-from fedvlm import experiment, methods, presets
+from fedvlm import experiment, methods, plain, presets
 from fedvlm.data import federate, load_source
 from fedvlm.data.templates import TEMPLATES, template
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
+from fedvlm.results import sweep
 from fedvlm.results.runner import above_chance, zero_shot_check
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
@@ -33,7 +34,10 @@ TINY = ["model.name=embedded", "seeds=3", "rounds=1", "views=none", "method.all.
 
 
 def chosen(name: str, *words: str) -> Experiment:
-    return experiment.parse(experiment.override(presets.settings(name), words))
+    """As one run; of a sweep without what is swept."""
+    settings = presets.settings(name)
+    settings.pop("sweep", None)
+    return experiment.parse(plain.override(settings, words))
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -42,8 +46,14 @@ def test_a_preset_is_valid_and_says_how_to_run_it(name: str) -> None:
     methods.check(found.method)
     for method in found.methods:
         methods.build(method, found.method)
-    assert presets.about(name).startswith(f"fedvlm run {name}")
+    settings = presets.settings(name)
+    verbs = ["sweep"] if "sweep" in settings else ["run", "compare"]
+    assert any(presets.about(name).startswith(f"fedvlm {verb} {name}") for verb in verbs)
     assert len(presets.about(name).splitlines()) >= 2
+    if "sweep" in settings:
+        assert len(sweep.plan(settings, []).experiments) >= 3
+        with pytest.raises(FedvlmError, match="fedvlm sweep"):
+            experiment.parse(settings)
 
 
 # The tables of arXiv 2410.10114 (appendix) and 2507.05394, and the released scripts.
@@ -60,16 +70,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["newcomer", "ablation_experts", "ablation_sharing", "ablation_adapter"])
-def test_rates_said_to_be_the_quickstart_s_are(name: str) -> None:
-    there, here = (presets.settings(each)["method"] for each in ("quickstart", name))
-    rates = {
-        m: {key: table[key] for key in ("lr", "gate_lr") if key in table} for m, table in here.items() if m in there
-    }
-    assert rates == {m: {key: there[m][key] for key in each} for m, each in rates.items()}
-    assert rates["pfedmma" if "pfedmma" in rates else "pfedmoap"]
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name: str) -> None:
     found = chosen(name)
@@ -82,9 +82,7 @@ def test_published_values(name: str) -> None:
 
 def test_every_protocol_is_checked_against_its_paper() -> None:
     drawn = {name for name in presets.names() if chosen(name).data.source == "scenes"}
-    assert drawn == {
-        "quickstart", "common_style", "newcomer", "ablation_sharing", "ablation_adapter", "ablation_experts",
-    }  # fmt: skip
+    assert drawn == {"quickstart", "common_style", "newcomer"} | {n for n in presets.names() if "ablation" in n}
     assert set(presets.names()) == {*PUBLISHED} | drawn
 
 

@@ -1,5 +1,6 @@
 """Personalised federated fine-tuning of vision-language models.
 
+from fedvlm import plain
 import fedvlm
 results = fedvlm.run("quickstart", rounds=5, methods=["zero_shot", "pfedmma"])
 results.rows            # the table
@@ -37,14 +38,14 @@ def run(
     `processes` play that many points at once; a script calls this under `if __name__ == "__main__":` then.
     Raises `FedvlmError` with one message for any mistake.
     """
-    from fedvlm import experiment, methods, presets
+    from fedvlm import experiment, methods, plain, presets
     from fedvlm.results.progress import Reporter
     from fedvlm.results.runner import run as play
 
     if processes > 1 and multiprocessing.parent_process() is not None:
         raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
                           "the script again")  # fmt: skip
-    chosen = experiment.parse(experiment.override(presets.settings(what) | settings, words))
+    chosen = experiment.parse(plain.override(presets.settings(what) | settings, words))
     chosen = chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
     folder = None if out is None else Path(out)
     return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet), processes=processes)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedvlm import experiment, methods, presets
+from fedvlm import experiment, methods, plain, presets
 from fedvlm.errors import FedvlmError
 
 app = typer.Typer(
@@ -91,6 +91,37 @@ def compare(
         console.print(shown)
     console.print("\n" + "\n".join(notes(found)), highlight=False, markup=False)
     console.print(f"\nwritten: {folder}/compare.md, .csv, .tex, .json, tradeoff.png", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    what: What,
+    words: Words = None,
+    over: Annotated[str, typer.Option(help="The setting and its values, such as data.shots=1,2,4.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/sweep-NAME-SETTING.")] = None,
+    against: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "",
+    processes: Annotated[int, typer.Option(min=1, help="Points played at the same time.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a sweep that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the final tables.")] = False,
+) -> None:
+    """Compare methods at several values of one setting: shots, clients, participation, a method's rank.
+
+    Started again, it goes on where it was; values, methods and seeds may be added.
+    """
+    from fedvlm.results import grid
+    from fedvlm.results import sweep as sweeping
+    from fedvlm.results.progress import Reporter
+
+    planned = sweeping.plan(presets.settings(what), words or [], over)
+    folder = out or Path("runs") / f"sweep-{planned.name}-{planned.key}"
+    swept = sweeping.sweep(planned, folder, against=against or None, processes=processes, overwrite=overwrite,
+                           reporter=Reporter(quiet=quiet))  # fmt: skip
+    console = _console()
+    for title, (heads, rows) in sweeping.tabled(swept).items():
+        console.print()
+        console.print(grid.terminal(heads, rows, title))
+    console.print("\n" + "\n".join(sweeping.notes(swept)), highlight=False, markup=False)
+    console.print(f"\nwritten: {folder}/sweep.md, .csv, .tex, .json, .png", highlight=False, soft_wrap=True)
 
 
 @app.command("methods")
@@ -333,7 +364,7 @@ def random_clip(
 
 
 def _experiment(what: str, words: list[str] | None) -> experiment.Experiment:
-    chosen = experiment.parse(experiment.override(presets.settings(what), words or []))
+    chosen = experiment.parse(plain.override(presets.settings(what), words or []))
     return chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
 
 
@@ -356,6 +387,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "fedvlm: interrupted; --resume continues (audit, reproduce: say it again)", highlight=False
+            "fedvlm: interrupted; --resume continues (audit, compare, reproduce, sweep: say it again)", highlight=False
         )
         sys.exit(130)

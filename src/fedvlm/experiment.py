@@ -1,18 +1,14 @@
 """The configuration of an experiment: typed sections, strict about unknown keys, resolved once and digested.
 
-An experiment is read from a TOML file, overridden by `key=value` words (`partition.alpha=0.3`), validated
-here, and stored whole in the run folder. What a method adds is a table of its own, `[method.NAME]`, which is
-validated by that method's configuration class.
+An experiment is read from a TOML file, overridden by `key=value` words (both `fedvlm.plain`), validated here, and
+stored whole in the run folder. What a method adds is a table of its own, `[method.NAME]`, which is validated by that
+method's configuration class.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -174,15 +170,15 @@ AnyData = Annotated[
 class PartitionSection(Section):
     """How training (and own test) images are dealt to clients."""
 
-    kind: Literal["pathological", "dirichlet", "pachinko", "domain", "natural", "iid"] = "pathological"
+    kind: Literal["pathological", "dirichlet", "pachinko", "domain", "natural", "iid", "quantity"] = "pathological"
     clients: Count | None = 10
     """Number of clients (`natural`: at most so many, the largest first; `domain`: not used)."""
     order: Literal["seeded", "paper"] = "seeded"
     """From the run's seed, or fixed as in the papers' code. `pathological`: the constant `random.seed(2023)` shuffle of
     classes; `pachinko`: a constant seed, only which client gets which share follows the run's seed."""
     alpha: Annotated[float, Field(gt=0)] | None = None
-    """Dirichlet concentration over labels (`dirichlet`, and `domain` to split each domain unevenly), or over
-    super-classes (`pachinko`)."""
+    """Dirichlet concentration over labels (`dirichlet`, and `domain` to split each domain unevenly), over super-classes
+    (`pachinko`), or over the clients' sizes (`quantity`)."""
     inner_alpha: Annotated[float, Field(gt=0)] = 10.0
     """`pachinko`: Dirichlet concentration over the classes inside a super-class."""
     cap: bool = False
@@ -191,12 +187,12 @@ class PartitionSection(Section):
     clients_per_domain: Count = 1
     """`domain`: so many clients for each domain."""
     one_domain_each: bool = False
-    """`pathological`/`iid`/`dirichlet`: client i sees only domain i mod D."""
+    """`pathological`/`iid`/`dirichlet`/`quantity`: client i sees only domain i mod D."""
     min_images: Count = 1
     """Clients with fewer usable images are left out (`natural`); `dirichlet` draws again below it in training ones."""
     min_test: Annotated[int, Field(ge=0)] = 0
-    """`dirichlet` and uneven `domain`: draw again below so many own test images; who trains on what depends on the test
-    images only if it is set."""
+    """`dirichlet`, `quantity` and uneven `domain`: draw again below so many own test images; who trains on what depends
+    on the test images only if it is set."""
     late: int | list[str] = 0
     """Clients that join after the last round: so many, drawn by the run's seed, or those of these names or domains
     (`["webcam"]`). They are in no round and no average, and are evaluated apart: on arrival, and after
@@ -307,6 +303,8 @@ def parse(settings: dict[str, Any]) -> Experiment:
 
     A `[data]` table without a source that has only settings of drawn scenes changes the default data.
     """
+    if "sweep" in settings:
+        raise FedvlmError("these settings have a [sweep], one setting at several values: play them with fedvlm sweep")
     data = settings.get("data")
     if isinstance(data, dict) and "source" not in data and data.keys() <= ScenesData.model_fields.keys():
         settings = settings | {"data": {"source": "scenes", **data}}
@@ -320,47 +318,6 @@ def parse(settings: dict[str, Any]) -> Experiment:
             'asks for it: set views = "none", or data.preprocess = "clip"'
         )
     return found
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The plain settings of a TOML file."""
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise FedvlmError(f"no such experiment file: {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FedvlmError(f"{path} is not a readable TOML file: {error}") from None
-
-
-def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """Settings with `key=value` words laid over them. Lists may be written `a,b,c`."""
-    result = copy.deepcopy(settings)
-    for word in words:
-        path, sign, text = (part.strip() for part in word.partition("="))
-        if not sign or not path:
-            raise FedvlmError(f"'{word}' is not of the form key=value")
-        *tables, last = path.split(".")
-        place = result
-        for table in tables:
-            place = place.setdefault(table, {})
-            if not isinstance(place, dict):
-                raise FedvlmError(f"'{word}': '{table}' is a value, not a table of settings")
-        place[last] = _value(text, is_list=path in _LISTS)
-    return result
-
-
-_LISTS = ("methods", "seeds", "faults", "data.styles", "data.include", "data.exclude")
-
-
-def _value(text: str, *, is_list: bool) -> Any:
-    if is_list and not text.startswith("["):
-        return [_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    # Dates and times are no settings: such a word is a name.
-    return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:

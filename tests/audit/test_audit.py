@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import fedvlm
-from fedvlm import cli, experiment, faults, methods, presets
+from fedvlm import cli, experiment, faults, methods, plain, presets
 from fedvlm.audit.plan import variants
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
@@ -41,7 +41,7 @@ def test_no_faults_are_no_part_of_a_digest() -> None:
 
 def test_every_preset_has_no_fault() -> None:
     for name in presets.names():
-        assert experiment.parse(presets.settings(name)).faults == []
+        assert "faults" not in presets.settings(name)
 
 
 MISTAKES = [
@@ -116,7 +116,7 @@ def test_the_faults_are_on_the_terminal(wrong: Any, capsys: pytest.CaptureFixtur
 
 def test_a_comparison_of_methods_with_faults_names_them(tmp_path: Path) -> None:
     words = [*SMALL, "methods=zero_shot,local_mma", "rounds=2", "faults=all"]
-    chosen = experiment.parse(experiment.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
     found = compare(chosen, tmp_path / "run")
     assert found.against == "zero_shot [all faults]"
     for ending in ("md", "csv", "json", "tex"):
@@ -139,7 +139,7 @@ def test_late_clients_and_visits_of_their_own(tmp_path: Path) -> None:
 
 
 def test_all_is_said_as_all() -> None:
-    chosen = experiment.parse(experiment.override(presets.settings("quickstart"), ["faults=all"]))
+    chosen = experiment.parse(plain.override(presets.settings("quickstart"), ["faults=all"]))
     made = {name: methods.build(name, chosen.method) for name in ("pfedmoap", "pfedprompt", "zero_shot")}
     assert faults.label("pfedmoap", made["pfedmoap"], chosen) == "pfedmoap [all faults]"
     assert (

@@ -69,7 +69,9 @@ def settings_and_sources(draw: st.DrawFn) -> tuple[Source, dict[str, Any], dict[
     domains = draw(st.sampled_from([(None,), ("x",), ("x", "y"), ("x", None, "z")]))
     clients = draw(st.sampled_from([(None,), ("p",), ("p", "Q", "q"), ("a/b", None)]))
     partition = {
-        "kind": draw(st.sampled_from(["pathological", "dirichlet", "pachinko", "domain", "natural", "iid"])),
+        "kind": draw(
+            st.sampled_from(["pathological", "dirichlet", "pachinko", "domain", "natural", "iid", "quantity"])
+        ),
         "order": draw(st.sampled_from(["seeded", "paper"])),
         "inner_alpha": draw(st.sampled_from([1e-3, 10.0])),
         "min_test": draw(st.integers(0, 3)),
@@ -267,6 +269,25 @@ def test_iid_is_even() -> None:
     )
     assert sorted(len(client.train) for client in federation.clients) == [14] * 5 + [15] * 2
     assert {len(client.local) for client in federation.clients} == {4}
+
+
+def test_quantity_is_uneven_in_size_alone() -> None:
+    source = source_of(classes(4, 500), classes(4, 250))
+    sizes = {}
+    for alpha in (0.5, 100.0):
+        partition = {"kind": "quantity", "clients": 5, "alpha": alpha, "min_images": 40}
+        federation = federate(source, experiment_of({"novel": "none"}, partition), 0)
+        sizes[alpha] = [len(client.train) for client in federation.clients]
+        assert sum(sizes[alpha]) == 2000
+        for client in federation.clients:
+            assert abs(len(client.local) - len(client.train) / 2) <= 1, "the same shares of the test images"
+            labels = Counter(federation.labels(client.train))
+            # Drawn without regard to labels: a quarter each, within four standard deviations.
+            spread = 4 * (len(client.train) * 3 / 16) ** 0.5
+            assert all(abs(labels[k] - len(client.train) / 4) <= spread for k in range(4))
+    assert min(sizes[0.5]) >= 40
+    assert max(sizes[0.5]) > 3 * min(sizes[0.5])
+    assert max(sizes[100.0]) < 1.5 * min(sizes[100.0])
 
 
 def test_natural_clients_keep_their_images() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvlm import experiment, methods, presets
+from fedvlm import experiment, methods, plain, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.published import inventory, library, plan, report
 from fedvlm.published.plan import Ask
@@ -68,14 +68,14 @@ def test_a_command_is_the_experiment_that_would_run(tmp_path: Path) -> None:
     for job in jobs:
         program, verb, preset, *words = shlex.split(job.command)
         assert (program, verb, preset) == ("fedvlm", "run", "few_shot")
-        typed = experiment.parse(experiment.override(presets.settings(preset), words))
+        typed = experiment.parse(plain.override(presets.settings(preset), words))
         assert typed.digest() == job.experiment().digest()
         assert typed.seeds == [3, 4]
     main = next(job for job in jobs if "pfedmoap_0" in job.rows)
     chosen = main.experiment()
-    plain, zero = (methods.build(name, chosen.method) for name in ("pfedmoap", "pfedmoap_0"))
-    assert (plain.config.local_weight, zero.config.local_weight) == (0.5, 0.0)
-    assert plain.config.lr == 0.5
+    usual, zero = (methods.build(name, chosen.method) for name in ("pfedmoap", "pfedmoap_0"))
+    assert (usual.config.local_weight, zero.config.local_weight) == (0.5, 0.0)
+    assert usual.config.lr == 0.5
     alone = next(job for job in jobs if "coop" in job.rows)
     assert (alone.experiment().rounds, chosen.rounds, list(alone.rows)) == (5, 10, ["coop"])
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import fedvlm
-from fedvlm import experiment, presets
+from fedvlm import experiment, plain, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.results import compare as comparing
 from fedvlm.results import workers
@@ -35,7 +35,7 @@ METHODS = ["zero_shot", "coop", "pfedmoap", "zero_shot_prior"]
 
 def settings(*words: str, methods: list[str] | None = None, seeds: str = "0,1,2") -> experiment.Experiment:
     chosen = [*SMALL, f"methods={','.join(methods or METHODS)}", f"seeds={seeds}", *words]
-    return experiment.parse(experiment.override(presets.settings("quickstart"), chosen))
+    return experiment.parse(plain.override(presets.settings("quickstart"), chosen))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(found: Comparison, folde
 @pytest.mark.parametrize(("words", "told"), [(["methods=coop,coop"], "coop twice"), (["seeds=1,2,1"], "1 twice")])
 def test_what_is_named_twice_is_refused_at_once(words: list[str], told: str, tmp_path: Path) -> None:
     with pytest.raises(FedvlmError, match=told):
-        comparing.compare(experiment.parse(experiment.override(presets.settings("quickstart"), words)), tmp_path / "c")
+        comparing.compare(experiment.parse(plain.override(presets.settings("quickstart"), words)), tmp_path / "c")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -17,6 +17,7 @@ from fedvlm import durable, faults
 from fedvlm.audit.plan import variants
 from fedvlm.audit.play import METRICS, Cell, Line, play
 from fedvlm.experiment import Experiment
+from fedvlm.results import grid
 from fedvlm.results.statistics import Estimate, least_p
 
 _READING = (
@@ -88,16 +89,16 @@ def as_markdown(experiment: Experiment, found: Sequence[Line]) -> str:
     for method in experiment.methods:
         rows = [line for line in found if line.method == method]
         names = [m for m in METRICS if any(m in line.cells for line in rows)]
-        heads = ["fault", *(f"{METRICS[m]} | difference | p" for m in names), "train s", "published code it is in"]
-        text += [f"## {method}", "", f"| {' | '.join(heads)} |", "|" + "---|" * (3 * len(names) + 3)]
-        text += [_row(line, names) for line in rows] + [""]
+        heads = [head for m in names for head in (METRICS[m], "difference", "p")]
+        heads = ["fault", *heads, "train s", "published code it is in"]
+        text += [f"## {method}", "", grid.markdown(heads, [_row(line, names) for line in rows]), ""]
     return "\n".join([*text, *_notes(experiment, found), ""])
 
 
-def _row(line: Line, names: Sequence[str]) -> str:
+def _row(line: Line, names: Sequence[str]) -> list[str]:
     cells = [part for name in names for part in _parts(line.cells.get(name))]
     seconds = "-" if line.train_s is None else f"{line.train_s:.1f}"
-    return f"| {' | '.join([line.fault, *cells, seconds, line.code])} |"
+    return [line.fault, *cells, seconds, line.code]
 
 
 def _parts(cell: Cell | None) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvlm import experiment, presets
+from fedvlm import experiment, plain, presets
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
 
@@ -79,4 +79,4 @@ def settings(protocol: Protocol, data: Path, model: str | None) -> Experiment:
     if protocol.model and not protocol.data:
         # Drawn images instead of the preset's: nothing of how those were found or dealt out stays.
         base = {key: value for key, value in base.items() if key not in ("data", "partition")}
-    return experiment.parse(experiment.override(base, words))
+    return experiment.parse(plain.override(base, words))

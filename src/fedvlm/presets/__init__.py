@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedvlm import experiment
+from fedvlm import plain
 from fedvlm.errors import FedvlmError, nearest
 
 FOLDER = Path(__file__).parent
@@ -27,12 +27,30 @@ def about(name: str) -> str:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The plain settings of a preset or of a TOML file; a file given by its path is named after itself."""
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        return {"name": path.stem} | experiment.read(path)
-    if name not in names():
-        raise FedvlmError(
-            f"no preset '{name}'{nearest(name, names())}; presets: {', '.join(names())}; or give a .toml file"
-        )
-    return {"name": name} | experiment.read(FOLDER / f"{name}.toml")
+    """The plain settings of a preset or of a TOML file; a file given by its path is named after itself.
+
+    `like = "quickstart"` in it: those of that preset (or file, from the same folder), with its own laid over them.
+    """
+    return _read(name, Path(), ())
+
+
+def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    path = folder / name
+    if not (path.suffix == ".toml" or path.is_file()):
+        if name not in names():
+            raise FedvlmError(
+                f"no preset '{name}'{nearest(name, names())}; presets: {', '.join(names())}; or give a .toml file"
+            )
+        path = FOLDER / f"{name}.toml"
+    if path.resolve() in above:
+        raise FedvlmError(f"{path} is like itself: " + " -> ".join(each.name for each in (*above, path)))
+    own = {"name": path.stem} | plain.read(path)
+    like = own.pop("like", None)
+    if like is None:
+        return own
+    if not isinstance(like, str):
+        raise FedvlmError(f"{path}: like = {like!r} is not the name of a preset or file")
+    base = _read(like, path.parent, (*above, path.resolve()))
+    if "sweep" in own:
+        base.pop("sweep", None)  # one at a time
+    return plain.laid_over(base, own)

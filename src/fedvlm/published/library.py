@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from fedvlm import experiment
+from fedvlm import experiment, plain
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Section
 from fedvlm.published.schema import Catalogue, Table
@@ -57,7 +57,7 @@ def read(file: Path) -> Table:
 @cache
 def faults() -> dict[str, str]:
     """Why a correct run may not meet a published number, by name."""
-    return {name: str(text) for name, text in experiment.read(FOLDER / "faults.toml").items()}
+    return {name: str(text) for name, text in plain.read(FOLDER / "faults.toml").items()}
 
 
 @cache
@@ -68,6 +68,6 @@ def catalogue() -> Catalogue:
 
 def _parse(file: Path, kind: type[S]) -> S:
     try:
-        return kind.model_validate(experiment.read(file))
+        return kind.model_validate(plain.read(file))
     except ValidationError as error:
         raise FedvlmError(f"{file.name}: " + "; ".join(experiment.problems(error, kind))) from None

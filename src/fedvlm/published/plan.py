@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedvlm import experiment, methods, presets
+from fedvlm import experiment, methods, plain, presets
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import ComputeSection, Experiment, ModelSection
 from fedvlm.published import inventory, library
@@ -84,7 +84,7 @@ class Job:
 
     def experiment(self) -> Experiment:
         """The experiment that the command describes."""
-        return experiment.parse(experiment.override(presets.settings(self.preset), self.words))
+        return experiment.parse(plain.override(presets.settings(self.preset), self.words))
 
     @property
     def command(self) -> str:
@@ -168,7 +168,7 @@ class _Planner:
         """The asked model, or the first of the published ids."""
         name = self.ask.model or next(iter(self.ids), "embedded")
         words = [word for word in self.ask.words if _key(word).startswith("model.")]
-        settings = experiment.override({"model": {"name": name}}, words)
+        settings = plain.override({"model": {"name": name}}, words)
         if self.ask.offline:
             settings["model"]["offline"] = True
         return experiment.parse(settings).model

@@ -7,10 +7,11 @@ import io
 import statistics
 from collections.abc import Callable, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
+from fedvlm.results import grid
 from fedvlm.results.comparison import TESTED, Comparison, Difference, Row
+from fedvlm.results.grid import Cells
 from fedvlm.results.statistics import Estimate, least_p
 
 HEADINGS = {
@@ -20,14 +21,13 @@ HEADINGS = {
 PLAIN = ("weight",)
 """Values that are no per cents."""
 
-Cells = list[str]
-
 
 def as_markdown(found: Comparison) -> str:
     """Accuracies, differences from the reference, and what the columns mean."""
-    lines = [f"# {found.name}", "", *_grid(*_accuracies(found)), ""]
+    lines = [f"# {found.name}", "", grid.markdown(*_accuracies(found)), ""]
     if len(found.rows) > 1:
-        lines += [f"Differences from `{found.against}`, paired within seeds:", "", *_grid(*_differences(found)), ""]
+        words = f"Differences from `{found.against}`, paired within seeds:"
+        lines += [words, "", grid.markdown(*_differences(found)), ""]
     return "\n".join([*lines, *notes(found)]) + "\n"
 
 
@@ -64,42 +64,47 @@ def notes(found: Comparison) -> list[str]:
 
 def as_latex(found: Comparison) -> str:
     """Two `tabular` environments (booktabs)."""
-    parts = [_tabular(*_accuracies(found))]
+    parts = [grid.latex(*_accuracies(found))]
     if len(found.rows) > 1:
-        parts.append(f"% differences from {found.against}\n" + _tabular(*_differences(found)))
+        parts.append(f"% differences from {found.against}\n" + grid.latex(*_differences(found)))
     return "\n\n".join([*parts, "\n".join(f"% {note}" for note in found.notes)]) + "\n"
 
 
 def as_csv(found: Comparison) -> str:
     """One line per method and seed, plain numbers; accuracies in per cent."""
-    names = list(dict.fromkeys(name for row in found.rows for name in row.values))
+    return lines_of(records(found))
+
+
+def records(found: Comparison) -> list[dict[str, str]]:
+    """The cells of `as_csv` by column."""
+    return [
+        {"method": row.method, "state": row.state, "seed": str(seed)}
+        | {name: _number(name, each[place]) for name, each in row.values.items()}
+        | {"rounds_to_target": _blank(row.rounds[place]), "bytes_to_target": _blank(row.total_bytes[place])}
+        for row in found.rows
+        for place, seed in enumerate(found.seeds)
+    ]
+
+
+def lines_of(table: Sequence[dict[str, str]]) -> str:
+    """CSV of records, a column for every key of any of them."""
+    columns = list(dict.fromkeys(name for record in table for name in record))
+    # What happened on the way stays behind what was measured.
+    columns.sort(key=lambda name: name.endswith("_to_target"))
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "state", "seed", *names, "rounds_to_target", "bytes_to_target"])
-    for row in found.rows:
-        for place, seed in enumerate(found.seeds):
-            cells = [_number(name, row.values[name][place]) if name in row.values else "" for name in names]
-            reached = [_blank(row.rounds[place]), _blank(row.total_bytes[place])]
-            writer.writerow([row.method, row.state, seed, *cells, *reached])
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
     return out.getvalue()
 
 
 def as_rich(found: Comparison) -> list[Table]:
     """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
-    tables = [_rich(*_accuracies(found, short=True))]
+    tables = [grid.terminal(*_accuracies(found, short=True))]
     if len(found.rows) > 1:
-        title = f"differences from {escape(found.against)}, paired within seeds; p corrected (Holm)"
-        tables.append(_rich(*_differences(found, short=True), title))
+        title = f"differences from {found.against}, paired within seeds; p corrected (Holm)"
+        tables.append(grid.terminal(*_differences(found, short=True), title))
     return tables
-
-
-def _rich(heads: Cells, rows: Sequence[Cells], title: str | None = None) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for place, head in enumerate(heads):
-        shown.add_column(head, justify="right" if place else "left", overflow="fold")
-    for cells in rows:
-        shown.add_row(*map(escape, cells))
-    return shown
 
 
 def _accuracies(found: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
@@ -113,7 +118,7 @@ def _accuracies(found: Comparison, *, short: bool = False) -> tuple[Cells, list[
 
 def _accuracy(row: Row, names: Sequence[str], *, short: bool) -> Cells:
     mark = "*" if row.state == "after_training" else ""
-    cells = [row.method + mark, *(_estimate(name, row.estimate(name)) for name in names)]
+    cells = [row.method + mark, *(accuracy(name, row.estimate(name)) for name in names)]
     rounds = [r for r in row.rounds if r is not None]
     often = "" if len(rounds) == len(row.rounds) else f" ({len(rounds)} of {len(row.rounds)})"
     cells.append(f"{statistics.fmean(rounds):.3g}{often}" if rounds else "never")
@@ -130,12 +135,13 @@ def _differences(found: Comparison, *, short: bool = False) -> tuple[Cells, list
     heads = ["method", *(cell for name in names for cell in (HEADINGS[name], "p"))]
     rows = [row for row in found.rows if row.method != found.against]
     return heads, [
-        [row.method, *(cell for name in names for cell in _difference(row.differences.get(name), short=short))]
+        [row.method, *(cell for name in names for cell in difference(row.differences.get(name), short=short))]
         for row in rows
     ]
 
 
-def _difference(one: Difference | None, *, short: bool) -> Cells:
+def difference(one: Difference | None, *, short: bool = False) -> Cells:
+    """The difference in points with its interval, and p with the corrected one; `short`: only the corrected one."""
     if one is None:
         return ["-", "-"]
     half = "" if one.estimate.half is None else f" ± {one.estimate.half * 100:.1f}"
@@ -145,7 +151,8 @@ def _difference(one: Difference | None, *, short: bool) -> Cells:
     return [f"{one.estimate.mean * 100:+.1f}{half}", p]
 
 
-def _estimate(name: str, one: Estimate | None) -> str:
+def accuracy(name: str, one: Estimate | None) -> str:
+    """`73.1 ± 1.4`, without an interval for one seed; `-` where there is none."""
     if one is None:
         return "-"
     if name in PLAIN:
@@ -160,31 +167,6 @@ def _number(name: str, value: float) -> str:
 
 def _blank(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
-
-
-def _grid(heads: Cells, rows: Sequence[Cells]) -> Cells:
-    return [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
-
-
-def _line(cells: Cells) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def _tabular(heads: Cells, rows: Sequence[Cells]) -> str:
-    body = [" & ".join(map(_tex, cells)) + r" \\" for cells in rows]
-    top = " & ".join(map(_tex, heads)) + r" \\"
-    columns = "l" + "r" * (len(heads) - 1)
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", top, r"\midrule", *body, r"\bottomrule",
-                      r"\end{tabular}"])  # fmt: skip
-
-
-def _tex(cell: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in cell)
-
-
-_TEX = {letter: f"\\{letter}" for letter in "_%&#${}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-}  # fmt: skip
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}

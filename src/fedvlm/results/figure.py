@@ -113,6 +113,40 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
     return [_write(figure, folder / f"tradeoff.{kind}", kind) for kind in ("png", "svg")]
 
 
+def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
+    """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
+
+    Values stand at equal distances, as they are written. The first `most` methods are in colour and the others grey.
+    """
+    rows = [{row.method: row for row in one.rows} for one in found.values()]
+    panels = {m: n for m, n in (_PANELS | {"hm": "HM"}).items() if any(m in row.values for row in rows[0].values())}
+    figure = Figure(figsize=(3.4 * len(panels) + 1.8, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (metric, name) in zip(axes, panels.items(), strict=True):
+        for position, method in enumerate(rows[0]):
+            estimates = [each[method].estimate(metric) for each in rows]
+            # Side by side, or intervals hide each other.
+            offset = 0.05 * (position - (len(rows[0]) - 1) / 2) / max(1, len(rows[0]) / 8)
+            there = [(place + offset, one) for place, one in enumerate(estimates) if one is not None]
+            style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
+            if position < most:
+                style = {"color": _COLOURS[position], "linewidth": 1.4, "label": method}
+            panel.errorbar([x for x, _ in there], [100 * one.mean for _, one in there], markersize=3.5, marker="o",
+                           yerr=[100 * (one.half or 0.0) for _, one in there], elinewidth=0.8, **style)  # fmt: skip
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
+        panel.set_xticks(range(len(found)), list(found))
+        panel.set_title(name)
+        panel.set_xlabel(key)
+        panel.grid(alpha=0.25, linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return [_write(figure, folder / f"sweep.{kind}", kind) for kind in ("png", "svg")]
+
+
 def _place(point: Mapping[str, float]) -> tuple[float, float]:
     return 100 * general(dict(point)), 100 * point.get("local", 0.0)
 

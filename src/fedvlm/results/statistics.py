@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -18,6 +19,7 @@ from scipy import stats
 from fedvlm.streams import stream
 from fedvlm.training.metrics import Metrics, harmonic_mean
 
+K = TypeVar("K")
 EXACT = 2**16
 """Up to so many sign patterns all are tried; beyond, as many are drawn."""
 
@@ -64,10 +66,10 @@ def least_p(seeds: int) -> float:
     return min(1.0, max(2.0 / 2**seeds, 2.0 / (EXACT + 1)))
 
 
-def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
+def holm(values: Mapping[K, float | None]) -> dict[K, float | None]:
     """p-values corrected for their number by Holm's step-down procedure; None stays None."""
-    known = sorted((p, name) for name, p in values.items() if p is not None)
-    corrected: dict[str, float | None] = dict.fromkeys(values)
+    known = sorted(((p, name) for name, p in values.items() if p is not None), key=lambda one: one[0])
+    corrected: dict[K, float | None] = dict.fromkeys(values)
     highest = 0.0
     for place, (p, name) in enumerate(known):
         highest = max(highest, min(1.0, p * (len(known) - place)))

@@ -12,6 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from fedvlm.results import grid
+
 ACCURACIES = {
     "local": "Local", "base": "Base", "novel": "Novel", "hm": "HM", "worst_tenth": "Worst 10%",
     "local_own": "Own only", "macro_f1": "Macro-F1",
@@ -135,12 +137,11 @@ def as_markdown(table: Sequence[Row], late: Sequence[Row] = ()) -> str:
 def _markdown(table: Sequence[Row]) -> str:
     names = [n for n in ACCURACIES if any(n in r.metrics for r in table)]
     headings = ["method", *(ACCURACIES[n] for n in names), "loss", "up B", "down B", "train s", "state"]
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    for r in table:
-        cells = [r.method, *(percent(r.metrics.get(n)) for n in names), nats(r.metrics.get("loss"))]
-        cells += [f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}", r.state.replace("_", " ")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return grid.markdown(headings, [
+        [r.method, *(percent(r.metrics.get(n)) for n in names), nats(r.metrics.get("loss")),
+         f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}", r.state.replace("_", " ")]
+        for r in table
+    ])  # fmt: skip
 
 
 LATE = "Clients that joined after the last round, mean over them; the tables above are without them:"
@@ -149,11 +150,11 @@ LATE = "Clients that joined after the last round, mean over them; the tables abo
 def _late_markdown(late: Sequence[Row]) -> str:
     names = [n for n in _FEW if any(n in r.metrics for r in late)]
     headings = ["method", "moment", *(ACCURACIES[n] for n in names), "loss", "down B"]
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    for r in late:
-        cells = [r.method, r.state.replace("_", " "), *(percent(r.metrics.get(n)) for n in names)]
-        lines.append("| " + " | ".join([*cells, nats(r.metrics.get("loss")), f"{r.down_bytes:,.0f}"]) + " |")
-    return "\n".join(lines)
+    return grid.markdown(headings, [
+        [r.method, r.state.replace("_", " "), *(percent(r.metrics.get(n)) for n in names),
+         nats(r.metrics.get("loss")), f"{r.down_bytes:,.0f}"]
+        for r in late
+    ])  # fmt: skip
 
 
 def late_as_rich(late: Sequence[Row]) -> RichTable:
