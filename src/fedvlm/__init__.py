@@ -45,7 +45,6 @@ def run(
     if processes > 1 and multiprocessing.parent_process() is not None:
         raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
                           "the script again")  # fmt: skip
-    chosen = experiment.parse(plain.override(presets.settings(what) | settings, words))
-    chosen = chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
+    chosen = methods.written_out(experiment.parse(plain.override(presets.settings(what) | settings, words)))
     folder = None if out is None else Path(out)
     return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet), processes=processes)

@@ -117,7 +117,7 @@ def sweep(
     swept = sweeping.sweep(planned, folder, against=against or None, processes=processes, overwrite=overwrite,
                            reporter=Reporter(quiet=quiet))  # fmt: skip
     console = _console()
-    for title, (heads, rows) in sweeping.tabled(swept).items():
+    for title, (heads, rows) in sweeping.tabled(swept, short=True).items():
         console.print()
         console.print(grid.terminal(heads, rows, title))
     console.print("\n" + "\n".join(sweeping.notes(swept)), highlight=False, markup=False)
@@ -364,8 +364,7 @@ def random_clip(
 
 
 def _experiment(what: str, words: list[str] | None) -> experiment.Experiment:
-    chosen = experiment.parse(plain.override(presets.settings(what), words or []))
-    return chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)})
+    return methods.written_out(experiment.parse(plain.override(presets.settings(what), words or [])))
 
 
 def _console() -> Console:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from fedvlm.errors import FedvlmError, nearest
+from fedvlm.experiment import Experiment
 from fedvlm.methods.base import Method
 
 __all__ = ["Method", "build", "check", "expanded", "known"]
@@ -50,6 +51,11 @@ def expanded(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) ->
     every = sorted(known(), key=lambda name: (known()[name].trains, bool(known()[name].shared), name))
     variants = [name for name, table in settings.items() if "method" in table]
     return list(dict.fromkeys(each for name in names for each in ([*every, *variants] if name == "all" else [name])))
+
+
+def written_out(experiment: Experiment) -> Experiment:
+    """With the names of all methods instead of `all`."""
+    return experiment.model_copy(update={"methods": expanded(experiment.methods, experiment.method)})
 
 
 def check(settings: Mapping[str, Mapping[str, Any]]) -> None:

@@ -35,15 +35,9 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
     for panel, (metric, name) in zip(axes, panels.items(), strict=True):
         for position, (method, points) in enumerate(results.items()):
             _line(panel, method, points, metric, rounds, position, bands=len(results) <= 4)
-        panel.set_title(name)
-        panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy, %")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        _labelled(panel, name, "round")
+    _headed(figure, axes, title)
     return [_write(figure, folder / f"rounds.{kind}", kind) for kind in ("png", "svg")]
 
 
@@ -103,13 +97,8 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
         room = 0.06 * (high - low) + 0.5
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
         panel.set_ylim(low[1] - room[1], high[1] + room[1])
-    panel.set_xlabel("mean of Base and Novel, %")
-    panel.set_ylabel("Local, %")
-    panel.grid(alpha=0.25, linewidth=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
-    if best:
-        figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(f"{found.name}: moved towards zero-shot", fontsize=11, x=0.01, ha="left")
+    _labelled(panel, "", "mean of Base and Novel, %")
+    _headed(figure, [panel], f"{found.name}: moved towards zero-shot", "Local, %")
     return [_write(figure, folder / f"tradeoff.{kind}", kind) for kind in ("png", "svg")]
 
 
@@ -136,15 +125,25 @@ def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, m
         low, high = panel.get_ylim()
         panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
         panel.set_xticks(range(len(found)), list(found))
-        panel.set_title(name)
-        panel.set_xlabel(key)
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy, %")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        _labelled(panel, name, key)
+    _headed(figure, axes, title)
     return [_write(figure, folder / f"sweep.{kind}", kind) for kind in ("png", "svg")]
+
+
+def _labelled(panel: Axes, title: str, x: str) -> None:
+    panel.set_title(title)
+    panel.set_xlabel(x)
+    panel.grid(alpha=0.25, linewidth=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _headed(figure: Figure, panels: Sequence[Axes], title: str, y: str = "accuracy, %") -> None:
+    """The title, and the first panel's labels for all."""
+    panels[0].set_ylabel(y)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
 
 
 def _place(point: Mapping[str, float]) -> tuple[float, float]:

@@ -94,9 +94,8 @@ def plan(settings: dict[str, Any], words: Sequence[str], over: str = "") -> Plan
     for value in values:
         varied = plain.override(settings, words)
         plain.put(varied, key, value)
-        chosen = experiment.parse(varied)
-        methods.check(chosen.method)
-        planned.append(chosen.model_copy(update={"methods": methods.expanded(chosen.methods, chosen.method)}))
+        planned.append(methods.written_out(experiment.parse(varied)))
+        methods.check(planned[-1].method)
     return Plan(planned[0].name, key, values, planned)
 
 
@@ -148,8 +147,11 @@ def _write(swept: Sweep, folder: Path) -> None:
     figure.sweep(swept.key, dict(swept), swept.name, folder)
 
 
-def tabled(swept: Sweep) -> dict[str, tuple[Cells, list[Cells]]]:
-    """Heads and rows by title: a metric's accuracies, methods by values, then the differences from the reference."""
+def tabled(swept: Sweep, *, short: bool = False) -> dict[str, tuple[Cells, list[Cells]]]:
+    """Heads and rows by title: a metric's accuracies, methods by values, then the differences from the reference.
+
+    `short`: only the corrected p.
+    """
     known = dict.fromkeys(row.method for one in swept.found for row in one.rows)
     by_value = {value: {row.method: row for row in one.rows} for value, one in swept}
     heads = [swept.key, *by_value]
@@ -162,27 +164,31 @@ def tabled(swept: Sweep) -> dict[str, tuple[Cells, list[Cells]]]:
     against = swept.found[0].against
     for metric in TESTED if len(known) > 1 else ():
         corrected = swept.corrected(metric)
-        cells = [[m, *(_difference(rows[m].differences.get(metric), corrected.get((value, m)))
+        cells = [[m, *(_difference(rows[m].differences[metric], corrected[value, m], short=short)
                        for value, rows in by_value.items())] for m in known if m != against]  # fmt: skip
-        tables[f"{comparison_text.HEADINGS[metric]} less that of {against}, in brackets p"] = heads, cells
+        title = f"{comparison_text.HEADINGS[metric]} less that of {against}, in brackets p"
+        tables[title + (" corrected" if short else " and p corrected")] = heads, cells
     return tables
 
 
-def _difference(one: Difference | None, corrected: float | None) -> str:
-    if one is None:
-        return "-"
+def _difference(one: Difference, corrected: float | None, *, short: bool) -> str:
     words, _ = comparison_text.difference(one)
-    return words + ("" if corrected is None else f" ({corrected:.2g})")
+    return (
+        words if corrected is None else words + (f" ({corrected:.2g})" if short else f" ({one.p:.2g}; {corrected:.2g})")
+    )
 
 
 def notes(swept: Sweep) -> list[str]:
     """What a reader has to know: how to read the tables, and what the data said at which value."""
     seeds = len(swept.found[0].seeds)
     text = [f"- {seeds} {'seed' if seeds == 1 else 'seeds'}; ± is half a 95 % interval (Student's t over seeds)."]
-    if seeds > 1:
+    tested = sum(len(one.rows) - 1 for one in swept.found)
+    if seeds > 1 and tested:
+        least = stats.least_p(seeds)
         text.append(
-            f"- p: two-sided, by flipping the signs of whole seeds (with {seeds} seeds not below "
-            f"{stats.least_p(seeds):.2g}), corrected for all methods at all values of a table together (Holm)."
+            f"- p: two-sided, by flipping the signs of whole seeds; with {seeds} seeds it cannot be below {least:.2g}. "
+            f"Corrected for the {tested} differences of a table together (Holm) it cannot be below "
+            f"{min(1.0, tested * least):.2g}."
         )
     if any(row.state == "after_training" for one in swept.found for row in one.rows):
         after = dict.fromkeys(r.method for one in swept.found for r in one.rows if r.state == "after_training")
