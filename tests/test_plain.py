@@ -45,6 +45,15 @@ def test_data_of_another_source_replace_the_base_s(tmp_path: Path) -> None:
     assert found["partition"] == presets.settings("quickstart")["partition"]
 
 
+def test_settings_of_another_method_replace_the_base_s_and_scenes_need_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text('like = "ablation_experts"\n[method.moap_random]\nmethod = "pfedmma"\nrank = 4\n')
+    assert presets.settings(str(file))["method"]["moap_random"] == {"method": "pfedmma", "rank": 4}
+    assert plain.laid_over({"data": {"shots": 4}}, {"data": {"source": "scenes", "styles": ["fog"]}}) == {
+        "data": {"shots": 4, "source": "scenes", "styles": ["fog"]}
+    }
+
+
 def test_only_the_nearest_sweep_counts(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('like = "ablation_shots"\n[sweep]\nrounds = [1, 2]\n')

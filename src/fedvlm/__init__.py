@@ -1,6 +1,5 @@
 """Personalised federated fine-tuning of vision-language models.
 
-from fedvlm import plain
 import fedvlm
 results = fedvlm.run("quickstart", rounds=5, methods=["zero_shot", "pfedmma"])
 results.rows            # the table

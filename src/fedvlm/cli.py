@@ -101,12 +101,12 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/sweep-NAME-SETTING.")] = None,
     against: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "",
     processes: Annotated[int, typer.Option(min=1, help="Points played at the same time.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a sweep that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the values that are there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final tables.")] = False,
 ) -> None:
     """Compare methods at several values of one setting: shots, clients, participation, a method's rank.
 
-    Started again, it goes on where it was; values, methods and seeds may be added.
+    Started again, it goes on where it was; values, methods and seeds may be added. Exit code 1: a value failed.
     """
     from fedvlm.results import grid
     from fedvlm.results import sweep as sweeping
@@ -120,8 +120,9 @@ def sweep(
     for title, (heads, rows) in sweeping.tabled(swept, short=True).items():
         console.print()
         console.print(grid.terminal(heads, rows, title))
-    console.print("\n" + "\n".join(sweeping.notes(swept)), highlight=False, markup=False)
+    console.print("\n" + "\n".join(f"- {note}" for note in sweeping.notes(swept)), highlight=False, markup=False)
     console.print(f"\nwritten: {folder}/sweep.md, .csv, .tex, .json, .png", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if swept.failed else 0)
 
 
 @app.command("methods")

@@ -189,7 +189,8 @@ class PartitionSection(Section):
     one_domain_each: bool = False
     """`pathological`/`iid`/`dirichlet`/`quantity`: client i sees only domain i mod D."""
     min_images: Count = 1
-    """Clients with fewer usable images are left out (`natural`); `dirichlet` draws again below it in training ones."""
+    """Clients with fewer usable images are left out (`natural`); `dirichlet`, `quantity` and uneven `domain` draw again
+    below it in training ones."""
     min_test: Annotated[int, Field(ge=0)] = 0
     """`dirichlet`, `quantity` and uneven `domain`: draw again below so many own test images; who trains on what depends
     on the test images only if it is set."""
@@ -304,7 +305,10 @@ def parse(settings: dict[str, Any]) -> Experiment:
     A `[data]` table without a source that has only settings of drawn scenes changes the default data.
     """
     if "sweep" in settings:
-        raise FedvlmError("these settings have a [sweep], one setting at several values: play them with fedvlm sweep")
+        keys = ", ".join(settings["sweep"]) if isinstance(settings["sweep"], dict) else settings["sweep"]
+        raise FedvlmError(
+            f"these settings have a [sweep] over {keys}: play them with fedvlm sweep, or set it to one value"
+        )
     data = settings.get("data")
     if isinstance(data, dict) and "source" not in data and data.keys() <= ScenesData.model_fields.keys():
         settings = settings | {"data": {"source": "scenes", **data}}

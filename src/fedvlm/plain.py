@@ -24,11 +24,16 @@ def read(path: Path) -> dict[str, Any]:
 def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Settings with `key=value` words laid over them. Lists may be written `a,b,c`."""
     result = copy.deepcopy(settings)
+    swept = result.get("sweep")
     for word in words:
         path, sign, text = (part.strip() for part in word.partition("="))
         if not sign or not path:
             raise FedvlmError(f"'{word}' is not of the form key=value")
-        put(result, path, _value(text, is_list=path in _LISTS))
+        if path.split(".")[0] == "sweep":
+            raise FedvlmError(f"'{word}': what is swept is changed by fedvlm sweep --over KEY=VALUE,VALUE")
+        if isinstance(swept, dict) and path in swept:
+            result.pop("sweep", None)  # one of its values instead
+        put(result, path, _value(text, is_list=path in LISTS))
     return result
 
 
@@ -53,23 +58,36 @@ def several(word: str) -> tuple[str, list[Any]]:
 def text(value: Any) -> str:
     """A value as it is written in `key=value`."""
     if isinstance(value, list):
-        return ",".join(map(text, value))
+        return ",".join(map(text, value)) or "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Tables in tables as one, by `table.key`."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        result |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return result
+
+
 def laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Plain settings with others laid over them, table by table. Data of another source replace the base's."""
+    """Plain settings with others laid over them, table by table.
+
+    Data of another source and the settings of another method replace those of the base.
+    """
     result = base | own
     for key, value in own.items():
         there = base.get(key)
         if not (isinstance(there, dict) and isinstance(value, dict)):
             continue
-        if "source" not in value or value["source"] == there.get("source"):
+        if all(value.get(kind, there.get(kind, usual)) == there.get(kind, usual) for kind, usual in _KINDS.items()):
             result[key] = laid_over(there, value)
     return result
 
 
-_LISTS = ("methods", "seeds", "faults", "data.styles", "data.include", "data.exclude")
+_KINDS = {"source": "scenes", "method": None}
+"""What decides which settings a table may have, and what it is where nothing is said."""
+LISTS = ("methods", "seeds", "faults", "data.styles", "data.include", "data.exclude")
 
 
 def _value(text: str, *, is_list: bool) -> Any:

@@ -45,6 +45,8 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise FedvlmError(f"{path} is like itself: " + " -> ".join(each.name for each in (*above, path)))
     own = {"name": path.stem} | plain.read(path)
+    if isinstance(own.get("sweep"), dict):
+        own["sweep"] = plain.flat(own["sweep"])  # data.shots = [1, 2] is a table in a table
     like = own.pop("like", None)
     if like is None:
         return own

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm import durable, methods
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment
 from fedvlm.results import comparison, figure
 from fedvlm.results.comparison import Comparison, Target
@@ -33,13 +33,11 @@ def compare(
 
     Raises `FedvlmError` for what `run` refuses and for points that failed; those that are finished stay.
     """
-    reference = against or ("zero_shot" if "zero_shot" in experiment.methods else experiment.methods[0])
-    if reference not in experiment.methods:
-        comparison.compare(experiment.name, {name: {} for name in experiment.methods}, reference)
+    chosen = reference(experiment, against)
     done = run(experiment, folder, resume=True, overwrite=overwrite, reporter=reporter, processes=processes)
     # With faults a method is called otherwise.
-    reference = dict(zip(experiment.methods, done.points, strict=True))[reference]
-    found = comparison.compare(experiment.name, done.points, reference, target)
+    chosen = dict(zip(experiment.methods, done.points, strict=True))[chosen]
+    found = comparison.compare(experiment.name, done.points, chosen, target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
     notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
     found = replace(found, notes=notes)
@@ -48,6 +46,15 @@ def compare(
     durable.write_json(folder / "compare.json", found.as_json())
     figure.tradeoff(found, folder)
     return found
+
+
+def reference(experiment: Experiment, against: str | None) -> str:
+    """The method that the others are compared with. Raises `FedvlmError` if it is not among them."""
+    names = experiment.methods
+    chosen = against or ("zero_shot" if "zero_shot" in names else names[0])
+    if chosen not in names:
+        raise FedvlmError(f"--against '{chosen}' is not compared{nearest(chosen, names)}: {', '.join(names)}")
+    return chosen
 
 
 def drawn(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedvlm.errors import FedvlmError, nearest
 from fedvlm.results import statistics as stats
 from fedvlm.results.statistics import Estimate
 from fedvlm.training.metrics import harmonic_mean
@@ -83,9 +82,7 @@ class Comparison:
 
 
 def compare(name: str, results: Results, against: str, target: Target | None = None) -> Comparison:
-    """Raises `FedvlmError` if `against` is not among the methods."""
-    if against not in results:
-        raise FedvlmError(f"--against '{against}' is not compared{nearest(against, results)}: {', '.join(results)}")
+    """The comparison of finished results; `against`: one of the methods."""
     seeds = sorted(next(iter(results.values())))
     points = {method: [by_seed[seed] for seed in seeds] for method, by_seed in results.items()}
     values = {method: _values(each) for method, each in points.items()}

@@ -18,6 +18,8 @@ HEADINGS = {
     "local": "Local", "base": "Base", "novel": "Novel", "hm": "HM", "worst_tenth": "Worst 10%", "ece": "ECE",
     "tuned": "HM tuned", "weight": "weight", "area": "Area",
 }  # fmt: skip
+REACHED = ("rounds_to_target", "bytes_to_target")
+"""The last columns of the CSV."""
 PLAIN = ("weight",)
 """Values that are no per cents."""
 
@@ -80,7 +82,7 @@ def records(found: Comparison) -> list[dict[str, str]]:
     return [
         {"method": row.method, "state": row.state, "seed": str(seed)}
         | {name: _number(name, each[place]) for name, each in row.values.items()}
-        | {"rounds_to_target": _blank(row.rounds[place]), "bytes_to_target": _blank(row.total_bytes[place])}
+        | dict(zip(REACHED, [_blank(row.rounds[place]), _blank(row.total_bytes[place])], strict=True))
         for row in found.rows
         for place, seed in enumerate(found.seeds)
     ]
@@ -89,8 +91,7 @@ def records(found: Comparison) -> list[dict[str, str]]:
 def lines_of(table: Sequence[dict[str, str]]) -> str:
     """CSV of records, a column for every key of any of them."""
     columns = list(dict.fromkeys(name for record in table for name in record))
-    # What happened on the way stays behind what was measured.
-    columns.sort(key=lambda name: name.endswith("_to_target"))
+    columns.sort(key=REACHED.__contains__)
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()

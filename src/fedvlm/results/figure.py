@@ -105,23 +105,29 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
 def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
     """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
 
-    Values stand at equal distances, as they are written. The first `most` methods are in colour and the others grey.
+    Values stand at equal distances, as they are written. The reference and the methods of largest mean HM, `most` in
+    all, are in colour, the others grey.
     """
-    rows = [{row.method: row for row in one.rows} for one in found.values()]
-    panels = {m: n for m, n in (_PANELS | {"hm": "HM"}).items() if any(m in row.values for row in rows[0].values())}
+    by_value = [{row.method: row for row in one.rows} for one in found.values()]
+    against = next(iter(found.values())).against
+    best = sorted(by_value[0], key=lambda m: (m != against, -np.mean([rows[m].values["hm"] for rows in by_value])))[
+        :most
+    ]
+    panels = {m: n for m, n in (_PANELS | {"hm": "HM"}).items()
+              if any(m in row.values for rows in by_value for row in rows.values())}  # fmt: skip
     figure = Figure(figsize=(3.4 * len(panels) + 1.8, 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (metric, name) in zip(axes, panels.items(), strict=True):
-        for position, method in enumerate(rows[0]):
-            estimates = [each[method].estimate(metric) for each in rows]
-            # Side by side, or intervals hide each other.
-            offset = 0.05 * (position - (len(rows[0]) - 1) / 2) / max(1, len(rows[0]) / 8)
-            there = [(place + offset, one) for place, one in enumerate(estimates) if one is not None]
+        for method in by_value[0]:
+            values = [(place, one) for place, rows in enumerate(by_value) if (one := rows[method].estimate(metric))]
             style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
-            if position < most:
-                style = {"color": _COLOURS[position], "linewidth": 1.4, "label": method}
-            panel.errorbar([x for x, _ in there], [100 * one.mean for _, one in there], markersize=3.5, marker="o",
-                           yerr=[100 * (one.half or 0.0) for _, one in there], elinewidth=0.8, **style)  # fmt: skip
+            offset = 0.0
+            if method in best:
+                offset = 0.05 * (best.index(method) - (len(best) - 1) / 2)  # side by side, or intervals hide each other
+                style = {"color": _COLOURS[best.index(method)], "linewidth": 1.4, "label": method}
+                style["yerr"] = [100 * (one.half or 0.0) for _, one in values]
+            panel.errorbar([place + offset for place, _ in values], [100 * one.mean for _, one in values],
+                           marker="o", markersize=3.5, elinewidth=0.8, **style)  # fmt: skip
         low, high = panel.get_ylim()
         panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
         panel.set_xticks(range(len(found)), list(found))

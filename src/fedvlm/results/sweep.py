@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ from fedvlm.results import compare as comparing
 from fedvlm.results import comparison_text, figure, grid
 from fedvlm.results import statistics as stats
 from fedvlm.results.comparison import Comparison, Difference
+from fedvlm.results.comparison_text import HEADINGS
 from fedvlm.results.grid import Cells
 from fedvlm.results.progress import Reporter
 
 SHOWN = ("hm", "local", "base", "novel", "tuned")
 """What is tabled, in this order."""
-TESTED = ("hm", "local")
-FIXED = ("methods", "seeds", "name", "compute", "faults")
+SUBTRACTED = ("hm", "local")
+"""What the differences from the reference are tabled of."""
+FIXED = ("methods", "seeds", "name", "compute")
 """What is not swept: all values have these in common, or they change no result."""
+
+Tables = dict[str, tuple[Cells, list[Cells]]]
+"""Heads and rows by title."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Sweep:
     key: str
     values: list[Any]
     found: list[Comparison]
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why a value has no comparison, by value as it is written."""
 
     def __iter__(self) -> Iterator[tuple[str, Comparison]]:
         """Values as they are written, and what was found at them."""
@@ -55,48 +62,72 @@ class Sweep:
         return stats.holm(raw)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, per value and seed; `corrected` in a comparison is for its own methods only."""
-        parts = [{"value": value} | one.as_json() for value, one in zip(self.values, self.found, strict=True)]
-        tested = {
+        """Everything, per value and seed. `corrected` in a comparison is for its own methods, the other one for all."""
+        over_all = {
             metric: [
                 {"value": value, "method": method, "p": p} for (value, method), p in self.corrected(metric).items()
             ]
-            for metric in TESTED
+            for metric in SUBTRACTED
         }
-        return {"name": self.name, "key": self.key, "comparisons": parts, "corrected": tested}
+        parts = [{"value": value} | one.as_json() for value, one in self]
+        return {"name": self.name, "key": self.key, "comparisons": parts, "corrected_over_values": over_all,
+                "failed": self.failed}  # fmt: skip
 
 
-def plan(settings: dict[str, Any], words: Sequence[str], over: str = "") -> Plan:
+def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> Plan:
     """The sweep that `over` (`key=a,b,c`) asks for, or else the settings' own table `[sweep]`.
 
-    Raises `FedvlmError` if there is none or more than one, for fewer than two values, and for a value that is invalid.
+    Raises `FedvlmError` if there is none or more than one, for fewer than two values, for a value that is invalid, and
+    for values that make no difference to these methods.
     """
     settings = dict(settings)
     own = settings.pop("sweep", {})
-    if over:
-        own = dict([plain.several(over)])
-    if not isinstance(own, dict) or len(own) != 1:
-        raise FedvlmError(
-            'one setting with its values is swept: --over data.shots=1,2,4, or a table [sweep] with "data.shots" = '
-            f"[1, 2, 4]; here is {listed(own) if isinstance(own, dict) and own else 'none'}"
-        )
-    ((key, values),) = own.items()
-    texts = [plain.text(value) for value in values] if isinstance(values, list) else []
-    if len(texts) < 2 or len(set(texts)) < len(texts):
-        raise FedvlmError(f"a sweep needs two or more different values of '{key}', not {values}")
+    key, values = plain.several(over) if over else _only(own)
+    values = [value if isinstance(value, list) or key not in plain.LISTS else [value] for value in values]
     if key.split(".")[0] in FIXED:
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
     if any(word.partition("=")[0].strip() == key for word in words):
         raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
-    if len({_folder(key, text) for text in texts}) < len(texts):
-        raise FedvlmError(f"two of {values} would have the same folder, {_folder(key, texts[0])}")
-    planned = []
+    if len(values) < 2:
+        raise FedvlmError(f"a sweep needs two or more values of '{key}', not {values}")
+    planned: list[Experiment] = []
     for value in values:
         varied = plain.override(settings, words)
         plain.put(varied, key, value)
         planned.append(methods.written_out(experiment.parse(varied)))
         methods.check(planned[-1].method)
+    if planned[0].faults or key == "faults":
+        raise FedvlmError("a sweep is of right runs only: fedvlm audit says what faults are worth")
+    _distinct(key, [plain.text(value) for value in values], planned)
     return Plan(planned[0].name, key, values, planned)
+
+
+def _only(table: Any) -> tuple[str, list[Any]]:
+    """The one setting of a table `[sweep]`."""
+    if not isinstance(table, dict) or len(table) != 1 or not isinstance(next(iter(table.values())), list):
+        raise FedvlmError(
+            "one setting with its values is swept: --over data.shots=1,2,4, or a table [sweep] with data.shots = "
+            f"[1, 2, 4]; here is {listed(table) if isinstance(table, dict) and table else 'none'}"
+        )
+    ((key, values),) = table.items()
+    return key, values
+
+
+def _distinct(key: str, texts: Sequence[str], planned: Sequence[Experiment]) -> None:
+    """Refuse values that are the same experiment for these methods, or would have the same folder."""
+    seen: dict[tuple[object, ...], str] = {}
+    for text, one in zip(texts, planned, strict=True):
+        built = [methods.build(name, one.method) for name in one.methods]
+        each = (one.basis(), *((method.name, method.config.model_dump_json()) for method in built))
+        if each in seen:
+            raise FedvlmError(f"'{key}': {seen[each]} and {text} make no difference to {listed(one.methods)}")
+        seen[each] = text
+    if len({_folder(key, text) for text in texts}) < len(texts):
+        raise FedvlmError(f"'{key}': two of {', '.join(texts)} would have the same folder")
+
+
+def _folder(key: str, text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={text}")
 
 
 def sweep(
@@ -108,97 +139,102 @@ def sweep(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Sweep:
-    """Play what is missing, a folder for each value, and write the tables and the picture of all.
+    """Play what is missing, a folder for each value, then write the tables and the picture of all.
 
-    Raises `FedvlmError` after the last value if any of them failed; the others are finished and tabled then.
+    A value that fails costs no other. Raises `FedvlmError` if all of them fail, or if another setting was swept in
+    `folder`.
     """
-    values, found, failed = [], [], []
+    comparing.reference(planned.experiments[0], against)
+    before = durable.read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {"key": planned.key}
+    if before["key"] != planned.key:
+        raise FedvlmError(f"{folder} holds a sweep of '{before['key']}': choose another --out for '{planned.key}'")
+    swept = Sweep(planned.name, planned.key, [], [])
     for value, chosen in zip(planned.values, planned.experiments, strict=True):
-        shown = f"{planned.key}={plain.text(value)}"
-        place = folder / _folder(planned.key, plain.text(value))
-        named = chosen.model_copy(update={"name": f"{chosen.name} {shown}"})
+        text = plain.text(value)
+        named = chosen.model_copy(update={"name": f"{chosen.name} {planned.key}={text}"})
         try:
-            done = comparing.compare(named, place, against=against, processes=processes, overwrite=overwrite,
-                                     reporter=reporter)  # fmt: skip
+            found = comparing.compare(named, folder / _folder(planned.key, text), against=against,
+                                      processes=processes, overwrite=overwrite, reporter=reporter)  # fmt: skip
         except FedvlmError as error:
-            failed.append(f"{shown}: {error}")
+            swept.failed[text] = str(error)
             continue
-        values.append(value)
-        found.append(done)
-        _write(Sweep(planned.name, planned.key, values, found), folder)
-    if failed:
-        raise FedvlmError("\n".join(failed))
-    return Sweep(planned.name, planned.key, values, found)
-
-
-def _folder(key: str, value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={value}")
+        swept.values.append(value)
+        swept.found.append(found)
+    if not swept.found:
+        raise FedvlmError("\n".join(f"{planned.key}={text}: {error}" for text, error in swept.failed.items()))
+    _write(swept, folder)
+    return swept
 
 
 def _write(swept: Sweep, folder: Path) -> None:
-    tables = tabled(swept)
+    tables, told = tabled(swept), notes(swept)
     text = [f"# {swept.name}: {swept.key}", "", *(f"{title}\n\n{grid.markdown(*t)}\n" for title, t in tables.items())]
-    durable.write_text(folder / "sweep.md", "\n".join([*text, *notes(swept)]) + "\n")
+    durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in told)]) + "\n")
     latex = [f"% {title}\n{grid.latex(*table)}\n" for title, table in tables.items()]
-    durable.write_text(folder / "sweep.tex", "\n".join(latex))
+    durable.write_text(folder / "sweep.tex", "\n".join([*latex, *(f"% {note}" for note in told)]) + "\n")
     records = [{swept.key: value} | record for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", comparison_text.lines_of(records))
     durable.write_json(folder / "sweep.json", swept.as_json())
     figure.sweep(swept.key, dict(swept), swept.name, folder)
 
 
-def tabled(swept: Sweep, *, short: bool = False) -> dict[str, tuple[Cells, list[Cells]]]:
-    """Heads and rows by title: a metric's accuracies, methods by values, then the differences from the reference.
-
-    `short`: only the corrected p.
-    """
-    known = dict.fromkeys(row.method for one in swept.found for row in one.rows)
+def tabled(swept: Sweep, *, short: bool = False) -> Tables:
+    """A metric's accuracies, methods by values, then the differences from the reference; `short`: p not corrected."""
     by_value = {value: {row.method: row for row in one.rows} for value, one in swept}
+    first = swept.found[0]
     heads = [swept.key, *by_value]
-    tables: dict[str, tuple[Cells, list[Cells]]] = {}
-    for metric in SHOWN:
-        if any(metric in row.values for rows in by_value.values() for row in rows.values()):
-            cells = [[m, *(comparison_text.accuracy(metric, rows[m].estimate(metric)) for rows in by_value.values())]
-                     for m in known]  # fmt: skip
-            tables[comparison_text.HEADINGS[metric]] = heads, cells
-    against = swept.found[0].against
-    for metric in TESTED if len(known) > 1 else ():
-        corrected = swept.corrected(metric)
-        cells = [[m, *(_difference(rows[m].differences[metric], corrected[value, m], short=short)
-                       for value, rows in by_value.items())] for m in known if m != against]  # fmt: skip
-        title = f"{comparison_text.HEADINGS[metric]} less that of {against}, in brackets p"
-        tables[title + (" corrected" if short else " and p corrected")] = heads, cells
+    tables: Tables = {}
+    for metric in (name for name in SHOWN if any(name in row.values for one in swept.found for row in one.rows)):
+        tables[HEADINGS[metric]] = heads, [
+            [row.method, *(comparison_text.accuracy(metric, rows[row.method].estimate(metric))
+                           for rows in by_value.values())]
+            for row in first.rows
+        ]  # fmt: skip
+    if len(first.rows) < 2:
+        return tables
+    brackets = "" if len(first.seeds) == 1 else ", in brackets p" if short else ", in brackets p; corrected"
+    for metric in SUBTRACTED:
+        over_all = swept.corrected(metric)
+        tables[f"{HEADINGS[metric]} less that of {first.against}{brackets}"] = heads, [
+            [row.method, *(_difference(rows[row.method].differences[metric], None if short else
+                                       over_all[value, row.method]) for value, rows in by_value.items())]
+            for row in first.rows if row.method != first.against
+        ]  # fmt: skip
     return tables
 
 
-def _difference(one: Difference, corrected: float | None, *, short: bool) -> str:
+def _difference(one: Difference, corrected: float | None) -> str:
     words, _ = comparison_text.difference(one)
-    return (
-        words if corrected is None else words + (f" ({corrected:.2g})" if short else f" ({one.p:.2g}; {corrected:.2g})")
-    )
+    if one.p is None:
+        return words
+    return f"{words} ({one.p:.2g})" if corrected is None else f"{words} ({one.p:.2g}; {corrected:.2g})"
 
 
 def notes(swept: Sweep) -> list[str]:
     """What a reader has to know: how to read the tables, and what the data said at which value."""
-    seeds = len(swept.found[0].seeds)
-    text = [f"- {seeds} {'seed' if seeds == 1 else 'seeds'}; ± is half a 95 % interval (Student's t over seeds)."]
-    tested = sum(len(one.rows) - 1 for one in swept.found)
+    rows = [row for one in swept.found for row in one.rows]
+    seeds, tested = len(swept.found[0].seeds), len(rows) - len(swept.found)
+    text = [f"{swept.key}={value} failed: {error}" for value, error in swept.failed.items()]
+    if seeds == 1:
+        text.append("One seed: no intervals, no tests.")
+    else:
+        text.append(f"{seeds} seeds; ± is half a 95 % interval (Student's t over seeds).")
     if seeds > 1 and tested:
         least = stats.least_p(seeds)
         text.append(
-            f"- p: two-sided, by flipping the signs of whole seeds; with {seeds} seeds it cannot be below {least:.2g}. "
-            f"Corrected for the {tested} differences of a table together (Holm) it cannot be below "
+            f"p: two-sided, by flipping the signs of whole seeds; with {seeds} seeds it cannot be below {least:.2g}, "
+            f"and corrected for the {tested} differences of a table together (Holm) not below "
             f"{min(1.0, tested * least):.2g}."
         )
-    if any(row.state == "after_training" for one in swept.found for row in one.rows):
-        after = dict.fromkeys(r.method for one in swept.found for r in one.rows if r.state == "after_training")
-        text.append(
-            f"- Measured after local training, as published: {listed(after, 40)}; the others after aggregation."
-        )
+    if len({tuple(name for name in ("local", "base", "novel") if name in row.values) for row in rows}) > 1:
+        text.append("HM is of those of Local, Base and Novel that a value has: not the same for all values here.")
+    after = dict.fromkeys(row.method for row in rows if row.state == "after_training")
+    if after:
+        text.append(f"Measured after local training, as published: {listed(after, 40)}; the others after aggregation.")
     by_note: dict[str, list[str]] = {}
     for value, one in swept:
         for note in one.notes:
             by_note.setdefault(note, []).append(value)
     for note, values in by_note.items():
-        text.append(f"- {note}" if len(values) == len(swept.found) else f"- At {', '.join(values)}: {note}")
+        text.append(note if len(values) == len(swept.found) else f"At {', '.join(values)}: {note}")
     return text
