@@ -73,3 +73,18 @@ def test_python_in_the_documentation_compiles(page: str) -> None:
     path = ROOT / page if page == "README.md" else ROOT / "docs" / page
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
         compile(block, page, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files exist, and headings that are linked to are there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
