@@ -26,9 +26,7 @@ def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     result = copy.deepcopy(settings)
     swept = result.get("sweep")
     for word in words:
-        path, sign, text = (part.strip() for part in word.partition("="))
-        if not sign or not path:
-            raise FedvlmError(f"'{word}' is not of the form key=value")
+        path, text = _parts(word, "key=value")
         if path.split(".")[0] == "sweep":
             raise FedvlmError(f"'{word}': what is swept is changed by fedvlm sweep --over KEY=VALUE,VALUE")
         if isinstance(swept, dict) and path in swept:
@@ -49,10 +47,15 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
 
 def several(word: str) -> tuple[str, list[Any]]:
     """`key=a,b,c` as the key and its values."""
+    path, text = _parts(word, "key=value,value")
+    return path, _value(text, is_list=True)
+
+
+def _parts(word: str, form: str) -> tuple[str, str]:
     path, sign, text = (part.strip() for part in word.partition("="))
     if not sign or not path:
-        raise FedvlmError(f"'{word}' is not of the form key=value,value")
-    return path, _value(text, is_list=True)
+        raise FedvlmError(f"'{word}' is not of the form {form}")
+    return path, text
 
 
 def text(value: Any) -> str:
