@@ -26,7 +26,23 @@ def settings(name: str) -> dict[str, Any]:
     return experiment.parse(presets.settings(name)).resolved()
 
 
-@pytest.mark.parametrize("name", [*DRAWN, *SWEPT])
+@pytest.mark.parametrize("name", DRAWN)
+def test_data_clients_and_rounds_are_those_of_the_quickstart(name: str) -> None:
+    ours, quick = settings(name), settings("quickstart")
+    late = ours["partition"].pop("late")
+    assert late == (["glitch"] if name == "newcomer" else 0)
+    assert quick["partition"].pop("late") == 0
+    for key in ("data", "partition", "rounds", "participation", "views", "model"):
+        assert ours[key] == quick[key], key
+    for key, value in ours["method"]["all"].items():
+        assert value == quick["method"]["all"].get(key, 1), key
+    for method in ("coop", "promptfl", "local_mma", "fedmma", "pfedmma"):
+        assert ours["method"].get(method, quick["method"][method]) == quick["method"][method]
+    moap = ours["method"].get("pfedmoap", {})
+    assert {k: v for k, v in moap.items() if k != "gate_width"}.items() <= quick["method"]["pfedmoap"].items()
+
+
+@pytest.mark.parametrize("name", SWEPT)
 def test_what_a_preset_does_not_say_is_as_in_the_one_that_it_is_like(name: str) -> None:
     own = plain.read(presets.FOLDER / f"{name}.toml")
     base, found = presets.settings(own["like"]), presets.settings(name)

@@ -47,8 +47,8 @@ def test_a_preset_is_valid_and_says_how_to_run_it(name: str) -> None:
     for method in found.methods:
         methods.build(method, found.method)
     settings = presets.settings(name)
-    verbs = ["sweep"] if "sweep" in settings else ["run", "compare"]
-    assert any(presets.about(name).startswith(f"fedvlm {verb} {name}") for verb in verbs)
+    verb = "sweep" if "sweep" in settings else "compare" if name.startswith("ablation_") else "run"
+    assert presets.about(name).startswith(f"fedvlm {verb} {name}")
     assert len(presets.about(name).splitlines()) >= 2
     if "sweep" in settings:
         assert len(sweep.plan(settings, []).experiments) >= 3
@@ -68,6 +68,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "pacs": {"kind": "domain", "clients_per_domain": 5},
     "leave_one_domain_out": {"rounds": 25, "participation": 0.5, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 5, "late": ["webcam"], "model": "openai/clip-vit-base-patch16"},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["newcomer", "ablation_experts", "ablation_sharing", "ablation_adapter"])
+def test_rates_said_to_be_the_quickstart_s_are(name: str) -> None:
+    there, here = (presets.settings(each)["method"] for each in ("quickstart", name))
+    rates = {
+        m: {key: table[key] for key in ("lr", "gate_lr") if key in table} for m, table in here.items() if m in there
+    }
+    assert rates == {m: {key: there[m][key] for key in each} for m, each in rates.items()}
+    assert rates["pfedmma" if "pfedmma" in rates else "pfedmoap"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

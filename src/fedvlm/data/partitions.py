@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,6 +66,9 @@ def deal(deck: Deck, section: PartitionSection, seed: int) -> Dealt:
         return _pathological(deck, section, seed)
     if section.kind in ("dirichlet", "pachinko", "quantity") and section.alpha is None:
         raise FedvlmError(f'partition.kind = "{section.kind}" needs partition.alpha (the papers use 0.1 to 0.5)')
+    if section.kind == "quantity":  # NIID-Bench's quantity skew: `dirichlet`, as if all images were of one class
+        train, test = (replace(pool, label=np.zeros_like(pool.label)) for pool in (deck.train, deck.test))
+        deck = replace(deck, train=train, test=test, classes=1)
     dealt = Dealt(_nobody(deck.train), _nobody(deck.test), client_domains(deck.domains, section))
     for domain in sorted(set(dealt.domains)):
         _deal_domain(deck, domain, dealt, section, seed)
@@ -89,18 +92,17 @@ def _deal_domain(deck: Deck, domain: int, dealt: Dealt, section: PartitionSectio
         dealt.train[train] = clients[_even(len(train), len(clients), draws[0])]
         dealt.test[test] = clients[_even(len(test), len(clients), draws[1])]
         return
-    is_of_size = section.kind == "quantity"  # NIID-Bench's quantity skew: all images are dealt as if of one class
-    labels, test_labels = (np.zeros_like(part) if is_of_size else pool.label[part]
-                           for pool, part in ((deck.train, train), (deck.test, test)))  # fmt: skip
-    totals, tests = (np.bincount(each, minlength=1 if is_of_size else deck.classes) for each in (labels, test_labels))
+    totals, tests = (
+        np.bincount(pool.label[part], minlength=deck.classes) for pool, part in ((deck.train, train), (deck.test, test))
+    )
     shares, short = suiting_shares(
         totals, len(clients), section.alpha, section.min_images,
         lambda attempt: stream(seed, "partition", name, "shares", attempt), cap=section.cap,
         tests=tests, least_tests=section.min_test,
     )  # fmt: skip
-    kinds = ((dealt.train, labels, train, section.min_images), (dealt.test, test_labels, test, section.min_test))
-    for (out, own, part, least), draw, moves in zip(kinds, draws[:2], draws[2:], strict=True):
-        owner = owners_by_shares(own, shares, draw)
+    kinds = ((dealt.train, deck.train, train, section.min_images), (dealt.test, deck.test, test, section.min_test))
+    for (out, pool, part, least), draw, moves in zip(kinds, draws[:2], draws[2:], strict=True):
+        owner = owners_by_shares(pool.label[part], shares, draw)
         moved = top_up(owner, len(clients), least, moves) if short else 0
         out[part] = clients[owner]
         if moved:

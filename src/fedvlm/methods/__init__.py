@@ -13,7 +13,7 @@ from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
 from fedvlm.methods.base import Method
 
-__all__ = ["Method", "build", "check", "expanded", "known"]
+__all__ = ["Method", "build", "check", "expanded", "known", "written_out"]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,19 +81,19 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> P
     Raises `FedvlmError` if there is none or more than one, for fewer than two values, for a value that is invalid, and
     for values that make no difference to these methods.
     """
-    settings = dict(settings)
-    own = settings.pop("sweep", {})
-    key, values = plain.several(over) if over else _only(own)
+    key, values = plain.several(over) if over else _only(settings.get("sweep", {}))
     values = [value if isinstance(value, list) or key not in plain.LISTS else [value] for value in values]
     if key.split(".")[0] in FIXED:
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
-    if any(word.partition("=")[0].strip() == key for word in words):
+    base = plain.override({**settings, "sweep": {key: values}}, words)
+    if "sweep" not in base:
         raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
+    del base["sweep"]
     if len(values) < 2:
         raise FedvlmError(f"a sweep needs two or more values of '{key}', not {values}")
     planned: list[Experiment] = []
     for value in values:
-        varied = plain.override(settings, words)
+        varied = copy.deepcopy(base)
         plain.put(varied, key, value)
         planned.append(methods.written_out(experiment.parse(varied)))
         methods.check(planned[-1].method)
