@@ -5,16 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint install install-dev clean
+.PHONY: demo test lint install install-dev clean
 
 demo: install
 	$(BIN)/fedvlm run quickstart --overwrite
 
 test: install-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
-
-test-slow: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -29,6 +29,26 @@ def test_run_prints_contract_then_progress_then_table(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+def test_names_and_paths_are_words_and_no_markup(tmp_path: Path) -> None:
+    """The review's cases: brackets and dollar signs ended in a traceback when the run was over."""
+    out = tmp_path / "a[" / "b]"
+    words = [*SMALL, "methods=zero_shot", r"name=[red]a$_{$b"]
+    for verb in ("run", "compare"):
+        done = call(verb, "quickstart", *words, "--out", str(out / verb))
+        assert done.returncode == 0, done.stderr
+        assert r"[red]a$_{$b" in done.stdout
+        assert str(out / verb) in done.stdout.replace("\n", "")
+        assert (out / verb / "rounds.png").exists()
+
+
+def test_a_method_that_diverges_is_told_and_the_exit_code_is_one(tmp_path: Path) -> None:
+    done = call("run", "quickstart", *SMALL, "method.pfedmma.lr=1e30", "--out", str(tmp_path / "r"))
+    assert done.returncode == 1, done.stderr
+    assert "zero_shot" in done.stdout
+    assert "lower the learning rate" in done.stdout.split("Worst 10%")[1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["methods", "presets"])
 def test_lists(verb: str) -> None:
     done = call(verb)
@@ -65,6 +85,19 @@ MISTAKES = [
     (["run", "quickstart", "compute.device=cuda:7"], "cannot be used here"),
     (["run", "quickstart", "data.styles=neonn"], "neon"),
     (["run", "quickstart", "partition.clients=21"], "20"),
+    (
+        ["run", "quickstart", "method.pfedmma.weight_decay=inf"],
+        "setting 'method.pfedmma.weight_decay': expected a finite number",
+    ),
+    (["run", "quickstart", "method.pfedmma.scale=inf"], "setting 'method.pfedmma.scale': expected a finite number"),
+    (["run", "quickstart", "partition.alpha=inf"], "setting 'partition.alpha': expected a finite number"),
+    (["run", "quickstart", "compute.cache_gib=1e300"], "setting 'compute.cache_gib': expected less than"),
+    (["run", "quickstart", "compute.threads=100000"], "setting 'compute.threads': expected less than or equal to 1024"),
+    (["run", "quickstart", "method.pfedmma.rank=1000000000", "methods=pfedmma"], "pfedmma: there is not enough memory"),
+    (["run", "quickstart", "name=../../x"], "setting 'name': expected a name for a folder"),
+    (["run", "quickstart", "name=[/red]"], "setting 'name': expected a name for a folder"),
+    (["run", "quickstart", "method.zero_shot.weight=1"], "unknown setting 'method.zero_shot.weight'"),
+    (["run", "quickstart", "method.pfedmoap.gate_width=63"], "setting 'method.pfedmoap': gate_width 63 is not"),
     (["verify", "/nowhere"], "holds no reference outputs"),
     (["verify", "/nowhere", "--path", "both"], "known: alone, together, stored, released, all"),
     (["verify", "/nowhere", "--device", "gpu"], "compute.device = 'gpu' cannot be used here"),

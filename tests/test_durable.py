@@ -29,10 +29,24 @@ def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
     durable.write_bytes(path, b"b")
     assert path.read_bytes() == b"b"
     assert names(path.parent) == ["file"]
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize(("private", "umask", "mode"), [(False, 0o022, 0o644), (False, 0o027, 0o640), (False, 0o077, 0o600),
+                                                        (True, 0o000, 0o600), (True, 0o022, 0o600)])  # fmt: skip
+def test_who_can_read_a_file(tmp_path: Path, private: bool, umask: int, mode: int) -> None:
+    """The umask decides, but for what belongs to clients."""
+    (tmp_path / "replaced").write_text("readable by all")
+    before = os.umask(umask)
+    try:
+        durable.write_bytes(tmp_path / "file", b"x", private=private)
+        durable.write_bytes(tmp_path / "replaced", b"x", private=private)
+        durable.append_line(tmp_path / "log", 1, private=private)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
@@ -119,7 +133,10 @@ def test_truncating_goes_back_to_an_earlier_length(tmp_path: Path) -> None:
         file.write(b'{"half a li')
     durable.truncate(path, length)
     assert path.read_bytes() == b"1\n"
-    durable.truncate(path, 100)
+    durable.truncate(path, length)
+    assert path.read_bytes() == b"1\n"
+    with pytest.raises(FedvlmError, match="has 2 bytes, but 100 were written"):
+        durable.truncate(path, 100)
     assert path.read_bytes() == b"1\n"
     durable.truncate(path, 0)
     assert path.read_bytes() == b""

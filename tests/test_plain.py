@@ -82,3 +82,10 @@ def test_what_cannot_be_like(case: str, tmp_path: Path) -> None:
 def test_values_are_read_as_they_are_written(values: list[Any]) -> None:
     words = "key=" + ",".join(plain.text(value) for value in values)
     assert plain.several(words) == ("key", values)
+
+
+def test_a_value_for_what_is_swept_takes_the_place_of_the_sweep() -> None:
+    base = {"rounds": 3, "data": {"source": "scenes", "styles": ["a"]}, "sweep": {"data.shots": [1, 2]}}
+    assert plain.with_tables(base, {"rounds": 4})["sweep"] == {"data.shots": [1, 2]}
+    chosen = plain.with_tables(base, {"data": {"shots": 2}})
+    assert chosen == {"rounds": 3, "data": {"source": "scenes", "styles": ["a"], "shots": 2}}

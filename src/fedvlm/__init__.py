@@ -32,9 +32,10 @@ def run(
 ) -> Results:
     """Run an experiment as the command line does, and give its results as objects.
 
-    `what` is a preset or a TOML file; `words` are `key=value` settings as on the command line; `settings` are
-    top-level ones as values (`rounds=5`, `seeds=[0, 1]`, `method={"pfedmma": {"lr": 0.01}}`; tables replace tables);
-    `processes` play that many points at once; a script calls this under `if __name__ == "__main__":` then.
+    `what` is a preset or a TOML file. `settings` are laid over it as values (`rounds=5`, `seeds=[0, 1]`,
+    `method={"pfedmma": {"lr": 0.01}}`), table by table, and `words` over both as `key=value` on the command line.
+    `processes` play that many points at once; a script calls this under `if __name__ == "__main__":` then. What was
+    promised before training is in `Results.contract`; the folders it names fill without a word while this is `quiet`.
     Raises `FedvlmError` with one message for any mistake.
     """
     from fedvlm import experiment, methods, plain, presets
@@ -44,6 +45,7 @@ def run(
     if processes > 1 and multiprocessing.parent_process() is not None:
         raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
                           "the script again")  # fmt: skip
-    chosen = methods.written_out(experiment.parse(plain.override(presets.settings(what) | settings, words)))
+    told = plain.override(plain.with_tables(presets.settings(what), settings), words)
+    chosen = methods.written_out(experiment.parse(told))
     folder = None if out is None else Path(out)
     return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet), processes=processes)

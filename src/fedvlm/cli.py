@@ -41,7 +41,8 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the final table.")] = False,
 ) -> None:
-    """Run an experiment: contract, progress, table, run folder."""
+    """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
+    from fedvlm.results import failure
     from fedvlm.results.progress import Reporter
     from fedvlm.results.runner import run as play
     from fedvlm.results.table import as_rich, late_as_rich
@@ -57,7 +58,8 @@ def run(
     if results.late:
         console.print()
         console.print(late_as_rich(results.late))
-    console.print(f"\nrun folder: {results.folder}", highlight=False, soft_wrap=True)
+    _say(console, "\n".join(["", *failure.told(results.failed), f"run folder: {results.folder}"]))
+    raise typer.Exit(1 if results.failed else 0)
 
 
 @app.command()
@@ -73,7 +75,8 @@ def compare(
 ) -> None:
     """Compare methods over seeds: intervals, trade-offs, paired tests. Started again, it goes on where it was.
 
-    Methods and seeds may be added to a comparison: what is finished is not played again.
+    Methods and seeds may be added to a comparison: what is finished is not played again. Exit code 1: a method has no
+    result with some seed.
     """
     from fedvlm.results import compare as comparing
     from fedvlm.results.comparison_text import as_rich, notes
@@ -90,7 +93,8 @@ def compare(
         console.print()
         console.print(shown)
     console.print("\n" + "\n".join(notes(found)), highlight=False, markup=False)
-    console.print(f"\nwritten: {folder}/compare.md, .csv, .tex, .json, tradeoff.png", highlight=False, soft_wrap=True)
+    _say(console, f"\nwritten: {folder}/compare.md, .csv, .tex, .json, tradeoff.png")
+    raise typer.Exit(1 if found.failed else 0)
 
 
 @app.command()
@@ -106,7 +110,8 @@ def sweep(
 ) -> None:
     """Compare methods at several values of one setting: shots, clients, participation, a method's rank.
 
-    Started again, it goes on where it was; values, methods and seeds may be added. Exit code 1: a value failed.
+    Started again, it goes on where it was; values, methods and seeds may be added. Exit code 1: a value or a method
+    failed.
     """
     from fedvlm.results import grid
     from fedvlm.results import sweep as sweeping
@@ -121,8 +126,8 @@ def sweep(
         console.print()
         console.print(grid.terminal(heads, rows, title))
     console.print("\n" + "\n".join(f"- {note}" for note in sweeping.notes(swept)), highlight=False, markup=False)
-    console.print(f"\nwritten: {folder}/sweep.md, .csv, .tex, .json, .png", highlight=False, soft_wrap=True)
-    raise typer.Exit(1 if swept.failed else 0)
+    _say(console, f"\nwritten: {folder}/sweep.md, .csv, .tex, .json, .png")
+    raise typer.Exit(0 if swept.complete else 1)
 
 
 @app.command("methods")
@@ -185,7 +190,7 @@ def partition(
     for note in federation.notes:
         console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
     draw_partition(federation, out)
-    console.print(f"digest {federation.digest()}\npicture {out}", highlight=False, soft_wrap=True)
+    _say(console, f"digest {federation.digest()}\npicture {out}")
 
 
 @app.command()
@@ -269,7 +274,7 @@ def bench(
         durable.write_json(out, report.as_json(rows))
         durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
     console.print(report.as_markdown(rows), highlight=False, soft_wrap=True)
-    console.print(f"columns without a name: this package; before them the released procedure. Written: {out}")
+    _say(console, f"columns without a name: this package; before them the released procedure. Written: {out}")
 
 
 @app.command()
@@ -344,7 +349,7 @@ def cache(
         shown.add_row(*map(escape, words), str(item.files), f"{item.size / 2**20:,.0f}", used)
     console.print(shown)
     total = sum(item.size for item in held)
-    console.print(f"{total / 2**20:,.0f} MiB in {store.root}", highlight=False, soft_wrap=True)
+    _say(console, f"{total / 2**20:,.0f} MiB in {store.root}")
     if clear:
         console.print(f"deleted {store.clear(only) / 2**20:,.0f} MiB", highlight=False)
 
@@ -361,11 +366,16 @@ def random_clip(
 
     clip = make(architecture, folder, tokenizer=tokenizer, seed=seed)
     numbers = sum(parameter.numel() for parameter in clip.parameters())
-    _console().print(f"{folder}: {architecture}, {numbers:,} random weights", highlight=False, soft_wrap=True)
+    _say(_console(), f"{folder}: {architecture}, {numbers:,} random weights")
 
 
 def _experiment(what: str, words: list[str] | None) -> experiment.Experiment:
     return methods.written_out(experiment.parse(plain.override(presets.settings(what), words or [])))
+
+
+def _say(console: Console, text: str) -> None:
+    """Words that hold a path or a name, as they are: brackets in them are no markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _console() -> Console:

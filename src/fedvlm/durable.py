@@ -6,18 +6,30 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import FedvlmError, StorageError
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_END = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically: a temporary file in the same folder, fsync, rename, fsync of the folder."""
+def _mode(private: bool) -> int:
+    """Access of a new file: its owner's alone, or as the umask says."""
+    return 0o600 if private else 0o666
+
+
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace `path` by `data` atomically: a temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    `private`: what belongs to clients; only the file's owner can read it, whatever the umask.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle = os.open(temporary, _NEW, _mode(private))
     except OSError as error:
         raise _explained(path, error) from error
     try:
@@ -25,24 +37,23 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _explained(path, error) from error
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Replace `path` by UTF-8 `text` atomically."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Replace `path` by indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
 def make_folder(path: Path) -> None:
@@ -66,12 +77,12 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def append_line(path: Path, value: Any, *, sync: bool = True) -> int:
+def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = False) -> int:
     """Append one JSON line, with `sync` durable on return; gives the file's new length in bytes."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        with os.fdopen(os.open(path, _END, _mode(private)), "ab") as file:
             file.write(line.encode())
             file.flush()
             if sync:
@@ -82,14 +93,23 @@ def append_line(path: Path, value: Any, *, sync: bool = True) -> int:
 
 
 def truncate(path: Path, length: int) -> None:
-    """Cut `path` back to `length` bytes (a missing file counts as empty)."""
+    """Cut `path` back to `length` bytes (a missing file counts as empty).
+
+    Raises `FedvlmError` if it is shorter: lines that were durable once are missing.
+    """
     try:
-        if path.exists() and path.stat().st_size > length:
+        found = path.stat().st_size if path.exists() else 0
+        if found > length:
             with path.open("rb+") as file:
                 file.truncate(length)
                 os.fsync(file.fileno())
     except OSError as error:
         raise _explained(path, error) from error
+    if found < length:
+        raise FedvlmError(
+            f"{path} has {found:,} bytes, but {length:,} were written: lines are missing. Put the file back as it was, "
+            "or start the run again with --overwrite"
+        )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -100,7 +120,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _explained(path: Path, error: OSError) -> FedvlmError:
+def _explained(path: Path, error: OSError) -> StorageError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space, then continue with --resume",
         errno.EACCES: "no permission to write there: choose another folder with --out",
@@ -109,4 +129,4 @@ def _explained(path: Path, error: OSError) -> FedvlmError:
         errno.EEXIST: "a file stands where a folder is needed: choose another folder with --out",
     }
     why = advice.get(error.errno or 0, error.strerror or str(error))
-    return FedvlmError(f"cannot write {path}: {why}")
+    return StorageError(f"cannot write {path}: {why}")

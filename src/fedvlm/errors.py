@@ -10,6 +10,18 @@ class FedvlmError(Exception):
     """A mistake the user can mend. Shown as one message, never as a traceback."""
 
 
+class DivergenceError(FedvlmError):
+    """Training left the numbers. `place`: which of the clients that trained together it was, where that is known."""
+
+    def __init__(self, message: str, place: int | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class StorageError(FedvlmError):
+    """What has to be durable cannot be written: no other part of the run could be kept either."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known word closest to `word`, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,12 +18,15 @@ from fedvlm.errors import FedvlmError, nearest
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Gib = Annotated[float, Field(ge=0, le=2**20)]
 
 
 class Section(BaseModel):
-    """A table of settings: unknown keys are errors, values are not silently converted."""
+    """A table of settings: unknown keys are errors, values are not silently converted, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -228,7 +232,10 @@ class EvaluationSection(Section):
 
 
 class ComputeSection(Section):
-    """Where and how it is computed. Nothing here changes results beyond rounding."""
+    """Where and how it is computed. Nothing here changes results beyond rounding.
+
+    The run folder tells what was used; a run that is taken up again keeps its threads and its clients together.
+    """
 
     device: str = "auto"
     """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -237,13 +244,14 @@ class ComputeSection(Section):
     goes into products to 10 bits."""
     together: Count | None = None
     """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
-    threads: Count | None = None
-    """CPU threads; by default all cores, but one for a CLIP as small as the embedded one."""
-    cache_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads; by default those the run was begun with, or all cores (shared by `--processes`), but one for a CLIP
+    as small as the embedded one."""
+    cache_gib: Gib = 2.0
     """Bound of remembered activations in memory."""
-    clients_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    clients_gib: Gib = 1.0
     """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
-    disk_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
+    disk_gib: Gib = 20.0
     """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
     kept_as: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""
@@ -252,7 +260,8 @@ class ComputeSection(Section):
 class Experiment(Section):
     """Everything a comparison of methods depends on."""
 
-    name: str = "experiment"
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "experiment"
+    """Heads tables and pictures, and names the run folder."""
     methods: Annotated[list[str], Field(min_length=1)] = ["zero_shot", "pfedmma"]
     """Names of methods or of their variants; `all` for every one of both."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
@@ -270,6 +279,14 @@ class Experiment(Section):
     """Faults of the released code to build in on purpose, named in every output (see `fedvlm audit`)."""
     method: dict[str, dict[str, Any]] = {}
     """Settings by method name; `all` holds those of every method that knows the key."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, value: str) -> str:
+        """Files that others send may hold any name; the folder it names lies in `runs`."""
+        if value.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", value):
+            raise ValueError("expected a name for a folder: no '/', no '\\', no '.' at its beginning")
+        return value
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, as plain JSON values."""
@@ -340,7 +357,9 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
         return f"setting '{name}' is needed"
     if detail["type"].startswith("union_tag"):
         return f"setting '{name}.source' is one of: {', '.join(_SOURCES)}"
-    message = detail["msg"]
+    message = detail["msg"].removeprefix("Value error, ")
+    if not path:  # of the table as a whole
+        return f"setting '{name.rstrip('.')}': {message}"
     for pydantic, ours in (("Input should be", "expected"), ("a valid integer", "an integer"), ("a valid", "a")):
         message = message.replace(pydantic, ours)
     return f"setting '{name}': {message}, not {detail['input']!r}"

@@ -88,6 +88,14 @@ def laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_tables(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`laid_over` for settings given from outside: of a swept setting that is among them, one value is left."""
+    swept = base.get("sweep")
+    if isinstance(swept, dict) and swept.keys() & flat(own).keys():
+        base = {key: value for key, value in base.items() if key != "sweep"}
+    return laid_over(base, own)
+
+
 _KINDS = {"source": "scenes", "method": None}
 """What decides which settings a table may have, and what it is where nothing is said."""
 LISTS = ("methods", "seeds", "faults", "data.styles", "data.include", "data.exclude")

@@ -95,11 +95,11 @@ def digest(tensors: Named) -> str:
     return sha.hexdigest()
 
 
-def save(path: Path, tensors: Named) -> None:
-    """Write a safetensors file atomically."""
+def save(path: Path, tensors: Named, *, private: bool = False) -> None:
+    """Write a safetensors file atomically; `private`: readable by its owner alone."""
     # Clones: the format refuses two names of one memory.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    durable.write_bytes(path, safetensors.torch.save(plain))
+    durable.write_bytes(path, safetensors.torch.save(plain), private=private)
 
 
 def load(path: Path, max_bytes: int | None = None) -> Named:

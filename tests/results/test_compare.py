@@ -20,11 +20,12 @@ import torch
 
 import fedvlm
 from fedvlm import experiment, plain, presets
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import DivergenceError, FedvlmError, StorageError
 from fedvlm.results import compare as comparing
 from fedvlm.results import workers
 from fedvlm.results.comparison import Comparison, Target, compare
 from fedvlm.results.comparison_text import as_csv, as_latex, as_markdown
+from fedvlm.results.failure import Failure
 from fedvlm.results.progress import Reporter
 from fedvlm.results.runner import run
 
@@ -179,12 +180,64 @@ def test_what_is_named_twice_is_refused_at_once(words: list[str], told: str, tmp
         comparing.compare(experiment.parse(plain.override(presets.settings("quickstart"), words)), tmp_path / "c")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_one_method_that_fails_stops_no_other_in_several_processes(tmp_path: Path, processes: int) -> None:
-    broken = settings("method.coop.lr=1e30", methods=["coop", "zero_shot"], seeds="0")
-    with pytest.raises(FedvlmError, match="lower the learning rate"):
-        comparing.compare(broken, tmp_path / "c", processes=processes)
-    assert (tmp_path / "c/seed-0/zero_shot/result.json").exists() == (processes == 2)
+@pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
+def diverged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Comparison, Path]:
+    """CoOp leaves the numbers with every seed; its rate is another one than that of `promptfl`."""
+    broken = settings("method.coop.lr=1e30", methods=["coop", "zero_shot", "promptfl"], seeds="0,1")
+    return comparing.compare(broken, tmp_path / "c", processes=request.param), tmp_path / "c"
+
+
+def test_a_method_that_diverges_costs_no_other_its_row(diverged: tuple[Comparison, Path]) -> None:
+    """The review's case: no table for anybody, and with one process nobody after it was played."""
+    found, folder = diverged
+    assert [row.method for row in found.rows] == ["zero_shot", "promptfl"]
+    assert found.failed == {"coop": "diverged (2 of 2 seeds)"}
+    assert "| coop | diverged (2 of 2 seeds) | -" in (folder / "compare.md").read_text()
+    assert "no mean over the other seeds" in (folder / "compare.md").read_text()
+    assert json.loads((folder / "compare.json").read_text())["failed"] == found.failed
+    assert "| coop | diverged (2 of 2 seeds) | -" in (folder / "table.md").read_text()
+    assert {"method": "coop", "failed": "diverged (2 of 2 seeds)"} in json.loads((folder / "table.json").read_text())
+    rows = list(csv.DictReader((folder / "compare.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows if row["method"] == "coop"] == ["diverged (2 of 2 seeds)"]
+    assert sum("coop" in line for line in as_latex(found).splitlines()) == 1
+    for seed in (0, 1):
+        assert (folder / f"seed-{seed}/promptfl/result.json").exists()
+        assert not (folder / f"seed-{seed}/coop/result.json").exists()
+
+
+def test_no_mean_is_taken_over_the_seeds_that_did_not_diverge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedvlm.results import runner
+
+    played = runner._played
+
+    def unlucky(run: Any, scene: Any, name: str, point: Any) -> dict[str, Any]:
+        if (name, scene.seed) == ("coop", 1):
+            raise DivergenceError("round 2, client 0: coop: its loss is no longer finite")
+        return played(run, scene, name, point)
+
+    monkeypatch.setattr(runner, "_played", unlucky)
+    found = comparing.compare(settings(methods=["coop", "zero_shot"]), tmp_path / "c")
+    assert found.failed == {"coop": "diverged (1 of 3 seeds)"}
+    assert [row.method for row in found.rows] == ["zero_shot"]
+    monkeypatch.undo()
+    again = comparing.compare(settings(methods=["coop", "zero_shot"]), tmp_path / "c")
+    assert again.failed == {}
+    assert [row.method for row in again.rows] == ["coop", "zero_shot"]
+
+
+def test_where_the_reference_diverged_there_are_no_differences(tmp_path: Path) -> None:
+    broken = settings("method.coop.lr=1e30", methods=["coop", "zero_shot", "promptfl"], seeds="0,1")
+    found = comparing.compare(broken, tmp_path / "c", against="coop")
+    assert all(not row.differences for row in found.rows)
+    text = as_markdown(found)
+    assert "No differences: coop has no result with every seed" in text
+    assert "Differences from" not in text
+
+
+def test_where_every_method_fails_it_is_an_error(tmp_path: Path) -> None:
+    broken = settings("method.coop.lr=1e30", methods=["coop"], seeds="0,1")
+    with pytest.raises(FedvlmError, match=r"no method has a result.*\n.*lower the learning rate"):
+        comparing.compare(broken, tmp_path / "c")
 
 
 @pytest.mark.parametrize("words", ["local", "local=", "local=0", "local=101", "worst=50", "local=x"])
@@ -304,14 +357,30 @@ class Ended:
 
 
 def test_a_worker_that_cannot_begin_leaves_its_points_to_the_others() -> None:
-    news: queue.Queue[tuple[str | None, str | None]] = queue.Queue()
-    for words in ((None, "FedvlmError: no memory"), ("seed 0 a", None), ("seed 0 b", "KeyError: 'x'")):
-        news.put(words)
-    with pytest.raises(FedvlmError, match=r"1 of 2 points failed, 1 are done:\nseed 0 b: KeyError"):
-        workers._await([Ended()], news, Reporter(quiet=True), 2)
-    news.put((None, "FedvlmError: no memory"))
+    news: queue.Queue[workers.News] = queue.Queue()
+    lost = (None, Failure("FedvlmError: no memory", False))
+    broken = Failure("KeyError: 'x'", False)
+    for each in (lost, ((0, "a"), None), ((0, "b"), broken)):
+        news.put(each)
+    assert workers._await([Ended()], news, Reporter(quiet=True), 2) == {"b": {0: broken}}
+    news.put(lost)
     with pytest.raises(FedvlmError, match=r"all workers ended.*run again to continue\nFedvlmError: no memory"):
         workers._await([Ended()], news, Reporter(quiet=True), 2)
+
+
+def test_what_a_point_fails_with_is_told_but_a_full_disk_ends_the_worker() -> None:
+    def failing(error: Exception) -> Any:
+        def point(seed: int, name: str) -> None:
+            raise error
+
+        return point
+
+    assert workers._failure(lambda seed, name: None, 0, "a") is None
+    assert workers._failure(failing(DivergenceError("d")), 0, "a") == Failure("d", True)
+    assert workers._failure(failing(FedvlmError("f")), 0, "a") == Failure("f", False)
+    assert workers._failure(failing(KeyError("x")), 0, "a") == Failure("KeyError: 'x'", False)
+    with pytest.raises(StorageError):
+        workers._failure(failing(StorageError("full")), 0, "a")
 
 
 def test_the_tables_say_what_the_data_could_not_satisfy(tmp_path: Path) -> None:

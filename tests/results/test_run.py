@@ -153,3 +153,27 @@ def test_methods_of_a_family_start_from_the_same_tensors(tmp_path: Path) -> None
     for one, other in (("fedmma", "shared"), ("coop", "kept")):
         assert done.points[one][0]["tensors"] == done.points[other][0]["tensors"]
         assert done.points[one][0]["final"] == done.points[other][0]["final"]
+
+
+def test_settings_given_in_python_lie_over_the_preset_as_words_do(tmp_path: Path) -> None:
+    """The preset's `[method.all]` and `[data]` stay; what is not named is as on the command line."""
+    words = ("methods=pfedmma", "rounds=1", "partition.clients=3", "data.shots=2", "data.test_per_class=2")
+    line = fedvlm.run("quickstart", *words, "method.pfedmma.lr=0.01", out=tmp_path / "line")
+    python = fedvlm.run(
+        "quickstart", methods=["pfedmma"], rounds=1, partition={"clients": 3}, data={"shots": 2, "test_per_class": 2},
+        method={"pfedmma": {"lr": 0.01}}, out=tmp_path / "python",
+    )  # fmt: skip
+    assert digests(line) == digests(python)
+    both = [json.loads((r.folder / "experiment.json").read_text())["experiment"] for r in (line, python)]
+    assert both[0] == both[1]
+    assert both[1]["method"]["all"]["rank"] == 16
+
+
+def test_data_of_another_source_replace_those_of_the_preset() -> None:
+    with pytest.raises(FedvlmError, match="/nowhere"):
+        fedvlm.run("quickstart", data={"source": "folder", "path": "/nowhere"})
+
+
+def test_the_contract_is_in_the_results(small) -> None:
+    assert small.contract == (small.folder / "contract.txt").read_text().rstrip("\n")
+    assert "seed 0; each seed deals anew" in small.contract

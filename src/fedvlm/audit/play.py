@@ -10,8 +10,8 @@ from typing import Any
 
 from fedvlm import faults
 from fedvlm.audit.plan import RIGHT, Variant
-from fedvlm.errors import FedvlmError
-from fedvlm.results import runner
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.results import failure, runner
 from fedvlm.results.progress import Reporter
 from fedvlm.results.statistics import Estimate, estimate, sign_flip
 
@@ -82,7 +82,11 @@ def _run(variant: Variant, folder: Path, *, quiet: bool, processes: int) -> Foun
             return {(variant.name, name): str(error) for name in variant.labels}
         each = [_run(variant.only(name), folder, quiet=quiet, processes=processes) for name in variant.labels]
         return {key: value for one in each for key, value in one.items()}
-    return {(variant.name, name): done.points[label] for name, label in variant.labels.items()}
+    failed = {name: listed(failure.told({label: done.failed[label]}), 3)
+              for name, label in variant.labels.items() if label in done.failed}  # fmt: skip
+    if failed and variant.name == RIGHT:
+        raise FedvlmError("\n".join(failed.values()))
+    return {(variant.name, name): failed.get(name) or done.points[label] for name, label in variant.labels.items()}
 
 
 def lines(variants: Sequence[Variant], found: Found) -> list[Line]:

@@ -95,7 +95,7 @@ class Side:
         allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
         self.device = devices.choose(settings.compute, keep_freed=kind == "exact" or allocator == "kept")
         clip = clips.load(settings.model.name).to(self.device.device)
-        devices.set_threads(settings.compute, clip.text.width)
+        torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
         self.clip = clip
         source = load_source(settings.data, settings.seeds[0])
         self.federation = federate(source, settings, settings.seeds[0])
@@ -126,7 +126,7 @@ class Side:
         naive = self.kind == "naive"
         batch = 100 if naive else devices.evaluated(settings.evaluation.batch, self.device)
         bench = Bench(base, novel, federation, self.activations, batch)
-        together = 1 if naive else devices.together(settings.compute, self.device, self.clip.text.width)
+        together = 1 if naive else settings.compute.together or devices.together(self.device, self.clip.text.width)
         initial = base.init(torch_stream(settings.seeds[0], "init"))
         seed, share = settings.seeds[0], settings.participation
         return Task(method, bench, initial, seed, settings.rounds, share, settings.views, together)

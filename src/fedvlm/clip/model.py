@@ -67,7 +67,7 @@ class FrozenCLIP(CLIP):
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
-        self.digest = digest
+        self.digest = self.weights = digest
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -71,13 +72,14 @@ def draw_partition(federation: Federation, path: Path) -> None:
     file = io.BytesIO()
     figure = partition_figure(federation)
     figure.savefig(file, format=path.suffix[1:].lower(), dpi=150, metadata={"Date": None} if _is_svg(path) else None)
-    durable.write_bytes(path, file.getvalue())
+    durable.write_bytes(path, file.getvalue(), private=True)  # it names clients
 
 
 def _is_svg(path: Path) -> bool:
     return path.suffix.lower() == ".svg"
 
 
+@rc_context({"text.parse_math": False})  # a dollar sign in a folder's name begins no formula
 def partition_figure(federation: Federation) -> Figure:
     """Clients down, base classes across, darker for more training images; beside it the images of each client."""
     held = counts(federation)

@@ -99,7 +99,7 @@ class Clients(MutableMapping[str, Named]):
         if self.unwritten:
             file = f"clients-{next(self.numbers):04d}.safetensors"
             new = {name: self.memory[name] for name in self.unwritten}
-            tensors.save(self.folder / file, _joined(new))
+            tensors.save(self.folder / file, _joined(new), private=True)
             self.stored |= {name: _Entry(file=file, digest=tensors.digest(own)) for name, own in new.items()}
             self.unwritten = {}
         excess = sum(map(tensors.nbytes, self.memory.values())) - self.limit_bytes
@@ -136,10 +136,10 @@ class Checkpoint:
         if self.manifest.exists() and self._read().server.file == server:
             # This round is stored already: a file that the manifest names is never written over.
             server = f"server-{state.round:04d}b.safetensors"
-        tensors.save(self.folder / server, state.server)
+        tensors.save(self.folder / server, state.server, private=True)
         entry = _Entry(file=server, digest=tensors.digest(state.server))
         manifest = _Manifest(round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes)
-        durable.write_json(self.manifest, manifest.model_dump())
+        durable.write_json(self.manifest, manifest.model_dump(), private=True)
         self._sweep({server, *(entry.file for entry in held.stored.values())})
 
     def load(self) -> tuple[State, int] | None:

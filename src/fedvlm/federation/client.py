@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedvlm.data import Client
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import DivergenceError, FedvlmError, listed
 from fedvlm.federation import wire
 from fedvlm.methods.base import Config, Method, State, Uplink
 from fedvlm.streams import stream
@@ -17,7 +17,7 @@ from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
 from fedvlm.training.descent import Maker, optimiser
 from fedvlm.training.evaluation import Bench, Outputs, outputs
-from fedvlm.training.local import Batch, DivergenceError, Trained, Visitor, orders, schedule, train_together
+from fedvlm.training.local import Batch, Trained, Visitor, orders, schedule, train_together
 from fedvlm.training.metrics import Metrics
 
 
@@ -103,9 +103,9 @@ def visits(task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
         device, made = task.bench.activations.device, task.conduct.optimiser
         done = train_together(task.method, task.bench.base, visitors, device, factor, made)
     except FedvlmError as error:
-        concerned = [guests[error.place]] if isinstance(error, DivergenceError) else guests
-        who = listed(guest.client.name for guest in concerned)
-        raise FedvlmError(f"round {round_ + 1}, client {who}: {error}") from error
+        place = error.place if isinstance(error, DivergenceError) else None
+        who = listed(guest.client.name for guest in (guests if place is None else [guests[place]]))
+        raise type(error)(f"round {round_ + 1}, client {who}: {error}") from error
     kept = [_kept(task, round_, guest, trained) for guest, trained in zip(guests, done, strict=True)]
     seconds = (time.perf_counter() - start) / len(guests)
     return [

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Literal
 
 from fedvlm.data import Client
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import DivergenceError
 from fedvlm.federation import wire
 from fedvlm.federation.client import Guest, Task, assemble
 from fedvlm.methods.base import State as StateName
@@ -212,7 +212,7 @@ def _measured(
         own = measure(task, bench, before, after, client, name)
         if not own.finite():
             where = f"round {after.round}, client {client.name}"
-            raise FedvlmError(f"{where}: {task.method.name} predicts no numbers any more: lower the learning rate")
+            raise DivergenceError(f"{where}: {task.method.name} predicts no numbers any more: lower the learning rate")
         found[client.name] = evaluate(own)
         locals_ += [own.local] if own.local is not None else []
         zero = outputs(bench, client, {}, {}, bench.zero) if by_weight else own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fedvlm import tensors
-from fedvlm.errors import FedvlmError, listed, nearest
+from fedvlm.errors import DivergenceError, FedvlmError, listed, nearest
 from fedvlm.methods.base import Method
 from fedvlm.streams import stream
 from fedvlm.tensors import Named
@@ -50,7 +50,7 @@ def check_uplink(method: Method, initial: Named, sent: Named, client: str, round
         if tensor.dtype != expected[name].dtype:
             raise FedvlmError(f"{where}: '{name}' is {tensor.dtype}, not {expected[name].dtype}")
         if not bool(tensor.isfinite().all()):
-            raise FedvlmError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
+            raise DivergenceError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
 
 
 def sizes(message: Named) -> dict[str, int]:

@@ -60,7 +60,8 @@ def written_out(experiment: Experiment) -> Experiment:
 
 def check(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Every `[method.*]` table belongs to a method; each setting of `[method.all]` fits all methods that know it."""
-    for name in settings:
+    # Variants last: what is wrong with a table that they start from is told of that table.
+    for name in sorted(settings, key=lambda name: name not in known()):
         if name != "all":
             build(name, settings)
     fields = {field for method in known().values() for field in method.Config.model_fields}

@@ -25,7 +25,7 @@ from fedvlm.tuners.base import Tuner
 State = Literal["after_aggregation", "after_training"]
 
 
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 

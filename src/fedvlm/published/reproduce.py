@@ -10,10 +10,10 @@ from typing import Any
 
 from fedvlm import durable
 from fedvlm.data import federate, load_source
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import FedvlmError, listed
 from fedvlm.published.plan import Job, Plan
 from fedvlm.published.schema import Column
-from fedvlm.results import runner
+from fedvlm.results import failure, runner
 from fedvlm.results.progress import Reporter
 from fedvlm.results.table import Value, value
 
@@ -66,10 +66,12 @@ def _run(job: Job, out: Path, made: Made, quiet: bool) -> None:
     found = runner.run(chosen, folder, resume=True, reporter=Reporter(quiet=quiet))
     # With faults (which the report lists as changed settings) methods are called otherwise.
     names = dict(zip(chosen.methods, found.points, strict=True))
+    for row in (row for row in job.rows if names[row] in found.failed):
+        made.failures[job.run, row] = listed(failure.told({names[row]: found.failed[names[row]]}), 3)
     for seed in chosen.seeds:
         saved = durable.read_json(folder / f"seed-{seed}" / "partition.json")
         domains = {c["name"]: c["domain"] for c in saved["clients"] if not c.get("late")}
-        for row in job.rows:
+        for row in (row for row in job.rows if names[row] in found.complete):
             made.points.setdefault((job.run, row), {})[seed] = found.points[names[row]][seed] | {"domains": domains}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedvlm import durable, methods
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment
-from fedvlm.results import comparison, figure
+from fedvlm.results import comparison, failure, figure
 from fedvlm.results.comparison import Comparison, Target
 from fedvlm.results.comparison_text import FORMATS
 from fedvlm.results.progress import Reporter
@@ -31,16 +31,17 @@ def compare(
 ) -> Comparison:
     """The comparison in `folder`, taken up where it stands. `against`: zero-shot, or the first method without it.
 
-    Raises `FedvlmError` for what `run` refuses and for points that failed; those that are finished stay.
+    A method of which a seed failed has words in the place of numbers. Raises `FedvlmError` for what `run` refuses.
     """
     chosen = reference(experiment, against)
     done = run(experiment, folder, resume=True, overwrite=overwrite, reporter=reporter, processes=processes)
     # With faults a method is called otherwise.
     chosen = dict(zip(experiment.methods, done.points, strict=True))[chosen]
-    found = comparison.compare(experiment.name, done.points, chosen, target)
+    found = comparison.compare(experiment.name, done.complete, chosen, target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
     notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
-    found = replace(found, notes=notes)
+    failed = {name: failure.words(each, len(experiment.seeds)) for name, each in done.failed.items()}
+    found = replace(found, notes=notes, failed=failed)
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())

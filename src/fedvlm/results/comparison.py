@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedvlm.results import statistics as stats
@@ -75,6 +75,14 @@ class Comparison:
     rows: list[Row]
     notes: tuple[str, ...] = ()
     """What a reader has to know of the data."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """What stands in the place of numbers by method, such as `diverged (2 of 11 seeds)`: no mean over those that are
+    left, which would be one of lucky seeds."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether there are differences from the reference."""
+        return len(self.rows) > 1 and any(row.method == self.against for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, per seed."""
@@ -82,12 +90,12 @@ class Comparison:
 
 
 def compare(name: str, results: Results, against: str, target: Target | None = None) -> Comparison:
-    """The comparison of finished results; `against`: one of the methods."""
+    """The comparison of finished results; no differences where `against` is not one of the methods."""
     seeds = sorted(next(iter(results.values())))
     points = {method: [by_seed[seed] for seed in seeds] for method, by_seed in results.items()}
     values = {method: _values(each) for method, each in points.items()}
     target = target or _halfway(values)
-    differences = _differences(values, against)
+    differences = _differences(values, against) if against in values else {}
     rows = [_row(m, each, values[m], target, differences.get(m, {})) for m, each in points.items()]
     return Comparison(name, seeds, against, target, any("tuned" in own for own in values.values()), rows)
 

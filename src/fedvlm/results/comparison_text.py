@@ -27,7 +27,7 @@ PLAIN = ("weight",)
 def as_markdown(found: Comparison) -> str:
     """Accuracies, differences from the reference, and what the columns mean."""
     lines = [f"# {found.name}", "", grid.markdown(*_accuracies(found)), ""]
-    if len(found.rows) > 1:
+    if found.compared:
         words = f"Differences from `{found.against}`, paired within seeds:"
         lines += [words, "", grid.markdown(*_differences(found)), ""]
     return "\n".join([*lines, *notes(found)]) + "\n"
@@ -52,10 +52,14 @@ def notes(found: Comparison) -> list[str]:
         text.append("- *: measured after local training, as published; the others after the server's aggregation.")
     if found.tuned:
         text.append(
-            "- HM tuned: the harmonic mean at the weight of zero-shot's logits that was best on validation images."
+            "- HM tuned: the harmonic mean at the weight of zero-shot's logits that was best on validation images. "
+            "Those of novel classes are among them, with labels that no client has."
         )
+    text += [f"- {method}: {words}; no mean over the other seeds." for method, words in found.failed.items()]
+    if found.against in found.failed:
+        text.append(f"- No differences: {found.against} has no result with every seed.")
     others = len(found.rows) - 1
-    if count > 1 and others:
+    if count > 1 and found.compared:
         floor = min(1.0, others * least)
         text.append(
             f"- p: two-sided, by flipping the signs of whole seeds; with {count} seeds it cannot be below {least:.2g}. "
@@ -67,13 +71,13 @@ def notes(found: Comparison) -> list[str]:
 def as_latex(found: Comparison) -> str:
     """Two `tabular` environments (booktabs)."""
     parts = [grid.latex(*_accuracies(found))]
-    if len(found.rows) > 1:
+    if found.compared:
         parts.append(f"% differences from {found.against}\n" + grid.latex(*_differences(found)))
     return "\n\n".join([*parts, "\n".join(f"% {note}" for note in found.notes)]) + "\n"
 
 
 def as_csv(found: Comparison) -> str:
-    """One line per method and seed, plain numbers; accuracies in per cent."""
+    """One line per method and seed, plain numbers; accuracies in per cent. A failed method's state says so."""
     return lines_of(records(found))
 
 
@@ -85,7 +89,7 @@ def records(found: Comparison) -> list[dict[str, str]]:
         | dict(zip(REACHED, [_blank(row.rounds[place]), _blank(row.total_bytes[place])], strict=True))
         for row in found.rows
         for place, seed in enumerate(found.seeds)
-    ]
+    ] + [{"method": method, "state": words, "seed": ""} for method, words in found.failed.items()]
 
 
 def lines_of(table: Sequence[dict[str, str]]) -> str:
@@ -102,7 +106,7 @@ def lines_of(table: Sequence[dict[str, str]]) -> str:
 def as_rich(found: Comparison) -> list[Table]:
     """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
     tables = [grid.terminal(*_accuracies(found, short=True))]
-    if len(found.rows) > 1:
+    if found.compared:
         title = f"differences from {found.against}, paired within seeds; p corrected (Holm)"
         tables.append(grid.terminal(*_differences(found, short=True), title))
     return tables
@@ -114,7 +118,8 @@ def _accuracies(found: Comparison, *, short: bool = False) -> tuple[Cells, list[
         names = [name for name in names if name not in ("worst_tenth", "ece", "weight")]
     heads = ["method", *(HEADINGS[name] for name in names), "reached", "up B"]
     heads += [] if short else ["bytes", "train s"]
-    return heads, [_accuracy(row, names, short=short) for row in found.rows]
+    rows = [_accuracy(row, names, short=short) for row in found.rows]
+    return heads, rows + [grid.filled([method], len(heads), words) for method, words in found.failed.items()]
 
 
 def _accuracy(row: Row, names: Sequence[str], *, short: bool) -> Cells:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
@@ -63,24 +64,45 @@ def text(
     federation: Federation,
     lines: Sequence[Terms],
     faults: Mapping[str, Sequence[str]] | None = None,
+    place: Path | None = None,
 ) -> str:
-    """The contract as it is printed and stored; `faults`: by method, what is wrong on purpose."""
+    """The contract as it is printed and stored.
+
+    `faults`: by method, what is wrong on purpose. `place`: the run folder, where clients' tensors are kept.
+    """
     share = f"{experiment.participation:.0%}"
     head = [
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
-        f"model       {clip.name}, weights sha256 {clip.digest[:12]}, all frozen",
-        f"clients     {_clients(federation.trained)}",
-        *([f"late        {_late(federation.late)}"] if federation.late else []),
+        f"model       {clip.name}, sha256 {clip.digest[:12]}, weights {clip.weights[:12]}, all frozen",
+        f"clients     {_clients(federation.trained)}{_dealt(experiment.seeds)}",
+        *([f"late        {_late(federation.late, experiment.partition.kind)}"] if federation.late else []),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
         f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
     ]
-    if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
-        head.append(f"kept here   activations of the images in {folder()} (compute.disk_gib=0: nothing)")
+    head += _kept(experiment, place)
     rows = ["", *_columns([_HEADS, *map(_cells, lines)])]
     sent = ["", "what leaves a client, per round, besides its number of images:"]
     sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
     count = round_size(experiment.participation, len(federation.trained))
     return "\n".join(_loud(faults or {}) + head + rows + sent + _seen(lines, count))
+
+
+def _kept(experiment: Experiment, place: Path | None) -> list[str]:
+    """What stays on this machine, and where."""
+    told = []
+    if place is not None:
+        told.append(
+            f"kept here   in {place}/seed-*: every client's tensors (checkpoint), losses and accuracies (ledger, "
+            "result) and lists of images (partition), readable by your user alone"
+        )
+    if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
+        told.append(f"kept here   in {folder()}: activations of the images (compute.disk_gib=0: nothing)")
+    return told
+
+
+def _dealt(seeds: Sequence[int]) -> str:
+    """Numbers of images are of the first seed; others deal anew."""
+    return f" (seed {seeds[0]}; each seed deals anew)" if len(seeds) > 1 else ""
 
 
 def _seen(lines: Sequence[Terms], count: int) -> list[str]:
@@ -130,14 +152,17 @@ def _clients(clients: Sequence[Client]) -> str:
     return f"{len(clients)}, each with {_span(images)} training images of {_span(classes)} classes"
 
 
-def _late(clients: Sequence[Client]) -> str:
-    names = listed(f"{c.name} ({c.domain})" if c.domain else c.name for c in clients)
+def _late(clients: Sequence[Client], kind: str) -> str:
+    """Natural clients are people or sites, whose names are not told."""
+    names = (
+        "" if kind == "natural" else ": " + listed(f"{c.name} ({c.domain})" if c.domain else c.name for c in clients)
+    )
     do = (
         "joins after the last round, sends nothing and is"
         if len(clients) == 1
         else ("join after the last round, send nothing and are")
     )
-    return f"{len(clients)} {do} measured apart: {names}"
+    return f"{len(clients)} {do} measured apart{names}"
 
 
 def _span(values: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import torch
 from fedvlm import clip as clips
 from fedvlm import durable
 from fedvlm.errors import FedvlmError
-from fedvlm.results.folder import versions
+from fedvlm.results.machine import versions
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,10 +22,14 @@ _PANELS = {"local": "Local", "base": "Base", "novel": "Novel"}
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
 _DASHES = ["-", "--", ":", "-."]
 
+# Names are words: a dollar sign in one begins no formula.
+_WORDS = rc_context({"text.parse_math": False})
+
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 """Finished results by method, one per seed, each with its `curve`: `{metric: [[round, accuracy], ...]}`."""
 
 
+@_WORDS
 def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
     """Write `rounds.png` and `rounds.svg`; a method without rounds is a level line."""
     panels = {m: name for m, name in _PANELS.items() if any(m in p["curve"] for ps in results.values() for p in ps)}
@@ -68,6 +73,7 @@ def _line(
         panel.fill_between(steps, table.min(0), table.max(0), alpha=0.12, color=style["color"], linewidth=0)
 
 
+@_WORDS
 def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
@@ -102,6 +108,7 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
     return [_write(figure, folder / f"tradeoff.{kind}", kind) for kind in ("png", "svg")]
 
 
+@_WORDS
 def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
     """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
 
@@ -110,16 +117,20 @@ def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, m
     """
     by_value = [{row.method: row for row in one.rows} for one in found.values()]
     against = next(iter(found.values())).against
-    best = sorted(by_value[0], key=lambda m: (m != against, -np.mean([rows[m].values["hm"] for rows in by_value])))[
-        :most
-    ]
+    drawn = list(dict.fromkeys(method for rows in by_value for method in rows))
+
+    def height(method: str) -> float:
+        return float(np.mean([rows[method].values["hm"] for rows in by_value if method in rows]))
+
+    best = sorted(drawn, key=lambda m: (m != against, -height(m)))[:most]
     panels = {m: n for m, n in (_PANELS | {"hm": "HM"}).items()
               if any(m in row.values for rows in by_value for row in rows.values())}  # fmt: skip
     figure = Figure(figsize=(3.4 * len(panels) + 1.8, 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (metric, name) in zip(axes, panels.items(), strict=True):
-        for method in by_value[0]:
-            values = [(place, one) for place, rows in enumerate(by_value) if (one := rows[method].estimate(metric))]
+        for method in drawn:
+            values = [(place, one) for place, rows in enumerate(by_value)
+                      if method in rows and (one := rows[method].estimate(metric))]  # fmt: skip
             style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
             offset = 0.0
             if method in best:

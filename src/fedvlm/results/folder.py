@@ -1,6 +1,6 @@
 """The run folder: what an experiment leaves behind, and how an interrupted one is taken up again.
 
-experiment.json   every setting, its digest; versions; the weights' digest. Methods and seeds may be added later
+experiment.json   every setting, its digest; the model's digest; versions and machine. Methods and seeds may be added
 contract.txt      what was said before training
 seed-0/partition.json, partition.png
 seed-0/pfedmma/point.json       the method and its settings, by which the point is known again
@@ -8,32 +8,34 @@ seed-0/pfedmma/ledger.jsonl     a line per visit and per round
 seed-0/pfedmma/checkpoint/      the server's and every client's tensors
 seed-0/pfedmma/result.json      accuracies and digests, written last: its presence says the point is finished
 table.{json,csv,md}, rounds.{png,svg}; compare.{json,csv,md,tex}, tradeoff.{png,svg} of a comparison
+
+What tells of single clients (partition, ledger, checkpoint, result) can be read by the folder's owner alone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
-import platform
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from fedvlm import durable
+from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.engine import RoundRecord
+from fedvlm.results import belongings
+from fedvlm.results.belongings import LOCK
+from fedvlm.results.machine import Machine, differences, versions
 
-LOCK = ".lock"
 RESULTS = 2
 """Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
-_PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
+CLOCK = ("train_s", "evaluate_s", "peak_memory_bytes")
+"""What of a result depends on the clock and the machine's other work; its digest does not cover it."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,41 @@ class Point:
             )
 
     def result(self) -> dict[str, Any] | None:
-        """The finished result, or None."""
+        """The finished result, or None. Raises `FedvlmError` if it is not what was written."""
         file = self.folder / "result.json"
-        return dict(durable.read_json(file)) if file.exists() else None
+        if not file.exists():
+            return None
+        found = dict(durable.read_json(file))
+        if found.get("digest") != _digest(found):
+            raise FedvlmError(
+                f"{file} was changed after it was written (its digest does not fit): put it back as it was, or delete "
+                f"{self.folder} to play this point again"
+            )
+        return found
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, which marks the point finished."""
-        durable.write_json(self.folder / "result.json", result)
+    def finish(self, result: Mapping[str, Any], clock: Mapping[str, float]) -> dict[str, Any]:
+        """Write the result with its digest, and `CLOCK` beside it, which marks the point finished."""
+        whole = {**result, "digest": _digest(result), **clock}
+        durable.write_json(self.folder / "result.json", whole, private=True)
+        return whole
 
     def log(self, record: RoundRecord) -> int:
         """Append a round: a line per visit, then the round's line. Gives the ledger's length in bytes."""
         for visit in record.visits:
-            durable.append_line(self.ledger, {"kind": "visit", "round": record.round, **asdict(visit)}, sync=False)
+            line = {"kind": "visit", "round": record.round, **asdict(visit)}
+            durable.append_line(self.ledger, line, sync=False, private=True)
         line = {key: value for key, value in asdict(record).items() if key != "visits"}
-        return durable.append_line(self.ledger, {"kind": "round", **line})
+        return durable.append_line(self.ledger, {"kind": "round", **line}, private=True)
 
     def lines(self, kind: Literal["visit", "round"]) -> list[dict[str, Any]]:
         """The ledger's lines of one kind, in order."""
         text = self.ledger.read_text() if self.ledger.exists() else ""
         return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def _digest(result: Mapping[str, Any]) -> str:
+    """Of everything that does not depend on the clock."""
+    return durable.json_digest({key: value for key, value in result.items() if key not in ("digest", *CLOCK)})
 
 
 @dataclass(frozen=True)
@@ -107,54 +125,60 @@ class RunFolder:
         """Where a method's run with a seed lives."""
         return Point(self.path / f"seed-{seed}" / method)
 
-    def open(self, experiment: Experiment, weights: str, *, resume: bool, overwrite: bool) -> list[str]:
+    def machine(self) -> dict[str, str]:
+        """The machine that the run was begun on; empty where there is no run, or one that does not tell."""
+        file = self.path / "experiment.json"
+        found = durable.read_json(file) if file.exists() else {}
+        return dict(found.get("machine", {})) if isinstance(found, dict) else {}
+
+    def open(
+        self, experiment: Experiment, clip: FrozenCLIP, machine: Machine, *, resume: bool, overwrite: bool
+    ) -> list[str]:
         """Create the folder, or take up the one that is there if it holds the same experiment.
 
-        Gives what was of another version when it was begun.
+        Gives what was of another version, or on another machine, when it was begun.
         """
-        changed, current = list[str](), versions()
         file = self.path / "experiment.json"
         if overwrite and file.exists():
-            self._clear()
+            belongings.clear(self.path)
+        here = {"versions": versions(), "machine": machine.as_json()}
+        begun: dict[str, Any] = dict(here)
+        changed = list[str]()
         if file.exists():
             found = durable.read_json(file)
-            if not resume:
-                raise FedvlmError(
-                    f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
-                    "--out names another folder"
-                )
-            if "basis" not in found:
-                raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
-            if (found["basis"], found.get("weights")) != (experiment.basis(), weights):
-                raise FedvlmError(
-                    f"{self.path} holds a run with other settings or weights: {_changes(found, experiment)}"
-                )
-            before = found.get("versions", {})
-            changed = [f"{name} {before[name]} then, {now} now" for name, now in current.items()
-                       if name in before and before[name] != now]  # fmt: skip
-            if found.get("digest") == experiment.digest():
+            self._refuse(found, experiment, clip, resume=resume)
+            begun = {key: found.get(key, {}) for key in ("versions", "machine")}
+            changed = [line for key, now in here.items() for line in differences(begun[key], now)]
+            later = [*found.get("later", []), *([here] if changed and here not in found.get("later", []) else [])]
+            begun |= {"later": later} if later else {}
+            if found.get("digest") == experiment.digest() and later == found.get("later", []):
                 return changed
         elif any(not there.name.startswith(".") for there in self.path.iterdir()):
             raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
-        durable.write_json(
-            file,
-            {
-                "digest": experiment.digest(),
-                "basis": experiment.basis(),
-                "weights": weights,
-                "versions": current,
-                "experiment": experiment.resolved(),
-            },
-        )
+        known = {"digest": experiment.digest(), "basis": experiment.basis(), "model": clip.digest,
+                 "weights": clip.weights}  # fmt: skip
+        durable.write_json(file, {**known, **begun, "experiment": experiment.resolved()})
         return changed
 
-    def _clear(self) -> None:
-        """Remove everything but the lock, which this process holds; last what says that a run is here."""
-        for there in sorted(self.path.iterdir(), key=lambda there: there.name == "experiment.json"):
-            if there.is_dir():
-                shutil.rmtree(there)
-            elif there.name != LOCK:
-                there.unlink()
+    def _refuse(self, found: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
+        """Refuse a run that is there and is not to be continued, or is of other settings or another model."""
+        if not resume:
+            raise FedvlmError(
+                f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
+                "--out names another folder"
+            )
+        if "basis" not in found:
+            raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
+        if found["basis"] != experiment.basis():
+            raise FedvlmError(f"{self.path} holds a run with other settings: {_changes(found, experiment)}")
+        if found.get("weights") != clip.weights:
+            raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
+        # Older runs tell their weights alone.
+        if found.get("model", clip.digest) != clip.digest:
+            raise FedvlmError(
+                f"{self.path} holds a run with the same weights in another model: its configuration, tokenizer or "
+                "preprocessing was another one. Put it back as it was, or name another folder with --out"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -170,17 +194,11 @@ class RunFolder:
             yield
 
 
-def versions() -> dict[str, str]:
-    """Versions that results may depend on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
-    return found | {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
-
-
 def _changes(found: dict[str, Any], experiment: Experiment) -> str:
     before, now = _flat(found.get("experiment", {})), _flat(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]
-    return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5]) or "the weights differ"
+    return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

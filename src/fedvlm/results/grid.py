@@ -10,6 +10,11 @@ from rich.table import Table
 Cells = list[str]
 
 
+def filled(cells: Sequence[str], width: int, words: str) -> Cells:
+    """A row of `width` cells for what has no numbers: its name, then `words`, then nothing."""
+    return [*cells, words, *["-"] * (width - len(cells) - 1)]
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lines of a Markdown table, bars in cells escaped."""
     return "\n".join([_line(heads), "|" + "---|" * len(heads), *map(_line, rows)])

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedvlm import clip as clips
-from fedvlm import durable, faults, methods, tensors
+from fedvlm import durable, faults, methods
 from fedvlm.clip import FrozenCLIP, preprocess
 from fedvlm.data import Federation, Source, federate, load_source, validated
 from fedvlm.data.picture import draw_partition
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError, StorageError, listed
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation import engine
 from fedvlm.federation.client import Task
-from fedvlm.federation.engine import State
 from fedvlm.methods import Method
 from fedvlm.methods.zero_shot import ZeroShot
-from fedvlm.results import contract, figure, table, workers
+from fedvlm.results import chance, contract, failure, figure, machine, summary, table, workers
+from fedvlm.results.failure import Failure, Failures, enough_memory
 from fedvlm.results.folder import Point, RunFolder
+from fedvlm.results.machine import Machine
 from fedvlm.results.progress import Reporter
-from fedvlm.streams import stream, torch_stream
+from fedvlm.streams import torch_stream
 from fedvlm.training import device as devices
 from fedvlm.training.activations import TEST, Activations, Key
 from fedvlm.training.device import Device
@@ -37,15 +38,23 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Results:
-    """What `fedvlm.run` gives back: the folder, the rows of the table, every point's result by method and seed.
+    """What `fedvlm.run` gives back: the folder, the rows of the table, every finished point's result.
 
-    `late`: the rows of the clients that joined after the last round.
+    A method of which a seed failed has no row; `failed` says why. `late`: the rows of the clients that joined after the
+    last round. `contract`: what was said before training (also `contract.txt` in the folder).
     """
 
     folder: Path
     rows: list[table.Row]
     points: dict[str, dict[int, dict[str, Any]]]
     late: list[table.Row]
+    failed: Failures
+    contract: str
+
+    @property
+    def complete(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """The points of the methods that have a result with every seed."""
+        return {name: by_seed for name, by_seed in self.points.items() if name not in self.failed}
 
 
 @dataclass
@@ -67,11 +76,13 @@ class _Run:
     reporter: Reporter
     clip: FrozenCLIP
     device: Device
+    machine: Machine
     methods: dict[str, Method]
     source: Source | None = None
     activations: Activations | None = None
     scene: _Scene | None = None
     """Of the seed that was played last."""
+    failed: Failures = field(default_factory=dict)
 
 
 def run(
@@ -85,25 +96,32 @@ def run(
 ) -> Results:
     """Run (or with `resume` finish) an experiment and write its folder; the same settings give the same bytes.
 
-    Points (a method with a seed) may be played by several processes at once. Raises `FedvlmError` for settings, data
-    or weights that cannot be used, before anything is trained.
+    Points (a method with a seed) may be played by several processes at once. One that fails costs no other. Raises
+    `FedvlmError` for settings, data or weights that cannot be used, before anything is trained, and if no method has a
+    result with every seed.
     """
     folder = RunFolder(out or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
     with ExitStack() as stack:
-        opened = _opened(experiment, folder, reporter or Reporter(quiet=True))
+        begun = {} if overwrite else folder.machine()
+        opened = _opened(experiment, folder, reporter or Reporter(quiet=True), begun, processes)
         stack.enter_context(folder.locked())
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
                 _claim(opened, seed, name, write=False)
-        changed = folder.open(experiment, opened.clip.digest, resume=resume, overwrite=overwrite)
+        changed = folder.open(experiment, opened.clip, opened.machine, resume=resume, overwrite=overwrite)
         stack.enter_context(opened.reporter)
         if changed:
-            opened.reporter.warn(f"the run was begun with other versions ({listed(changed)}): results may differ")
+            what = listed(changed)
+            opened.reporter.warn(f"the run was begun elsewhere or with other versions ({what}): results may differ")
+        if crowded := machine.crowded(opened.machine, processes):
+            opened.reporter.warn(crowded)
         return _play(opened, processes)
 
 
-def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
-    """Everything that is loaded once in a process."""
+def _opened(
+    experiment: Experiment, folder: RunFolder, reporter: Reporter, begun: Mapping[str, str], processes: int = 1
+) -> _Run:
+    """Everything that is loaded once in a process. `begun`: the machine that the run was begun on."""
     for what, given in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         twice = [each for place, each in enumerate(given) if each in given[:place]]
         if twice:
@@ -118,30 +136,45 @@ def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _R
     clip = clips.load(model.name, revision=model.revision, offline=model.offline).to(place.device)
     if not isinstance(experiment.data, ScenesData):
         clip.preprocess = preprocess.chosen(clip.preprocess, experiment.data.preprocess)
-    devices.set_threads(experiment.compute, clip.text.width)
-    return _Run(experiment, folder, reporter, clip, place, chosen)
+    decided = machine.decide(experiment.compute, place, clip.text.width, begun, processes)
+    torch.set_num_threads(decided.threads)
+    return _Run(experiment, folder, reporter, clip, place, decided, chosen)
 
 
 def _play(run: _Run, processes: int) -> Results:
     seeds, names = run.experiment.seeds, list(run.methods)
-    _announce(run, _scene(run, seeds[0]))
+    said = _announce(run, _scene(run, seeds[0]))
     left = {seed: [name for name in names if run.folder.point(seed, name).result() is None] for seed in seeds}
     if processes > 1 and any(left.values()):
-        workers.play(run.experiment, run.folder.path, workers.chunks(left, processes), run.reporter, processes)
-    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
+        todo = workers.chunks(left, processes)
+        run.failed = workers.play(run.experiment, run.folder.path, todo, run.reporter, processes)
+    points: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     # Seed by seed: a seed's images are drawn and encoded once for all methods.
     for seed in seeds:
         for name in names:
-            results[name][seed] = _point(run, seed, name)
-    points = {name: list(by_seed.values()) for name, by_seed in results.items()}
-    found, late = table.rows(points), table.late_rows(points)
-    _write(run, found, late, points)
-    return Results(run.folder.path, found, results, late)
+            if seed not in run.failed.get(name, {}) and (found := _tried(run, seed, name)):
+                points[name][seed] = found
+    if run.failed.keys() == points.keys():
+        raise FedvlmError("\n".join(["no method has a result with every seed:", *failure.told(run.failed)]))
+    return _written(run, points, said)
+
+
+def _tried(run: _Run, seed: int, name: str) -> dict[str, Any] | None:
+    """A point's result; None if it failed, which is remembered and told."""
+    try:
+        return _point(run, seed, name)
+    except StorageError:
+        raise
+    except FedvlmError as error:
+        run.failed.setdefault(name, {})[seed] = Failure.of(error)
+        run.reporter.warn(f"seed {seed} {name}: {error}")
+        return None
 
 
 def work(experiment: Experiment, folder: Path, reporter: Reporter) -> Callable[[int, str], None]:
     """What another process does with its points of a run whose folder is open: play them one after another."""
-    opened = _opened(experiment, RunFolder(folder), reporter)
+    place = RunFolder(folder)
+    opened = _opened(experiment, place, reporter, place.machine())
     return lambda seed, name: (_point(opened, seed, name), None)[1]
 
 
@@ -159,7 +192,7 @@ def _scene(run: _Run, seed: int) -> _Scene:
     saved = folder / "partition.json"
     if not saved.exists():
         draw_partition(federation, folder / "partition.png")
-        durable.write_json(saved, federation.to_json())
+        durable.write_json(saved, federation.to_json(), private=True)
     elif Federation.from_json(run.source, durable.read_json(saved)).digest() != federation.digest():
         raise FedvlmError(f"{saved} is not the partition these settings and versions give: start with --overwrite")
     validation = validated(run.source, settings, seed)
@@ -179,25 +212,23 @@ def _activations(clip: FrozenCLIP, source: Source, device: Device, settings: Exp
     return Activations(clip, source.records, device, int(compute.cache_gib * GIB), store, DTYPES[compute.kept_as])
 
 
-def _announce(run: _Run, scene: _Scene) -> None:
-    """Contract, what the data could not satisfy, and whether zero-shot is above chance."""
-    tasks = {name: _task(run, scene, method) for name, method in run.methods.items()}
+def _announce(run: _Run, scene: _Scene) -> str:
+    """Say the contract, what the data could not satisfy, and whether zero-shot is above chance. Gives the contract."""
+    tasks = {name: _task(run, scene, name) for name in run.methods}
     lines = [contract.terms(name, task) for name, task in tasks.items()]
-    text = contract.text(run.experiment, run.clip, scene.federation, lines, _wrong(tasks))
+    text = contract.text(run.experiment, run.clip, scene.federation, lines, _wrong(tasks), run.folder.path)
     durable.write_text(run.folder.path / "contract.txt", text + "\n")
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
     run.reporter.say(text)
     run.reporter.say()
     for note in scene.federation.notes:
         run.reporter.warn(note)
-    found, count, classes = zero_shot_check(run.clip, scene.federation, scene.activations, run.experiment)
+    found, count, classes = chance.zero_shot_check(run.clip, scene.federation, scene.activations, run.experiment)
     run.reporter.say(f"zero-shot on {count} sampled base images: {found:.1%} (chance {1 / classes:.1%})")
-    if found < above_chance(count, classes):
-        run.reporter.warn(
-            "zero-shot is at chance: these weights know nothing of these images and class names, so Base and Novel "
-            "say nothing here (random weights? wrong labels?)"
-        )
+    if found < chance.above_chance(count, classes):
+        run.reporter.warn(chance.AT_CHANCE)
     run.reporter.say()
+    return text
 
 
 def _wrong(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
@@ -206,44 +237,17 @@ def _wrong(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
     return {name: [f"{fault}: {known[fault].title}" for fault in t.faults] for name, t in tasks.items() if t.faults}
 
 
-def zero_shot_check(
-    clip: FrozenCLIP, federation: Federation, activations: Activations, experiment: Experiment, most: int = 256
-) -> tuple[float, int, int]:
-    """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes.
-
-    Every class has the same number of images in the sample as far as there are enough, so that answering with the
-    most frequent class is no better than guessing.
-    """
-    sample = _balanced(federation, most)
-    tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
-    batch = devices.evaluated(experiment.evaluation.batch, activations.device)
-    bench = Bench(tuner, None, federation, activations, batch)
-    logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
-    return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
-
-
-def _balanced(federation: Federation, most: int) -> list[int]:
-    indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
-    by_class: dict[int, list[int]] = {}
-    for index in stream(0, "zero-shot check").permutation(indices).tolist():
-        by_class.setdefault(federation.source.records[index].label, []).append(index)
-    each = max(1, most // len(by_class))
-    return sorted(index for members in by_class.values() for index in members[:each])
-
-
-def above_chance(count: int, classes: int) -> float:
-    """The accuracy that guessing would exceed about once in a thousand times (normal approximation, 3.1 sigma)."""
-    chance = 1 / classes
-    return chance + 3.1 * math.sqrt(chance * (1 - chance) / count)
-
-
-def _task(run: _Run, scene: _Scene, method: Method) -> Task:
-    settings = run.experiment
+def _task(run: _Run, scene: _Scene, name: str) -> Task:
+    settings, method = run.experiment, run.methods[name]
     built = faults.Built(method, settings)
     dealt = built.federation(scene.federation, scene.seed)
-    base, novel = _tuners(run, method, dealt)
     batch = devices.evaluated(settings.evaluation.batch, run.device)
     zero = scene.zero if dealt is scene.federation else _tuners(run, ZeroShot(), dealt)
+    with enough_memory(name):
+        base, novel = _tuners(run, method, dealt)
+        # The same draws for all methods: those of a family start from the same tensors, and differences between them
+        # are of what they do.
+        initial = base.init(torch_stream(scene.seed, "init"))
 
     def bench(federation: Federation) -> Bench:
         return Bench(base, novel, federation, scene.activations, batch, zero)
@@ -251,14 +255,12 @@ def _task(run: _Run, scene: _Scene, method: Method) -> Task:
     right = Task(
         method=method,
         bench=bench(dealt),
-        # The same draws for all methods: those of a family start from the same tensors, and differences between them
-        # are of what they do.
-        initial=base.init(torch_stream(scene.seed, "init")),
+        initial=initial,
         seed=scene.seed,
         rounds=settings.rounds,
         participation=settings.participation,
         views=settings.views,
-        together=devices.together(settings.compute, run.device, run.clip.text.width),
+        together=run.machine.together,
         every=settings.evaluation.every,
         state=settings.evaluation.state,
         validation=bench(scene.validation) if scene.validation else None,
@@ -271,7 +273,8 @@ def _point(run: _Run, seed: int, name: str) -> dict[str, Any]:
     point = run.folder.point(seed, name)
     with point.locked():
         _claim(run, seed, name, write=True)
-        return point.result() or _played(run, _scene(run, seed), name, point)
+        with enough_memory(name):
+            return point.result() or _played(run, _scene(run, seed), name, point)
 
 
 def _claim(run: _Run, seed: int, name: str, *, write: bool) -> None:
@@ -283,8 +286,7 @@ def _claim(run: _Run, seed: int, name: str, *, write: bool) -> None:
 
 
 def _played(run: _Run, scene: _Scene, name: str, point: Point) -> dict[str, Any]:
-    method = run.methods[name]
-    task = _task(run, scene, method)
+    task = _task(run, scene, name)
     wanted = needed(task.bench.federation, run.experiment.views)
     if task.validation:
         wanted |= needed(task.validation.federation, run.experiment.views)
@@ -295,13 +297,13 @@ def _played(run: _Run, scene: _Scene, name: str, point: Point) -> dict[str, Any]
     state, length = saved or (engine.start(task, checkpoint.clients()), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, scene.seed, task.visits, state.round)
-    for state, record in engine.play(task, state):  # noqa: B020
-        checkpoint.save(state, point.log(record))
-        progress.round(record)
-    progress.close()
-    result = _result(point, task, state)
-    point.finish(result)
-    return result
+    try:
+        for state, record in engine.play(task, state):  # noqa: B020
+            checkpoint.save(state, point.log(record))
+            progress.round(record)
+    finally:
+        progress.close()
+    return point.finish(summary.result(point, task, state), summary.clock(point))
 
 
 def needed(federation: Federation, views: str | int) -> set[Key]:
@@ -314,65 +316,14 @@ def needed(federation: Federation, views: str | int) -> set[Key]:
     return needed
 
 
-def _result(point: Point, task: Task, state: State) -> dict[str, Any]:
-    """The point's summary from its ledger. `digest` covers everything that does not depend on the clock."""
-    late = {client.name for client in task.bench.federation.late}
-    rounds, visits = point.lines("round"), [v for v in point.lines("visit") if v["client"] not in late]
-    evaluated = [line for line in rounds if line["means"]]
-    own = [line["means"][task.reported] for line in evaluated]
-    kept = evaluated[task.conduct.result(own)]
-    metrics = {m: [[line["round"], means[m]] for line, means in zip(evaluated, own, strict=True)] for m in own[-1]}
-    result = {
-        "state": task.reported,
-        "final": kept["means"],
-        "mean_of_last_five_evaluations": {
-            m: sum(v for _, v in curve[-5:]) / len(curve[-5:]) for m, curve in metrics.items()
-        },
-        "best_round_on_test": max(metrics["local"], key=lambda pair: (pair[1], -pair[0]))[0]
-        if "local" in metrics
-        else None,
-        "curve": metrics,
-        "clients": kept["clients"],
-        "tradeoff": evaluated[-1]["curves"],
-        "tensors": {
-            "server": tensors.digest(state.server),
-            "clients": {name: tensors.digest(state.personal[name]) for name in sorted(state.personal)},
-        },
-        "bytes_by_round": _by_round(visits),
-        "up_bytes_per_visit": _per_visit(visits, "up_bytes"),
-        "down_bytes_per_visit": _per_visit(visits, "down_bytes"),
-    }
-    if late:
-        result["late"] = {moment: found for line in rounds for moment, found in line["late"].items()}
-    if task.faults:
-        result |= {"faults": list(task.faults), "round": kept["round"]}
-    clock = {
-        "train_s": sum(line["train_s"] for line in rounds),
-        "evaluate_s": sum(line["evaluate_s"] for line in rounds),
-        # ru_maxrss is in KiB on Linux; of the whole process so far.
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    return result | {"digest": durable.json_digest(result)} | clock
-
-
-def _by_round(visits: list[dict[str, Any]]) -> list[list[int]]:
-    """Bytes of all clients in both directions, `[round, bytes]`."""
-    sizes: dict[int, int] = {}
-    for visit in visits:
-        both = sum(visit["up_bytes"].values()) + sum(visit["down_bytes"].values())
-        sizes[visit["round"]] = sizes.get(visit["round"], 0) + both
-    return [[round_, size] for round_, size in sorted(sizes.items())]
-
-
-def _per_visit(visits: list[dict[str, Any]], key: str) -> float:
-    return sum(sum(visit[key].values()) for visit in visits) / len(visits) if visits else 0.0
-
-
-def _write(
-    run: _Run, found: list[table.Row], late: list[table.Row], points: Mapping[str, list[dict[str, Any]]]
-) -> None:
+def _written(run: _Run, points: dict[str, dict[int, dict[str, Any]]], said: str) -> Results:
+    """The tables and the picture of the methods that have a result with every seed; the others are told in words."""
     folder, name = run.folder.path, run.experiment.name
-    durable.write_json(folder / "table.json", table.as_json(found + late))
-    durable.write_text(folder / "table.csv", table.as_csv(found + late))
-    durable.write_text(folder / "table.md", table.as_markdown(found, late))
-    figure.draw(points, run.experiment.rounds, f"{name}: accuracy per round", folder)
+    whole = {method: list(by_seed.values()) for method, by_seed in points.items() if method not in run.failed}
+    failed = {method: failure.words(each, len(run.experiment.seeds)) for method, each in run.failed.items()}
+    found, late = table.rows(whole), table.late_rows(whole)
+    durable.write_json(folder / "table.json", table.as_json(found + late, failed))
+    durable.write_text(folder / "table.csv", table.as_csv(found + late, failed))
+    durable.write_text(folder / "table.md", table.as_markdown(found, late, failed))
+    figure.draw(whole, run.experiment.rounds, f"{name}: accuracy per round", folder)
+    return Results(folder, found, points, late, run.failed, said)

@@ -52,6 +52,16 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     """Why a value has no comparison, by value as it is written."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether every method has numbers at every value."""
+        return not self.failed and not any(one.failed for one in self.found)
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that have numbers at some value, in the order of the rows."""
+        return list(dict.fromkeys(row.method for one in self.found for row in one.rows))
+
     def __iter__(self) -> Iterator[tuple[str, Comparison]]:
         """Values as they are written, and what was found at them."""
         return zip(map(plain.text, self.values), self.found, strict=True)
@@ -182,24 +192,26 @@ def _write(swept: Sweep, folder: Path) -> None:
 def tabled(swept: Sweep, *, short: bool = False) -> Tables:
     """A metric's accuracies, methods by values, then the differences from the reference; `short`: p not corrected."""
     by_value = {value: {row.method: row for row in one.rows} for value, one in swept}
+    failed = {value: one.failed for value, one in swept}
     first = swept.found[0]
     heads = [swept.key, *by_value]
     tables: Tables = {}
     for metric in (name for name in SHOWN if any(name in row.values for one in swept.found for row in one.rows)):
         tables[HEADINGS[metric]] = heads, [
-            [row.method, *(comparison_text.accuracy(metric, rows[row.method].estimate(metric))
-                           for rows in by_value.values())]
-            for row in first.rows
+            [method, *(comparison_text.accuracy(metric, rows[method].estimate(metric)) if method in rows
+                       else failed[value][method] for value, rows in by_value.items())]
+            for method in swept.methods
         ]  # fmt: skip
-    if len(first.rows) < 2:
+    if len(swept.methods) < 2:
         return tables
     brackets = "" if len(first.seeds) == 1 else ", in brackets p" if short else ", in brackets p; corrected"
     for metric in SUBTRACTED:
         over_all = swept.corrected(metric)
         tables[f"{HEADINGS[metric]} less that of {first.against}{brackets}"] = heads, [
-            [row.method, *(_difference(rows[row.method].differences[metric], None if short else
-                                       over_all[value, row.method]) for value, rows in by_value.items())]
-            for row in first.rows if row.method != first.against
+            [method, *(_difference(rows[method].differences[metric], None if short else over_all[value, method])
+                       if method in rows and metric in rows[method].differences else "-"
+                       for value, rows in by_value.items())]
+            for method in swept.methods if method != first.against
         ]  # fmt: skip
     return tables
 
@@ -214,8 +226,10 @@ def _difference(one: Difference, corrected: float | None) -> str:
 def notes(swept: Sweep) -> list[str]:
     """What a reader has to know: how to read the tables, and what the data said at which value."""
     rows = [row for one in swept.found for row in one.rows]
-    seeds, tested = len(swept.found[0].seeds), len(rows) - len(swept.found)
+    seeds, tested = len(swept.found[0].seeds), len(swept.corrected(SUBTRACTED[0]))
     text = [f"{swept.key}={value} failed: {error}" for value, error in swept.failed.items()]
+    text += [f"{swept.key}={value}, {method}: {words}; no mean over the other seeds."
+             for value, one in swept for method, words in one.failed.items()]  # fmt: skip
     if seeds == 1:
         text.append("One seed: no intervals, no tests.")
     else:

@@ -7,6 +7,7 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
@@ -94,18 +95,22 @@ def value(numbers: Sequence[float]) -> Value:
     return Value(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 
 
-def as_json(table: Sequence[Row]) -> list[dict[str, Any]]:
+Failed = Mapping[str, str]
+"""What stands in the place of numbers by method, such as `diverged (2 of 11 seeds)`."""
+
+
+def as_json(table: Sequence[Row], failed: Failed = MappingProxyType({})) -> list[dict[str, Any]]:
     """Plain values, accuracies in 0..1."""
     return [
         {"method": r.method, "state": r.state, "reported": r.reported, "seeds": r.seeds,
          "metrics": {n: {"mean": v.mean, "std": v.std} for n, v in r.metrics.items()},
          "up_bytes": r.up_bytes, "down_bytes": r.down_bytes, "train_s": r.train_s}
         for r in table
-    ]  # fmt: skip
+    ] + [{"method": method, "failed": words} for method, words in failed.items()]  # fmt: skip
 
 
-def as_csv(table: Sequence[Row]) -> str:
-    """One line per row; accuracies in per cent, loss in nats."""
+def as_csv(table: Sequence[Row], failed: Failed = MappingProxyType({})) -> str:
+    """One line per row; accuracies in per cent, loss in nats. In a failed method's line the state says so."""
     names = [*ACCURACIES, "loss"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -120,12 +125,14 @@ def as_csv(table: Sequence[Row]) -> str:
             )
         tail = [round(r.up_bytes), round(r.down_bytes), f"{r.train_s:.2f}"]
         writer.writerow([r.method, r.state, r.reported, r.seeds, *cells, *tail])
+    blank = [""] * (len(spread) + 3)
+    writer.writerows([method, words, False, "", *blank] for method, words in failed.items())
     return out.getvalue()
 
 
-def as_markdown(table: Sequence[Row], late: Sequence[Row] = ()) -> str:
+def as_markdown(table: Sequence[Row], late: Sequence[Row] = (), failed: Failed = MappingProxyType({})) -> str:
     """A Markdown table of the reported states, then of the others, then of late clients."""
-    text = [_markdown([r for r in table if r.reported])]
+    text = [_markdown([r for r in table if r.reported], failed)]
     others = [r for r in table if not r.reported]
     if others:
         text += ["", "The same runs in the other state:", "", _markdown(others)]
@@ -134,14 +141,17 @@ def as_markdown(table: Sequence[Row], late: Sequence[Row] = ()) -> str:
     return "\n".join(text) + "\n"
 
 
-def _markdown(table: Sequence[Row]) -> str:
+def _markdown(table: Sequence[Row], failed: Failed = MappingProxyType({})) -> str:
     names = [n for n in ACCURACIES if any(n in r.metrics for r in table)]
     headings = ["method", *(ACCURACIES[n] for n in names), "loss", "up B", "down B", "train s", "state"]
-    return grid.markdown(headings, [
+    rows = [
         [r.method, *(percent(r.metrics.get(n)) for n in names), nats(r.metrics.get("loss")),
          f"{r.up_bytes:,.0f}", f"{r.down_bytes:,.0f}", f"{r.train_s:.1f}", r.state.replace("_", " ")]
         for r in table
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return grid.markdown(
+        headings, rows + [grid.filled([method], len(headings), words) for method, words in failed.items()]
+    )
 
 
 LATE = "Clients that joined after the last round, mean over them; the tables above are without them:"
@@ -170,7 +180,7 @@ def late_as_rich(late: Sequence[Row]) -> RichTable:
         shown.add_column(heading, justify="right", no_wrap=True)
     for r in late:
         cells = [percent(r.metrics.get(n)).replace(" ", "") for n in names]
-        shown.add_row(r.method, r.state.replace("_", " "), *cells, f"{r.down_bytes:,.0f}")
+        shown.add_row(escape(r.method), r.state.replace("_", " "), *cells, f"{r.down_bytes:,.0f}")
     return shown
 
 
@@ -178,7 +188,7 @@ def as_rich(table: Sequence[Row], title: str) -> RichTable:
     """The reported states for a terminal of 100 columns."""
     names = [n for n in list(ACCURACIES)[:5] if any(n in r.metrics for r in table)]
     shown = RichTable(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+        title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
     )
     shown.add_column("method", no_wrap=True)
     for heading in [*(ACCURACIES[n] for n in names), "up B", "down B", "train s"]:

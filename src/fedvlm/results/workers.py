@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import FedvlmError, StorageError
 from fedvlm.experiment import Experiment, parse
+from fedvlm.results.failure import Failure, Failures
 from fedvlm.results.progress import Reporter
 
 Chunk = tuple[int, list[str]]
@@ -39,49 +40,55 @@ def chunks(left: Mapping[int, Sequence[str]], processes: int) -> list[Chunk]:
     return result
 
 
-def play(experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int) -> None:
-    """Play all chunks. What one point fails with is told at the end, after all others have been played."""
+Place = tuple[int, str]
+"""A seed and a method's name."""
+News = tuple[Place | None, Failure | None]
+"""A point that is over, failed or not; without a place, why a worker could not begin or nothing more can be kept."""
+
+
+def play(experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int) -> Failures:
+    """Play all chunks, and give what failed, after all others have been played.
+
+    Threads are those of the run's folder (`results.machine`): they change bytes.
+    """
     context = multiprocessing.get_context("spawn")
     waiting, news = context.Queue(), context.Queue()
     for chunk in todo:
         waiting.put(chunk)
-    count = min(processes, len(todo))
-    settings = experiment.resolved()
-    # Processes and their threads would fight for the cores.
-    settings["compute"]["threads"] = experiment.compute.threads or max(1, (os.cpu_count() or 1) // count)
-    arguments = (settings, str(folder), waiting, news, os.getpid())
-    team = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(count)]
+    arguments = (experiment.resolved(), str(folder), waiting, news, os.getpid())
+    team = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(min(processes, len(todo)))]
     for worker in team:
         worker.start()
     try:
-        _await(team, news, reporter, sum(len(names) for _, names in todo))
+        return _await(team, news, reporter, sum(len(names) for _, names in todo))
     finally:
         for worker in team:
             worker.terminate()
             worker.join()
 
 
-def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> None:
-    done, failed, begun, idle = 0, list[str](), time.monotonic(), list[str]()
-    while done + len(failed) < points:
+def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> Failures:
+    failed, begun, idle, over = Failures(), time.monotonic(), list[str](), 0
+    while over < points:
         try:
-            name, error = news.get(timeout=1)
+            place, failure = news.get(timeout=1)
         except Empty:
             if not any(worker.is_alive() for worker in team):
                 why = "".join(f"\n{words}" for words in idle)
                 raise FedvlmError(f"all workers ended before their points: run again to continue{why}") from None
             continue
-        if name is None:
-            idle.append(error)
-            reporter.warn(f"a worker could not begin: {error}")
-        elif error is None:
-            done += 1
-            reporter.say(f"{name} done ({done + len(failed)}/{points}, {time.monotonic() - begun:,.0f} s)")
+        if place is None:
+            idle.append(failure.message)
+            reporter.warn(f"a worker ended: {failure.message}")
+            continue
+        seed, name = place
+        over += 1
+        if failure is None:
+            reporter.say(f"seed {seed} {name} done ({over}/{points}, {time.monotonic() - begun:,.0f} s)")
         else:
-            failed.append(f"{name}: {error}")
-            reporter.warn(failed[-1])
-    if failed:
-        raise FedvlmError("\n".join([f"{len(failed)} of {points} points failed, {done} are done:", *failed]))
+            failed.setdefault(name, {})[seed] = failure
+            reporter.warn(f"seed {seed} {name}: {failure.message}")
+    return failed
 
 
 def _worker(settings: dict[str, Any], folder: str, waiting: Any, news: Any, parent: int) -> None:
@@ -93,7 +100,7 @@ def _worker(settings: dict[str, Any], folder: str, waiting: Any, news: Any, pare
     try:
         point = work(parse(settings), Path(folder), Reporter(quiet=True))
     except Exception as error:  # the others take its points
-        news.put((None, f"{type(error).__name__}: {error}"))
+        news.put((None, Failure(f"{type(error).__name__}: {error}", False)))
         return
     while True:
         try:
@@ -102,13 +109,24 @@ def _worker(settings: dict[str, Any], folder: str, waiting: Any, news: Any, pare
             return
         for name in names:
             try:
-                point(seed, name)
-                news.put((f"seed {seed} {name}", None))
-            except FedvlmError as error:
-                news.put((f"seed {seed} {name}", str(error)))
-            except Exception as error:  # a fault of one method is no reason to stop the others
-                traceback.print_exc()
-                news.put((f"seed {seed} {name}", f"{type(error).__name__}: {error}"))
+                news.put(((seed, name), _failure(point, seed, name)))
+            except StorageError as error:  # nobody can keep anything: the run ends when all have found out
+                news.put((None, Failure(str(error), False)))
+                return
+
+
+def _failure(point: Callable[[int, str], None], seed: int, name: str) -> Failure | None:
+    """Play a point; what it failed with, if it did. A fault of one method is no reason to stop the others."""
+    try:
+        point(seed, name)
+    except StorageError:
+        raise
+    except FedvlmError as error:
+        return Failure.of(error)
+    except Exception as error:
+        traceback.print_exc()
+        return Failure(f"{type(error).__name__}: {error}", False)
+    return None
 
 
 def _outlive(parent: int) -> None:

@@ -62,25 +62,25 @@ SMALL = 256
 """Text widths below this are small: the embedded model has 128, the published ones 512 and 768."""
 
 
-def set_threads(settings: ComputeSection, width: int) -> None:
-    """Use `compute.threads` threads; by default every core for a published CLIP and one for a small one.
+def threads(width: int, processes: int = 1) -> int:
+    """Threads where nothing is set: a process's share of the cores for a published CLIP, and one for a small one.
 
     A small model's operations take microseconds. Two threads win a quarter on an idle machine and lose a factor of
     ten as soon as anything else runs, because they wait for each other by spinning.
     """
-    torch.set_num_threads(settings.threads or (1 if width < SMALL else os.cpu_count() or 1))
+    return 1 if width < SMALL else max(1, (os.cpu_count() or 1) // processes)
 
 
 TOGETHER = 8
 """Clients that train together where it pays by default."""
 
 
-def together(settings: ComputeSection, device: Device, width: int) -> int:
-    """How many clients train together: many small operations become few large ones, at the price of memory.
+def together(device: Device, width: int) -> int:
+    """How many clients train together where nothing is set: many small operations become few large ones.
 
-    A large CLIP on a CPU is busy with one client's step already.
+    The price is memory. A large CLIP on a CPU is busy with one client's step already.
     """
-    return settings.together or (TOGETHER if width < SMALL or device.device.type != "cpu" else 1)
+    return TOGETHER if width < SMALL or device.device.type != "cpu" else 1
 
 
 def evaluated(batch: int | None, device: Device) -> int:

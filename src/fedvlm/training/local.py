@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import DivergenceError
 from fedvlm.methods.base import Config, Method, Step
 from fedvlm.tensors import Named
 from fedvlm.training.descent import Descent, Maker, optimiser
@@ -41,7 +41,7 @@ def train(
 ) -> Trained:
     """Descend from `tensors` over `batches`, with a fresh optimiser; nothing passed in is changed.
 
-    `factor` multiplies every learning rate (the round's place in the schedule). Raises `FedvlmError` when the loss
+    `factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the loss
     is no longer a number.
     """
     leaves = {name: device.send(tensor.detach()).clone().requires_grad_() for name, tensor in tensors.items()}
@@ -60,14 +60,6 @@ def train(
         descent.step()
         losses.append(loss.detach())
     return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
-
-
-class DivergenceError(FedvlmError):
-    """Training left the numbers. `place`: which of the clients that trained together it was."""
-
-    def __init__(self, message: str, place: int) -> None:
-        super().__init__(message)
-        self.place = place
 
 
 def _finished(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:

@@ -1,0 +1,51 @@
+"""Whether a CLIP knows anything of the images and class names: zero-shot on a sample, against guessing."""
+
+from __future__ import annotations
+
+import math
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Federation
+from fedvlm.experiment import Experiment
+from fedvlm.methods.zero_shot import ZeroShot
+from fedvlm.streams import stream
+from fedvlm.training import device as devices
+from fedvlm.training.activations import Activations
+from fedvlm.training.evaluation import Bench
+
+AT_CHANCE = (
+    "zero-shot is at chance: these weights know nothing of these images and class names, so Base and Novel say nothing "
+    "here (random weights? wrong labels?)"
+)
+
+
+def zero_shot_check(
+    clip: FrozenCLIP, federation: Federation, activations: Activations, experiment: Experiment, most: int = 256
+) -> tuple[float, int, int]:
+    """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes.
+
+    Every class has the same number of images in the sample as far as there are enough, so that answering with the
+    most frequent class is no better than guessing.
+    """
+    sample = balanced(federation, most)
+    tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
+    batch = devices.evaluated(experiment.evaluation.batch, activations.device)
+    bench = Bench(tuner, None, federation, activations, batch)
+    logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
+    return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
+
+
+def balanced(federation: Federation, most: int) -> list[int]:
+    """About `most` base test images, equally many of each class as far as there are enough; in rising order."""
+    indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
+    by_class: dict[int, list[int]] = {}
+    for index in stream(0, "zero-shot check").permutation(indices).tolist():
+        by_class.setdefault(federation.source.records[index].label, []).append(index)
+    each = max(1, most // len(by_class))
+    return sorted(index for members in by_class.values() for index in members[:each])
+
+
+def above_chance(count: int, classes: int) -> float:
+    """The accuracy that guessing would exceed about once in a thousand times (normal approximation, 3.1 sigma)."""
+    chance = 1 / classes
+    return chance + 3.1 * math.sqrt(chance * (1 - chance) / count)

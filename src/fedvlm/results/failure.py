@@ -1,0 +1,54 @@
+"""Points that gave no result, and how they are told: one method that diverges costs no other its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fedvlm.errors import DivergenceError, FedvlmError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one method with one seed has no result."""
+
+    message: str
+    diverged: bool
+    """Its training left the numbers; otherwise something else went wrong."""
+
+    @staticmethod
+    def of(error: FedvlmError) -> Failure:
+        """The failure that an error is."""
+        return Failure(str(error), isinstance(error, DivergenceError))
+
+
+Failures = dict[str, dict[int, Failure]]
+"""By method and seed, of those that failed."""
+
+
+def words(failures: Mapping[int, Failure], seeds: int) -> str:
+    """What stands in a table in the place of numbers, such as `diverged (2 of 11 seeds)`."""
+    what = "diverged" if all(one.diverged for one in failures.values()) else "failed"
+    return f"{what} ({len(failures)} of {seeds} seed{'s' * (seeds > 1)})"
+
+
+def told(failures: Failures) -> list[str]:
+    """A line for every failed point."""
+    return [f"seed {seed} {name}: {one.message}" for name, by_seed in failures.items()
+            for seed, one in by_seed.items()]  # fmt: skip
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Turn what allocators raise when a request cannot be met into one sentence that names `what`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).split("\n", 1)[0]
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (known or "allocate memory" in text or "overflow" in text):
+            raise
+        raise FedvlmError(f"{what}: there is not enough memory for these settings ({text[:200]})") from error

@@ -1,0 +1,80 @@
+"""What of a machine can change the bytes of results: versions, device, threads, clients computed together.
+
+Products of matrices round differently with another number of threads, on another processor or device and in another
+version of torch; clients that train as one batch round differently from clients that train alone. All of it is
+written into the run folder, and a run that is taken up again keeps its threads and its clients together.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from fedvlm.experiment import ComputeSection
+from fedvlm.training import device as devices
+from fedvlm.training.device import Device
+
+_PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The part that settings decide, where they say nothing by the machine, and where it is computed."""
+
+    threads: int
+    together: int
+    device: str
+    processor: str
+
+    def as_json(self) -> dict[str, str]:
+        """Words by name, as the run folder keeps them."""
+        return {name: str(value) for name, value in vars(self).items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions that results may depend on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
+def decide(
+    settings: ComputeSection, device: Device, width: int, before: Mapping[str, str] | None = None, processes: int = 1
+) -> Machine:
+    """Threads and clients together: as set, else as the run was begun (`before`), else by the CLIP and the machine.
+
+    `width`: of the text encoder. `processes` play at the same time and share the cores.
+    """
+    begun = before or {}
+    threads = settings.threads or int(begun.get("threads", 0)) or devices.threads(width, processes)
+    together = settings.together or int(begun.get("together", 0)) or devices.together(device, width)
+    return Machine(threads, together, str(device.device), _processor(device))
+
+
+def _processor(device: Device) -> str:
+    """The GPU's name; of a CPU the instructions that torch's kernels are chosen by."""
+    if device.device.type == "cuda":
+        return torch.cuda.get_device_name(device.device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def crowded(machine: Machine, processes: int) -> str:
+    """A warning where processes fight for the cores because the run was begun with more threads for each."""
+    cores = os.cpu_count() or 1
+    if processes < 2 or machine.threads == 1 or machine.threads * processes <= cores:
+        return ""
+    return (
+        f"{processes} processes with {machine.threads} threads each on {cores} cores: the run was begun with so many, "
+        f"and its bytes depend on them (compute.threads={max(1, cores // processes)} is faster and rounds differently)"
+    )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """What was another one when the run was begun; what it does not tell is not compared."""
+    return [f"{name} {before[name]} then, {value} now" for name, value in now.items()
+            if name in before and before[name] != value]  # fmt: skip
