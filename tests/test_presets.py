@@ -18,7 +18,7 @@ from fedvlm.data.templates import TEMPLATES, template
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.results import sweep
-from fedvlm.results.runner import above_chance, zero_shot_check
+from fedvlm.results.chance import above_chance, zero_shot_check
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
 

@@ -16,7 +16,7 @@ from fedvlm import clip as clips
 from fedvlm import experiment
 from fedvlm.data import federate, load_source
 from fedvlm.data.scenes import SceneSpec, render
-from fedvlm.results.runner import above_chance, zero_shot_check
+from fedvlm.results.chance import above_chance, zero_shot_check
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
 
