@@ -312,6 +312,30 @@ def test_a_fault_that_fails_is_told_and_the_others_go_on(
     assert "half_precision" in whole["faults"]
 
 
+def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run with the fault gives results of one method, and words of the other."""
+    from fedvlm.audit import play
+    from fedvlm.errors import DivergenceError
+    from fedvlm.results import runner
+
+    played = runner._played
+
+    def unlucky(run: Any, scene: Any, name: str, point: Any) -> dict[str, Any]:
+        if name == "coop [half_precision]":
+            raise DivergenceError("coop: its loss is no longer finite")
+        return played(run, scene, name, point)
+
+    monkeypatch.setattr(runner, "_played", unlucky)
+    words = [*SMALL, "methods=coop,promptfl", "rounds=1", "seeds=0"]
+    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    planned = [each for each in variants(chosen) if each.name in ("right", "half_precision")]
+    *_, last = play.play(planned, tmp_path / "a", quiet=True)
+    failed = {(line.method, line.fault): line.failed for line in last}
+    assert failed.pop(("coop", "half_precision")) == "seed 0 coop [half_precision]: coop: its loss is no longer finite"
+    assert set(failed.values()) == {None}
+    assert ("promptfl", "half_precision") in failed
+
+
 def test_the_list_of_faults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "audit") == 0
     shown = capsys.readouterr().out

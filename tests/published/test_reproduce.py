@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fedvlm import experiment, plain, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.published import plan, report, reproduce
 from fedvlm.published.plan import Ask, Job
@@ -95,6 +96,19 @@ def test_one_failing_row_does_not_take_the_others_along(monkeypatch: pytest.Monk
     assert set(made.points) == {("dtd", "a"), ("dtd", "b")}
     assert made.failures == {("dtd", "bad"): "client 3 diverged"}
     assert [list(job.rows) for job in made.jobs] == [["a"], ["bad"], ["b"]]
+
+
+def test_a_method_that_diverged_in_a_run_is_a_failure_and_the_others_have_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["data.shots=1", "data.val_per_class=1", "data.test_per_class=1", "data.base_classes=4", "rounds=1",
+             "data.novel_classes=2", "partition.clients=2", "seeds=0", "method.coop.lr=1e30"]  # fmt: skip
+    chosen = experiment.parse(plain.override(presets.settings("quickstart"), [*words, "methods=zero_shot,coop"]))
+    monkeypatch.setattr(Job, "experiment", lambda job: chosen)
+    made = Made()
+    reproduce._play(Job("dtd", "quickstart", (), {"zero_shot": (), "coop": ()}, ()), tmp_path, made, True)
+    assert set(made.points) == {("dtd", "zero_shot")}
+    assert "seed 0 coop: round 1, client 0: coop:" in made.failures["dtd", "coop"]
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,25 @@ def test_a_value_that_fails_costs_no_other_and_is_told(tmp_path: Path) -> None:
     assert [line["partition.clients"] for line in lines] == ["3", "1"]
     with pytest.raises(FedvlmError, match=r"partition\.clients=4: 3 base(.|\n)*clients=5: 3 base"):
         sweep(plan(presets.settings("quickstart"), words, "partition.clients=4,5"), tmp_path / "none")
+
+
+def test_a_method_that_diverges_at_one_value_has_words_there_and_numbers_elsewhere(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(
+        app, ["sweep", "quickstart", *SMALL, "data.shots=1", "--over", "method.coop.lr=0.1,1e30", "--out", str(out)]
+    )
+    assert done.exit_code == 1
+    text = (out / "sweep.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| coop |")]
+    assert len(rows) == 7  # five metrics, two differences from zero-shot
+    for row in rows[:5]:
+        one, other = (cell.strip() for cell in row.strip("|").split("|")[1:])
+        assert re.fullmatch(r"[\d.]+ ± [\d.]+", one)
+        assert other == "diverged (2 of 2 seeds)"
+    assert all(row.rstrip("| ").endswith("-") for row in rows[5:])
+    assert "method.coop.lr=1e+30, coop: diverged (2 of 2 seeds); no mean over the other seeds." in text
+    assert "corrected for the 3 differences of a table together" in text
+    assert (out / "sweep.png").stat().st_size > 5_000
 
 
 def test_a_folder_holds_one_sweep_and_overwrite_plays_again(tmp_path: Path) -> None:

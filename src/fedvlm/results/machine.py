@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -50,10 +51,15 @@ def decide(
 
     `width`: of the text encoder. `processes` play at the same time and share the cores.
     """
-    begun = before or {}
-    threads = settings.threads or int(begun.get("threads", 0)) or devices.threads(width, processes)
-    together = settings.together or int(begun.get("together", 0)) or devices.together(device, width)
+    threads = settings.threads or _number(before, "threads") or devices.threads(width, processes)
+    together = settings.together or _number(before, "together") or devices.together(device, width)
     return Machine(threads, together, str(device.device), _processor(device))
+
+
+def _number(before: Mapping[str, str] | None, name: str) -> int | None:
+    """What a run folder tells, if it is a number that the setting of that name could have."""
+    told = (before or {}).get(name, "")
+    return int(told) if re.fullmatch(r"[1-9]\d{0,2}", told) else None
 
 
 def _processor(device: Device) -> str:
