@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 
@@ -55,10 +58,14 @@ class CLIP(nn.Module):
 
 
 class FrozenCLIP(CLIP):
-    """A CLIP as loaded: evaluation mode, no gradients, with its tokenizer, preprocessing and weights' digest."""
+    """A CLIP as loaded: evaluation mode, no gradients, with its tokenizer and preprocessing.
+
+    `weights` is the SHA-256 of the weight files. It does not know a model: the same weights under another activation,
+    number of heads or transform are another function. `digest` does.
+    """
 
     def __init__(
-        self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, digest: str
+        self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, weights: str
     ) -> None:
         # On the meta device nothing is drawn: weights come from a file or from `initialise`, never from a global state.
         with torch.device("meta"):
@@ -67,8 +74,15 @@ class FrozenCLIP(CLIP):
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
-        self.digest = digest
+        self.weights = weights
         self.eval().requires_grad_(False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that its outputs depend on: weights, configuration, tokenizer and transform."""
+        # Read anew each time: `preprocess` is replaced where an experiment names another transform.
+        parts = [self.weights, dataclasses.asdict(self.config), self.tokenizer.identity, self.preprocess.identity]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
     def classifier(self, classnames: Sequence[str], template: str = "a photo of a {}.") -> Tensor:

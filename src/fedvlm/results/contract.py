@@ -68,7 +68,7 @@ def text(
     share = f"{experiment.participation:.0%}"
     head = [
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
-        f"model       {clip.name}, weights sha256 {clip.digest[:12]}, all frozen",
+        f"model       {clip.name}, weights sha256 {clip.weights[:12]}, all frozen",
         f"clients     {_clients(federation.trained)}",
         *([f"late        {_late(federation.late)}"] if federation.late else []),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
