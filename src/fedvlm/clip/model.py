@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -54,7 +55,25 @@ class CLIP(nn.Module):
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """exp(logit_scale) cos(image, text): features `[B, E]` and `[K, E]` to `[B, K]`."""
-        return self.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        return self.cosines(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
+
+    def cosines(self, image: Tensor, text: Tensor) -> Tensor:
+        """exp(logit_scale) times products of normalised features `[..., B, E]` and `[..., K, E]`: `[..., B, K]`.
+
+        In float32 whatever the encoders were computed in: see `in_float32`.
+        """
+        with in_float32(image):
+            return self.logit_scale.exp() * image.float() @ text.float().mT
+
+
+def in_float32(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The last products before the softmax stand under it: no autocast on the tensor's device.
+
+    They are multiplied by exp(logit_scale), up to 100. In bfloat16 logits of 16..32 stand on a grid of 0.125: classes
+    tie, and one minus the probability of a confident answer, which is its gradient, is rounded away.
+    """
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 class FrozenCLIP(CLIP):

@@ -100,7 +100,7 @@ class Groups(Deep):
         """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`."""
         image = self.images(classifier, hidden)
         classifier["images"] = image
-        return (self.clip.logit_scale.exp() * image @ classifier["text"].mT).transpose(-3, -2)
+        return self.clip.cosines(image, classifier["text"]).transpose(-3, -2)
 
 
 class FedMGP(base.Method):
@@ -120,7 +120,7 @@ class FedMGP(base.Method):
     def loss(self, step: Step) -> Tensor:
         """Mean cross-entropy of the groups, and how alike they are."""
         labels = step.labels.repeat_interleave(self.config.groups)
-        alike = (_alike(step.classifier["text"]) + _alike(step.classifier["images"])) / 2
+        alike = (_alike(step.classifier["text"].float()) + _alike(step.classifier["images"].float())) / 2
         return F.cross_entropy(step.logits.flatten(0, 1), labels) + self.config.diversity * alike
 
     def server(self, initial: Named) -> Named:

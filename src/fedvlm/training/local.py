@@ -62,6 +62,16 @@ def train(
     return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
 
 
+def check_precision(method: Method, device: Device) -> None:
+    """Raises `FedvlmError` where a method would train in float16, whose small gradients become zero without a word."""
+    if method.trains and device.dtype == torch.float16:
+        raise FedvlmError(
+            f"compute.dtype = 'float16' cannot train {method.name}: gradients below 6e-8 become zero, and fedvlm does "
+            "not scale the loss; set compute.dtype to 'bfloat16' or 'float32' (methods without training may use "
+            "float16)"
+        )
+
+
 class DivergenceError(FedvlmError):
     """Training left the numbers. `place`: which of the clients that trained together it was."""
 

@@ -55,4 +55,4 @@ class Inside(ABC):
         flat = hidden.flatten(0, 1) if count else hidden
         image = F.normalize(self.visual.feature(flat, self.entry, self.insertions(tensors, "vision")), dim=-1)
         image = image.unflatten(0, (count, -1)) if count else image
-        return self.clip.logit_scale.exp() * image @ classifier["text"].mT
+        return self.clip.cosines(image, classifier["text"])
