@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip.config import ClipConfig, ViT
 from fedvlm.clip.packed import pack
 from fedvlm.clip.preprocess import Preprocess
@@ -20,6 +21,7 @@ from fedvlm.clip.resnet import ModifiedResNet
 from fedvlm.clip.text import TextEncoder
 from fedvlm.clip.tokenizer import Tokenizer
 from fedvlm.clip.vision import VisionTransformer
+from fedvlm.errors import FedvlmError
 
 
 class CLIP(nn.Module):
@@ -103,11 +105,28 @@ class FrozenCLIP(CLIP):
         parts = [self.weights, dataclasses.asdict(self.config), self.tokenizer.identity, self.preprocess.identity]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    def texts(self, classnames: Sequence[str], template: str, room: int = 0) -> tuple[Tensor, Tensor]:
+        """Token ids `[K, L]` and ends of text `[K]` of class names in a template (`fedvlm.templates`), `_` as space.
+
+        All texts of classes come from here. `room` positions are kept for prompt tokens. Raises `FedvlmError` for a bad
+        template, and where two classes have the same tokens: no classifier could tell them apart.
+        """
+        words = templates.template(template)
+        ids, eot = self.tokenizer([words.format(name.replace("_", " ")) for name in classnames], room)
+        first: dict[tuple[int, ...], str] = {}
+        for name, row, end in zip(classnames, ids.tolist(), eot.tolist(), strict=True):
+            if (other := first.get((end, *row))) is not None:
+                raise FedvlmError(
+                    f"classes '{other}' and '{name}' have the same tokens in the template '{words}', so no text tells "
+                    "them apart: rename one, or put their images into one class"
+                )
+            first[(end, *row)] = name
+        return ids, eot
+
     @torch.no_grad()
     def classifier(self, classnames: Sequence[str], template: str = "a photo of a {}.") -> Tensor:
         """Zero-shot text features `[K, E]` of the class names in order, not normalised."""
-        texts = [template.format(name.replace("_", " ")) for name in classnames]
-        ids, eot = self.tokenizer(texts)
+        ids, eot = self.texts(classnames, template)
         return self.encode_text(ids.to(self.device), eot.to(self.device))
 
 

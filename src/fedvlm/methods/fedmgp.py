@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate, Step
@@ -53,7 +54,7 @@ class GroupsConfig(base.Config):
     """Tokens T of each prompt."""
     start: str | None = "a photo"
     """Start text prompts near these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    suffix: str = "of a {}."
+    suffix: templates.Template = "of a {}."
     """What follows the prompt, with `{}` for the class name."""
     noise: Annotated[float, Field(ge=0)] = 0.01
     """Standard deviation of what sets the groups' text prompts apart at the start."""

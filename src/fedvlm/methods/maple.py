@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
@@ -39,7 +40,7 @@ class DeepConfig(base.Config):
     """Tokens T of each prompt."""
     start: str | None = "a photo"
     """Start the first prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    suffix: str = "of a {}."
+    suffix: templates.Template = "of a {}."
     """What follows the prompt, with `{}` for the class name."""
     depth: Count = 9
     """J: prompts enter blocks 1..J of both encoders."""
