@@ -14,11 +14,11 @@ import fedvlm
 from fedvlm import clip as clips
 from fedvlm import experiment, methods, plain, presets
 from fedvlm.data import federate, load_source
-from fedvlm.data.templates import TEMPLATES, template
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.results import sweep
 from fedvlm.results.chance import above_chance, zero_shot_check
+from fedvlm.templates import TEMPLATES
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
 
@@ -279,14 +279,3 @@ def test_templates_take_a_class_name() -> None:
 def test_every_preset_is_in_the_documentation() -> None:
     page = (ROOT / "docs/protocols.md").read_text()
     assert all(f"| `{name}` |" in page for name in PUBLISHED)
-
-
-@pytest.mark.parametrize("words", ["a photo", "Food", "{} and {}", ""])
-def test_what_is_no_template(words: str) -> None:
-    with pytest.raises(FedvlmError, match="is no template"):
-        template(words)
-
-
-def test_a_data_sets_name_stands_for_its_template() -> None:
-    assert template("Food101") == "a photo of {}, a type of food."
-    assert template("a sketch of a {}") == "a sketch of a {}"

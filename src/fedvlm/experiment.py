@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedvlm.errors import FedvlmError, nearest
+from fedvlm.templates import Template
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -226,7 +227,8 @@ class EvaluationSection(Section):
     """`val` to choose hyper-parameters without looking at test images."""
     general: Literal["own_domain", "all"] = "all"
     """Base and novel images: of the client's own domain, or of all domains."""
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
+    """What texts are made of, with `{}` for the class name; or a CoOp data set for its template (`OxfordPets`)."""
     batch: Count | None = None
     """Images at a time; by default 256, and on a CPU 32, which its caches hold."""
 
@@ -360,6 +362,8 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
     message = detail["msg"].removeprefix("Value error, ")
     if not path:  # of the table as a whole
         return f"setting '{name.rstrip('.')}': {message}"
+    if repr(detail["input"]) in message:
+        return f"setting '{name}': {message}"
     for pydantic, ours in (("Input should be", "expected"), ("a valid integer", "an integer"), ("a valid", "a")):
         message = message.replace(pydantic, ours)
     return f"setting '{name}': {message}, not {detail['input']!r}"

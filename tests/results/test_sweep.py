@@ -215,6 +215,8 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "a wrong kind": ({}, [], "data.shots=1,x", "expected an integer"),
     "of a method": ({}, [], "method.pfedmma.rnk=1,2", "did you mean 'rank'"),
     "no values": ({}, [], "rounds", "not of the form"),
+    "a template": ({}, [], "evaluation.template=a {},a {x}", "'a {x}' is no template"),
+    "a suffix": ({}, [], "method.maple.suffix=of {}.,of", "'of' is no template"),
     "one folder": ({}, [], "evaluation.template=a {}/,a {}-", "same folder"),
 }
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import small
 import torch
 
+from fedvlm import clip as clips
 from fedvlm.clip import Beside, Entry, FrozenCLIP
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
-from fedvlm.data import Source
+from fedvlm.data import Record, Source
 from fedvlm.streams import stream
 from fedvlm.training.activations import CHUNK, TEST, Activations, Key
+from fedvlm.training.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_what_is_remembered_is_not_read_again(clip: FrozenCLIP, source: Source) 
 
 
 def test_what_was_asked_for_first_does_not_decide_what_is_remembered(clip: FrozenCLIP) -> None:
-    """Two chunks of 64 fit: the first two in rising order, whatever the order of the request."""
+    """Two chunks fit: the first two in rising order, whatever the order of the request."""
     source = small.source(each=60)
     store = Activations(clip, source.records, small.CPU, 2 * CHUNK * size(clip, 2))
     store.prepare(plain(reversed(range(3 * CHUNK))), 2)
@@ -111,17 +114,74 @@ def test_memory_is_bounded_by_the_limit(clip: FrozenCLIP) -> None:
     """Rows are kept as rows: none keeps the chunk alive that it was computed in."""
     source = small.source(each=60)
     store = Activations(clip, source.records, small.CPU, 200 * size(clip, 2))
-    store.prepare(plain(range(5 * CHUNK)), 2)
+    store.prepare(plain(range(3 * CHUNK)), 2)
     held = [block.untyped_storage().nbytes() for memory in store.memory.values() for block in memory.blocks]
     assert sum(held) == store.used_bytes == 200 * size(clip, 2)
 
 
-def test_images_are_encoded_a_chunk_at_a_time(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_batch_has_the_same_number_of_images(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     source = small.source(each=60)
     store, batches, real = Activations(clip, source.records, small.CPU, 0), [], clip.visual.hidden
     monkeypatch.setattr(clip.visual, "hidden", lambda pixels, entry: batches.append(len(pixels)) or real(pixels, entry))  # type: ignore[func-returns-value]
     store.get(list(range(2 * CHUNK + 5)), 2)
-    assert batches == [CHUNK, CHUNK, 8]  # a short batch is filled up to 8 rows
+    assert batches == [8] * (2 * CHUNK // 8 + 1)
+    assert small.CPU.rows == 8
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, tuple[FrozenCLIP, Source]]:
+    return {"embedded": (clips.load(), small.source(each=16, side=48)),
+            "wide": (small.clip(WIDE), small.source(each=16, side=32)),
+            "resnet": (small.clip(small.resnet_config()), small.source(each=16, side=32))}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["embedded", "wide", "resnet"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_row_does_not_depend_on_what_was_held_or_on_threads(
+    models: dict[str, tuple[FrozenCLIP, Source]], threads: Callable[[int], None], tmp_path: Path, model: str, count: int
+) -> None:
+    """A cold cache against one that held 10 of 100 images; memory without bounds against none; one thread."""
+    clip, source = models[model]
+    records = [Record(StoredImage(record.image.key, record.image.pixels), 0, "a") for record in source.records]  # type: ignore[attr-defined]
+    for entry in (clip.visual.depth + 1, *([clip.visual.depth // 2 + 1] if clip.visual.depth else [])):
+        threads(1)
+        expected = Activations(clip, records, small.CPU, 1 << 30).get(range(100), entry)
+        threads(count)
+        cold, warm = (Activations(clip, records, small.CPU, 1 << 30, Store(tmp_path / f"{entry}{name}", 1 << 30))
+                      for name in ("cold", "warm"))  # fmt: skip
+        Activations(clip, records, small.CPU, 0, warm.store).prepare(plain(range(5, 105, 10)), entry)
+        for one in (cold, warm):
+            one.prepare(plain(range(100)), entry)
+            assert torch.equal(one.get(range(100), entry), expected)
+        bounded = Activations(clip, records, small.CPU, 0)
+        parts = [bounded.get(range(start, min(start + 7, 100)), entry) for start in range(0, 100, 7)]
+        assert torch.equal(torch.cat(parts), expected)
+        assert torch.get_num_threads() == count
+
+
+def test_an_error_in_a_batch_leaves_the_threads_as_they_were(
+    clip: FrozenCLIP, source: Source, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(3)
+    monkeypatch.setattr(clip.visual, "hidden", lambda pixels, entry: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Activations(clip, source.records, small.CPU, 0).get(range(40), 2)
+    assert torch.get_num_threads() == 3
+
+
+class StoredImage(small.ArrayImage):
+    """An image that has bytes of its own to be known by."""
+
+    def digest(self) -> str:
+        return self.key
 
 
 WIDE = ClipConfig(
@@ -154,13 +214,13 @@ CHUNKS = (
 
 
 def test_a_prepared_row_does_not_depend_on_what_was_prepared_before() -> None:
-    """Seeds of one experiment share the store. Rows 0..64 for one and 0..83 for the next, or the next alone."""
-    clip, source = small.clip(WIDE), small.source(each=12)
+    """Seeds of one experiment share the store. Rows 0..128 for one and 0..139 for the next, or the next alone."""
+    clip, source = small.clip(WIDE), small.source(each=20)
     long, fresh = (Activations(clip, source.records, small.CPU, 1 << 30) for _ in range(2))
     long.prepare(plain(range(CHUNK + 1)), 3)
-    long.prepare(plain(range(84)), 3)
-    fresh.prepare(plain(range(84)), 3)
-    assert torch.equal(long.get(range(84), 3), fresh.get(range(84), 3))
+    long.prepare(plain(range(140)), 3)
+    fresh.prepare(plain(range(140)), 3)
+    assert torch.equal(long.get(range(140), 3), fresh.get(range(140), 3))
 
 
 ROOM = "rows of the same entry that nobody needs any more are kept, and newly needed ones find no room"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
 import os
+import resource
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +18,12 @@ import pytest
 import small
 import torch
 
+from fedvlm import clip as clips
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Record
 from fedvlm.data.files import FileImage
 from fedvlm.streams import stream
+from fedvlm.training import activations
 from fedvlm.training.activations import TEST, Activations
 from fedvlm.training.store import Store, folder
 
@@ -81,7 +89,7 @@ def test_what_memory_cannot_hold_goes_to_disk(
     assert made.used_bytes <= 2000
     done = len(encoded)
     assert torch.equal(rows(made), rows(new(clip, records, tmp_path / "d")))
-    assert len(encoded) == done + 1  # the other one's
+    assert len(encoded) == done + 2  # the other one's: 15 rows, 8 at a time
 
 
 def test_views_of_the_bank(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
@@ -96,17 +104,24 @@ def test_views_of_the_bank(clip: FrozenCLIP, records: list[Record], tmp_path: Pa
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": 1}, {"entry": 3}, {"image": 1}, {"kept_as": torch.float16}, {"size": 1}],
+    [{"weights": 1}, {"entry": 3}, {"image": 1}, {"kept_as": torch.float16}, {"size": 1}, {"heads": 4},
+     {"activation": "gelu"}, {"eps": 1e-2}, {"encoding": 1}],
     ids=lambda change: next(iter(change)),
-)
+)  # fmt: skip
 def test_anything_a_row_depends_on_gives_another_row(
-    records: list[Record], tmp_path: Path, change: dict[str, Any]
+    records: list[Record], tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = small.clip()
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
     entry, more = change.get("entry", 2), {"kept_as": change["kept_as"]} if "kept_as" in change else {}
     if "weights" in change:
-        clip.digest = "others"
+        clip.weights = "others"
+    if change.keys() & {"heads", "activation", "eps"}:
+        vision = clip.config.vision
+        tower = replace(vision.tower, **change)  # type: ignore[union-attr]
+        clip = small.clip(replace(clip.config, vision=replace(vision, tower=tower)))
+    if "encoding" in change:
+        monkeypatch.setattr(activations, "ENCODING", activations.ENCODING + 1)
     if "size" in change:
         clip.preprocess = type(clip.preprocess)(16, mean=(0.1, 0.2, 0.3))
     if "image" in change:
@@ -118,6 +133,32 @@ def test_anything_a_row_depends_on_gives_another_row(
     direct = Activations(clip, records, small.CPU, 0)
     tolerance = 1e-2 if more else 1e-5
     assert (rows(made, entry) - rows(direct, entry)).abs().max() < tolerance
+
+
+def test_another_configuration_of_the_same_weights_does_not_get_the_old_rows(
+    records: list[Record], tmp_path: Path
+) -> None:
+    """The embedded CLIP, its `config.json` edited: activation and number of heads stand in no weight file."""
+    clips.save(clips.load(), tmp_path / "model")
+    first = clips.load(str(tmp_path / "model"))
+    old = new(first, records, tmp_path / "c").get(range(5), 7)
+    table = json.loads((tmp_path / "model/config.json").read_text())
+    table["vision_config"] |= {"hidden_act": "gelu", "num_attention_heads": 2}
+    (tmp_path / "model/config.json").write_text(json.dumps(table))
+    second = clips.load(str(tmp_path / "model"))
+    assert second.weights == first.weights
+    assert second.digest != first.digest
+    rows = new(second, records, tmp_path / "c").get(range(5), 7)
+    assert torch.equal(rows, Activations(second, records, small.CPU, 0).get(range(5), 7))
+    assert (rows - old).abs().max() > 0.1
+
+
+def test_a_change_of_texts_alone_keeps_the_rows(records: list[Record], tmp_path: Path, encoded: list[int]) -> None:
+    one, other = small.clip(), small.clip(small.vit_config(context=39))
+    new(one, records, tmp_path / "c").prepare(KEYS, 2)
+    new(other, records, tmp_path / "c").prepare(KEYS, 2)
+    assert one.digest != other.digest
+    assert len(list((tmp_path / "c").iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "junk"])
@@ -209,3 +250,103 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDVLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/y")
     assert folder() == Path("/y/fedvlm/activations")
+
+
+def names(made: Activations) -> list[str]:
+    return [made._name(key) for key in KEYS]
+
+
+def held(made: Activations) -> int:
+    """How many rows are read from disk."""
+    shelf = made._shelf(2)
+    assert shelf is not None
+    return len(shelf.read(sorted(shelf.find(names(made)))))
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.fixture
+def filled(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> Path:
+    """The one file of a shelf."""
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    (file,) = (tmp_path / "c").rglob("*.safetensors")
+    return file
+
+
+def test_a_cache_that_may_only_be_read_is_read_and_loses_nothing(
+    clip: FrozenCLIP, records: list[Record], filled: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another owner's, or mounted read-only: nothing may be touched, deleted or written."""
+    for name in ("utime", "unlink", "replace", "mkdir"):
+        monkeypatch.setattr(os, name, refuse)
+    later = new(clip, records, filled.parents[1])
+    for _ in range(2):
+        assert held(later) == len(KEYS)
+    later.prepare(KEYS, 2)
+    assert filled.exists()
+    assert encoded == []
+
+
+@pytest.fixture
+def few_files() -> Iterator[Any]:
+    """Sets how many more files this process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def more(count: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+
+    yield more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_that_cannot_be_opened_now_is_read_later(
+    clip: FrozenCLIP, records: list[Record], filled: Path, few_files: Any, count: int, known: bool
+) -> None:
+    """Too many open files, where its keys are known already and where not. Listing a folder takes one, reading two."""
+    later = new(clip, records, filled.parents[1])
+    wanted = names(later)
+    shelf = later._shelf(2)
+    assert shelf is not None
+    found = shelf.find(wanted) if known else set()
+    few_files(count)
+    assert shelf.read(sorted(found or shelf.find(wanted))) == {}
+    few_files(100)
+    assert filled.exists()
+    assert held(later) == len(KEYS)
+
+
+def test_a_damaged_file_that_cannot_be_deleted_is_not_served(
+    clip: FrozenCLIP, records: list[Record], filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows(Activations(clip, records, small.CPU, 0))
+    data = bytearray(filled.read_bytes())
+    data[len(data) // 2] ^= 1
+    filled.write_bytes(data)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    later = new(clip, records, filled.parents[1])
+    assert held(later) == 0
+    later.prepare(KEYS, 2)
+    assert torch.equal(rows(later), expected)
+    assert held(later) == len(KEYS)  # from the file that was written now
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_folders_and_files_belong_to_their_owner_alone(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, mask: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        new(clip, records, tmp_path / "cache/fedvlm/activations").prepare(KEYS, 2)
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "cache").rglob("*") if path.name != "facts.json"]
+    assert len(made) == 4
+    for path in [tmp_path / "cache", *made]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

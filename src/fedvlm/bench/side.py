@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedvlm import clip as clips
-from fedvlm import durable, methods, tensors
+from fedvlm import durable, methods, templates, tensors
 from fedvlm.bench.naive import Decoded, plain
 from fedvlm.data import Client, federate, load_source
 from fedvlm.experiment import Experiment, parse
@@ -113,7 +113,7 @@ class Side:
     def _task(self) -> Task:
         settings, federation = self.settings, self.federation
         (name,) = settings.methods
-        method, template = methods.build(name, settings.method), settings.evaluation.template
+        method, template = methods.build(name, settings.method), templates.template(settings.evaluation.template)
 
         def make(names: Sequence[str]) -> Tuner:
             if self.kind == "naive":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedvlm.clip import strict
 from fedvlm.errors import FedvlmError
 
 
@@ -76,11 +77,16 @@ def standard(name: str, *, context: int = 77, vocabulary: int = 49408) -> ClipCo
     return ClipConfig(vision, Text(context, vocabulary, _tower(width, layers)), embed)
 
 
-def from_huggingface(config: dict[str, Any]) -> ClipConfig:
-    """Read a `CLIPModel` configuration. Missing keys take the published defaults of that format."""
+def from_huggingface(config: dict[str, Any], where: str = "config.json") -> ClipConfig:
+    """Read a `CLIPModel` configuration. Missing keys take the published defaults of that format.
+
+    Raises `FedvlmError` for what fedvlm does not implement; `where` names the file.
+    """
     if config.get("model_type") != "clip":
-        raise FedvlmError(f"config.json describes a '{config.get('model_type')}' model, expected model_type 'clip'")
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+        raise FedvlmError(f"{where} describes a '{config.get('model_type')}' model, expected model_type 'clip'")
+    strict.check(config, strict.HUGGINGFACE, where)
+    vision = _part(config, "vision_config", strict.HUGGINGFACE_VISION, where)
+    text = _part(config, "text_config", strict.HUGGINGFACE_TEXT, where)
     return ClipConfig(
         ViT(
             image=_count(vision, "image_size", 224),
@@ -94,6 +100,16 @@ def from_huggingface(config: dict[str, Any]) -> ClipConfig:
         ),
         embed=_count(config, "projection_dim", 512),
     )
+
+
+def _part(config: dict[str, Any], name: str, keys: strict.Keys, where: str) -> dict[str, Any]:
+    """One encoder's table. Old files repeat parts of it in `NAME_dict`, which wins in transformers."""
+    table: dict[str, Any] = config.get(name) or {}
+    strict.check(table, keys, f"{name} in {where}")
+    for key, value in (config.get(f"{name}_dict") or {}).items():
+        if key in keys.read and key in table and table[key] != value:
+            raise strict.not_implemented(key, value, f"{name}_dict in {where}", f"{name} says {table[key]!r}")
+    return table
 
 
 def to_huggingface(config: ClipConfig, *, sot: int, eot: int) -> dict[str, Any]:
@@ -124,18 +140,28 @@ def to_huggingface(config: ClipConfig, *, sot: int, eot: int) -> dict[str, Any]:
     }
 
 
-def from_open_clip(config: dict[str, Any]) -> ClipConfig:
-    """Read an open_clip configuration (`{"model_cfg": ...}`), ViT or modified ResNet."""
+def from_open_clip(config: dict[str, Any], where: str = "open_clip_config.json") -> ClipConfig:
+    """Read an open_clip configuration (`{"model_cfg": ...}`), ViT or modified ResNet.
+
+    Raises `FedvlmError` for what fedvlm does not implement; `where` names the file.
+    """
     model = config.get("model_cfg", config)
     vision, text = model["vision_cfg"], model["text_cfg"]
+    strict.check(model, strict.OPEN_CLIP, where)
+    strict.check(vision, strict.OPEN_CLIP_VISION, f"vision_cfg in {where}")
+    strict.check(text, strict.OPEN_CLIP_TEXT, f"text_cfg in {where}")
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     words = Text(
         context=text.get("context_length", 77),
         vocabulary=text.get("vocab_size", 49408),
-        tower=_tower(text["width"], text["layers"], text.get("heads"), activation),
+        tower=_tower(text["width"], text["layers"], text.get("heads", 8), activation, text.get("mlp_ratio", 4.0)),
     )
     if not isinstance(vision["layers"], int):
         a, b, c, d = vision["layers"]
+        if vision.get("head_width", 64) != 64:
+            raise strict.not_implemented(
+                "head_width", vision["head_width"], f"vision_cfg in {where}", "heads of its ResNet are 64 wide"
+            )
         return ClipConfig(ResNet(vision["image_size"], (a, b, c, d), vision["width"]), words, model["embed_dim"])
     heads = vision["width"] // vision.get("head_width", 64)
     tower = _tower(vision["width"], vision["layers"], heads, activation, vision.get("mlp_ratio", 4.0))

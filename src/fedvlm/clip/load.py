@@ -109,7 +109,7 @@ def _config(folder: Path) -> tuple[ClipConfig, dict[str, Any]]:
         raise FedvlmError(f"{folder} has neither config.json nor open_clip_config.json")
     try:
         table = json.loads(file.read_text())
-        return read(table), table
+        return read(table, str(file)), table
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FedvlmError(f"{file} is not a readable CLIP configuration: {error!r}") from error
 

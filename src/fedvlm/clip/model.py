@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip.config import ClipConfig, ViT
 from fedvlm.clip.packed import pack
 from fedvlm.clip.preprocess import Preprocess
@@ -16,6 +21,7 @@ from fedvlm.clip.resnet import ModifiedResNet
 from fedvlm.clip.text import TextEncoder
 from fedvlm.clip.tokenizer import Tokenizer
 from fedvlm.clip.vision import VisionTransformer
+from fedvlm.errors import FedvlmError
 
 
 class CLIP(nn.Module):
@@ -51,14 +57,36 @@ class CLIP(nn.Module):
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """exp(logit_scale) cos(image, text): features `[B, E]` and `[K, E]` to `[B, K]`."""
-        return self.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        return self.cosines(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
+
+    def cosines(self, image: Tensor, text: Tensor) -> Tensor:
+        """exp(logit_scale) times products of normalised features `[..., B, E]` and `[..., K, E]`: `[..., B, K]`.
+
+        In float32 whatever the encoders were computed in: see `in_float32`.
+        """
+        with in_float32(image):
+            return self.logit_scale.exp() * image.float() @ text.float().mT
+
+
+def in_float32(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The last products before the softmax stand under it: no autocast on the tensor's device.
+
+    They are multiplied by exp(logit_scale), up to 100. In bfloat16 logits of 16..32 stand on a grid of 0.125: classes
+    tie, and one minus the probability of a confident answer, which is its gradient, is rounded away.
+    """
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 class FrozenCLIP(CLIP):
-    """A CLIP as loaded: evaluation mode, no gradients, with its tokenizer, preprocessing and weights' digest."""
+    """A CLIP as loaded: evaluation mode, no gradients, with its tokenizer and preprocessing.
+
+    `weights` is the SHA-256 of the weight files. It does not know a model: the same weights under another activation,
+    number of heads or transform are another function. `digest` does.
+    """
 
     def __init__(
-        self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, digest: str
+        self, config: ClipConfig, tokenizer: Tokenizer, preprocess: Preprocess, name: str, weights: str
     ) -> None:
         # On the meta device nothing is drawn: weights come from a file or from `initialise`, never from a global state.
         with torch.device("meta"):
@@ -67,14 +95,38 @@ class FrozenCLIP(CLIP):
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
-        self.digest = self.weights = digest
+        self.weights = weights
         self.eval().requires_grad_(False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that its outputs depend on: weights, configuration, tokenizer and transform."""
+        # Read anew each time: `preprocess` is replaced where an experiment names another transform.
+        parts = [self.weights, dataclasses.asdict(self.config), self.tokenizer.identity, self.preprocess.identity]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def texts(self, classnames: Sequence[str], template: str, room: int = 0) -> tuple[Tensor, Tensor]:
+        """Token ids `[K, L]` and ends of text `[K]` of class names in a template (`fedvlm.templates`), `_` as space.
+
+        All texts of classes come from here. `room` positions are kept for prompt tokens. Raises `FedvlmError` for a bad
+        template, and where two classes have the same tokens: no classifier could tell them apart.
+        """
+        words = templates.template(template)
+        ids, eot = self.tokenizer([words.format(name.replace("_", " ")) for name in classnames], room)
+        first: dict[tuple[int, ...], str] = {}
+        for name, row, end in zip(classnames, ids.tolist(), eot.tolist(), strict=True):
+            if (other := first.get((end, *row))) is not None:
+                raise FedvlmError(
+                    f"classes '{other}' and '{name}' have the same tokens in the template '{words}', so no text tells "
+                    "them apart: rename one, or put their images into one class"
+                )
+            first[(end, *row)] = name
+        return ids, eot
 
     @torch.no_grad()
     def classifier(self, classnames: Sequence[str], template: str = "a photo of a {}.") -> Tensor:
         """Zero-shot text features `[K, E]` of the class names in order, not normalised."""
-        texts = [template.format(name.replace("_", " ")) for name in classnames]
-        ids, eot = self.tokenizer(texts)
+        ids, eot = self.texts(classnames, template)
         return self.encode_text(ids.to(self.device), eot.to(self.device))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm.clip import strict
 from fedvlm.errors import FedvlmError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -105,16 +106,39 @@ def chosen(own: Preprocess, kind: str) -> Preprocess:
 
 
 def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Preprocess:
-    """Means and deviations from `preprocessor_config.json` or an open_clip `preprocess_cfg`; else CLIP's own."""
+    """Means and deviations from `preprocessor_config.json` or an open_clip `preprocess_cfg`; else CLIP's own.
+
+    Raises `FedvlmError` where either asks for another transform than `Preprocess.test` at the model's image size.
+    """
     file = folder / "preprocessor_config.json"
+    if open_clip:
+        _check_open_clip(open_clip, size, f"preprocess_cfg in {folder / 'open_clip_config.json'}")
     if file.exists():
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
+            _check_huggingface(table, size, str(file))
             return Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
         except (ValueError, TypeError, AttributeError) as error:
             raise FedvlmError(f"{file} is not a readable preprocessor configuration: {error}") from None
     table = open_clip or {}
     return Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
+
+
+def _check_huggingface(table: dict[str, Any], size: int, where: str) -> None:
+    strict.check(table, strict.IMAGE_PROCESSOR, where)
+    forms = {"size": (size, {"shortest_edge": size}), "crop_size": (size, {"height": size, "width": size})}
+    for key, same in forms.items():
+        if table.get(key, size) not in same:
+            instead = f"it resizes the shorter side to the model's {size} pixels and crops the centre"
+            raise strict.not_implemented(key, table[key], where, instead)
+    if not math.isclose(table.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
+        raise strict.not_implemented("rescale_factor", table["rescale_factor"], where, "pixels are divided by 255")
+
+
+def _check_open_clip(table: dict[str, Any], size: int, where: str) -> None:
+    strict.check(table, strict.OPEN_CLIP_PREPROCESS, where)
+    if table.get("size", size) not in (size, [size, size]):
+        raise strict.not_implemented("size", table["size"], where, f"the model's image size is {size}")
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

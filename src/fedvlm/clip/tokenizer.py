@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -30,6 +32,12 @@ class Tokenizer:
         self.context = context
         self.sot: int = sot
         self.eot: int = eot
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what texts become: the rules and the vocabulary, start, end and room."""
+        parts = [self.inner.to_str(), self.sot, self.eot, self.context]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def words(self, text: str) -> list[int]:
         """Token ids of a text, without start and end."""

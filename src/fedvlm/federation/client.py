@@ -17,7 +17,7 @@ from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
 from fedvlm.training.descent import Maker, optimiser
 from fedvlm.training.evaluation import Bench, Outputs, outputs
-from fedvlm.training.local import Batch, Trained, Visitor, orders, schedule, train_together
+from fedvlm.training.local import Batch, Trained, Visitor, check_precision, orders, schedule, train_together
 from fedvlm.training.metrics import Metrics
 
 
@@ -48,6 +48,7 @@ class Task:
 
     def __post_init__(self) -> None:
         wire.check_share(self.method, self.initial)
+        check_precision(self.method, self.bench.activations.device)
 
     @property
     def reported(self) -> State:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FrozenCLIP, in_float32
 from fedvlm.methods import base
 from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
@@ -68,7 +68,8 @@ class Conditional(Prompt):
         image = F.normalize(hidden, dim=-1)
         shift = apply(tensors, "meta.up", F.relu(apply(tensors, "meta.down", image)))
         text = self.features(tensors["prompt"].unsqueeze(-3) + shift.unsqueeze(-2))
-        return self.clip.logit_scale.exp() * (text @ image[..., None]).squeeze(-1)
+        with in_float32(hidden):
+            return self.clip.logit_scale.exp() * (text.float() @ image[..., None]).squeeze(-1)
 
 
 class CoCoOp(base.Method):

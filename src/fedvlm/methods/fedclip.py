@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.base import Rate, Step
@@ -40,7 +41,7 @@ class GateConfig(base.Config):
     optimiser: Literal["sgd", "adam", "adamw"] = "adam"
     second_momentum: Fraction = 0.98
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    template: str = "a picture of a {}"
+    template: templates.Template = "a picture of a {}"
     objective: Literal["contrastive", "classes"] = "contrastive"
     """Within the batch as released, or cross-entropy over all classes as every other method here."""
 

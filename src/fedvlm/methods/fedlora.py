@@ -3,7 +3,8 @@
     W' h = W h + (alpha / sqrt(R)) B A h,  h = LN1(x), for W_q, W_k, W_v of every block;  B = 0 at the start
 
 local LoRA shares nothing. FedLoRA averages A and B, each for itself: the mean of products is not the product of means.
-FFA-LoRA (Sun et al., ICLR 2024) freezes A at a common start and averages B, which averages the products exactly.
+FFA-LoRA (Sun et al., ICLR 2024) freezes A at a common start and averages B, which averages the products exactly. Here
+that A is the same for every seed of a run: seeds do not show how much results depend on it.
 FedSA-LoRA (Guo et al., ICLR 2025) averages A, the general part, and keeps B. CLIP-LoRA's dropout is left out. By
 default all blocks are changed; the presets on drawn scenes hold LoRA to the adapters' blocks.
 
@@ -80,7 +81,7 @@ class FedLoRA(LocalLoRA):
 
 
 class FFALoRA(LocalLoRA):
-    """A frozen, B averaged."""
+    """A frozen (the same for every seed), B averaged."""
 
     name = "ffa_lora"
     title = "FFA-LoRA"

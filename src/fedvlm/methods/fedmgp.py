@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate, Step
@@ -53,7 +54,7 @@ class GroupsConfig(base.Config):
     """Tokens T of each prompt."""
     start: str | None = "a photo"
     """Start text prompts near these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    suffix: str = "of a {}."
+    suffix: templates.Template = "of a {}."
     """What follows the prompt, with `{}` for the class name."""
     noise: Annotated[float, Field(ge=0)] = 0.01
     """Standard deviation of what sets the groups' text prompts apart at the start."""
@@ -100,7 +101,7 @@ class Groups(Deep):
         """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`."""
         image = self.images(classifier, hidden)
         classifier["images"] = image
-        return (self.clip.logit_scale.exp() * image @ classifier["text"].mT).transpose(-3, -2)
+        return self.clip.cosines(image, classifier["text"]).transpose(-3, -2)
 
 
 class FedMGP(base.Method):
@@ -120,7 +121,7 @@ class FedMGP(base.Method):
     def loss(self, step: Step) -> Tensor:
         """Mean cross-entropy of the groups, and how alike they are."""
         labels = step.labels.repeat_interleave(self.config.groups)
-        alike = (_alike(step.classifier["text"]) + _alike(step.classifier["images"])) / 2
+        alike = (_alike(step.classifier["text"].float()) + _alike(step.classifier["images"].float())) / 2
         return F.cross_entropy(step.logits.flatten(0, 1), labels) + self.config.diversity * alike
 
     def server(self, initial: Named) -> Named:

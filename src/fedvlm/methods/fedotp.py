@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import Entry, FrozenCLIP, Patches
+from fedvlm.clip import Entry, FrozenCLIP, Patches, in_float32
 from fedvlm.methods import base
 from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
@@ -71,9 +71,10 @@ class Transport(Pair):
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Patch features `[B, P, E]` to `[B, K]`."""
         text, patches = classifier["text"], F.normalize(hidden, dim=-1)
-        similarity = torch.einsum("...bpe,...nke->...bkpn", patches, text)
-        moved = plan(similarity, self.config.mass, self.config.smoothing, self.config.steps)
-        return self.clip.logit_scale.exp() * (moved * similarity).sum((-1, -2))
+        with in_float32(hidden):
+            similarity = torch.einsum("...bpe,...nke->...bkpn", patches, text.float())
+            moved = plan(similarity, self.config.mass, self.config.smoothing, self.config.steps)
+            return self.clip.logit_scale.exp() * (moved * similarity).sum((-1, -2))
 
 
 class FedOTP(base.Method):

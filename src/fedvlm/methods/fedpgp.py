@@ -88,7 +88,7 @@ class FedPGP(base.Method):
         assert isinstance(step.tuner, LowRank)
         if not self.config.mu:
             return super().loss(step)
-        general, own = step.classifier["general"], step.classifier["text"]
+        general, own = step.classifier["general"].float(), step.classifier["text"].float()
         cosines = torch.stack([(general * step.tuner.anchor).sum(-1), (general * own).sum(-1)], dim=-1)
-        contrast = F.cross_entropy(cosines.float() / self.config.temperature, step.labels.new_zeros(len(cosines)))
+        contrast = F.cross_entropy(cosines / self.config.temperature, step.labels.new_zeros(len(cosines)))
         return super().loss(step) + self.config.mu * contrast

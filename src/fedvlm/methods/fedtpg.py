@@ -3,7 +3,8 @@
     N: normalised text features of the bare class names [K, E];  Q: learned queries [4, D]
     A = MultiHead(LN(Q), LN(N), LN(N)), 4 heads, nothing added back
     (a, b) = halves of W_in LN(A) + b_in [4, 2 x 4D];  P = A + W_out (a * gelu(b)) + b_out
-    logits_c = s cos(f(x), g(P, c))                        every tensor <- sum_i (n_i / n) tensor_i
+    logits_c = s cos(f(x), g(P, c))
+    every tensor <- sum_i (n_i / n) tensor_i                      (the paper weights clients equally)
 
 Written from the paper's description. The paper trains and measures with the softmax over a client's own classes; here
 it runs over all base classes, as for every other method.

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FrozenCLIP, in_float32
 from fedvlm.methods.zero_shot import TemplateConfig, ZeroShot
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import Own
@@ -69,7 +69,8 @@ class Discriminant(Template):
         logits = super().logits(tensors, classifier, hidden)
         if "slope" not in classifier:
             return logits
-        return logits + F.normalize(hidden, dim=-1) @ classifier["slope"].T + classifier["offset"]
+        with in_float32(hidden):
+            return logits + F.normalize(hidden, dim=-1) @ classifier["slope"].T + classifier["offset"]
 
 
 class Gaussian(ZeroShot):

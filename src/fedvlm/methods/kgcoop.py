@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
-from fedvlm.data import templates as prompts
 from fedvlm.methods.base import Count, Step
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
 from fedvlm.tuners.prompt import Prompt
@@ -32,7 +32,7 @@ class KnowledgeConfig(PromptConfig):
     tokens: Count = 4
     words: str | None = "a photo of a"
     weight: Annotated[float, Field(ge=0)] = 8.0
-    anchor: str | None = None
+    anchor: templates.Template | None = None
     """The template to stay near, or the name of a CoOp data set for its own, as KgCoOp takes; `evaluation.template`
     where not given."""
 
@@ -42,7 +42,7 @@ class Anchored(Prompt):
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: KnowledgeConfig, template: str) -> None:
         super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
-        self.anchor = Template(clip, classnames, prompts.template(config.anchor or template)).text
+        self.anchor = Template(clip, classnames, config.anchor or template).text
 
 
 class KgCoOp(PromptFL):

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
@@ -39,7 +40,7 @@ class DeepConfig(base.Config):
     """Tokens T of each prompt."""
     start: str | None = "a photo"
     """Start the first prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    suffix: str = "of a {}."
+    suffix: templates.Template = "of a {}."
     """What follows the prompt, with `{}` for the class name."""
     depth: Count = 9
     """J: prompts enter blocks 1..J of both encoders."""
@@ -75,7 +76,7 @@ class Coupled(Deep):
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Tokens at block 1, `[B, P+1, D]`, to `[B, K]`."""
         image = self.image(hidden, [classifier[f"vision.{block}"] for block in self.blocks])
-        return self.clip.logit_scale.exp() * image @ classifier["text"].mT
+        return self.clip.cosines(image, classifier["text"])
 
 
 class MaPLe(base.Method):

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm import tensors
-from fedvlm.clip import Entry, FrozenCLIP
+from fedvlm.clip import Entry, FrozenCLIP, in_float32
 from fedvlm.methods import base
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
@@ -145,12 +145,16 @@ class Mixture:
         own = self.prompt.logits(trained, classifier, hidden)
         if classifier.keys() == {"text"}:
             return own
-        pooled = self._pool(F.normalize(hidden, dim=-1))
+        with in_float32(hidden):
+            mixed = self._mixed(trained, classifier, self._pool(F.normalize(hidden, dim=-1)))
+            return self.clip.logit_scale.exp() * mixed + self.config.local_weight * own
+
+    def _mixed(self, trained: Named, classifier: Named, pooled: Tensor) -> Tensor:
+        """What the gate says of pooled images `[B, R]`, `[B, K]`, before the logit scale."""
         if self.config.gate == "linear":
-            mixed = gate.linear_logits(trained, pooled, classifier["experts"])
-        else:
-            mixed = gate.mixture_logits(trained, pooled, classifier["keys"], classifier["values"], self.config.scaling)
-        return self.clip.logit_scale.exp() * mixed + self.config.local_weight * own
+            return gate.linear_logits(trained, pooled, classifier["experts"].float())
+        keys, values = classifier["keys"].float(), classifier["values"].float()
+        return gate.mixture_logits(trained, pooled, keys, values, self.config.scaling)
 
 
 class PFedMoAP(base.Method):

@@ -13,22 +13,22 @@ from typing import Annotated
 from pydantic import Field
 
 from fedvlm.clip import FrozenCLIP
-from fedvlm.data.templates import template
 from fedvlm.experiment import Section
 from fedvlm.methods import base
+from fedvlm.templates import Template as Words
 from fedvlm.tuners.template import Template
 
 
 class TemplateConfig(Section):
     """CoOp's evaluator takes a template for each data set; the papers compared here take one for all."""
 
-    templates: Annotated[list[str], Field(default_factory=list)]
+    templates: Annotated[list[Words], Field(default_factory=list)]
     """Texts with `{}` for the class name, their features averaged, or names of CoOp's data sets for theirs
     (`["OxfordPets"]`); empty: `evaluation.template`."""
 
     def texts(self, default: str) -> list[str]:
         """The templates to average."""
-        return [template(words) for words in self.templates] or [default]
+        return self.templates or [default]
 
 
 class ZeroShot(base.Method):

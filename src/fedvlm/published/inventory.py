@@ -78,7 +78,7 @@ def look(model: ModelSection, ids: tuple[str, ...]) -> Weights:
         clip = clips.load(model.name, revision=model.revision, offline=model.offline)
     except FedvlmError as error:
         return Weights(model.name, ids, missing=str(error) + (_advice(model.name) if model.name in ids else ""))
-    return Weights(model.name, ids, clip.digest)
+    return Weights(model.name, ids, clip.weights)
 
 
 def _advice(name: str) -> str:

@@ -47,7 +47,7 @@ def _weights() -> Iterator[Finding]:
     try:
         clip = clips.load("embedded")
         clip.encode_text(*clip.tokenizer(["a photo of a solid circle."]))
-        yield Finding("embedded CLIP", f"sha256 {clip.digest[:12]}")
+        yield Finding("embedded CLIP", f"sha256 {clip.weights[:12]}")
     except FedvlmError as error:
         yield Finding("embedded CLIP", str(error), False, "install fedvlm again: its weights are part of the package")
     cached = list(_cached())

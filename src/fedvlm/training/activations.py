@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import PIL
@@ -17,10 +19,13 @@ from fedvlm.streams import stream
 from fedvlm.training.device import Device
 from fedvlm.training.store import Shelf, Store
 
-CHUNK = 64
+ENCODING = 1
+"""Raised whenever the image encoder, a transform or the decoding of files would give other rows for the same facts:
+rows of an older number on disk are then not read any more."""
+CHUNK = 128
 """Images decoded and encoded at a time: bounds memory for any number of images."""
 FEWEST = 8
-"""Rows of the smallest batch that is encoded."""
+"""Rows of the smallest batch of fresh views: products of very few rows round differently."""
 TEST = -1
 """The view under the test transform; 0, 1, ... are views of the bank, drawn once per image with the augmentation."""
 
@@ -68,7 +73,8 @@ class Activations:
 
     `prepare` encodes everything a run will ask for, in one fixed order, so that rounding does not depend on who asks
     first or on where an interrupted run is taken up. With a `store`, rows of image files are also kept on disk and
-    taken from there. What is held nowhere is computed when asked for. Rows are float32 on the CLIP's device.
+    taken from there. What is held nowhere is computed when asked for. Rows are float32 on the CLIP's device, and the
+    same bit for bit whether they were held or not, with any number of threads.
     """
 
     def __init__(
@@ -133,12 +139,16 @@ class Activations:
         return torch.stack([fresh[key] for key in keys])
 
     def online(self, indices: Sequence[int], entry: Entry, seed: int, *names: int | str) -> Tensor:
-        """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i)."""
+        """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i).
+
+        Nothing of it is held, so a batch is what training asks for, and may be cut among all threads.
+        """
         views = [
             self.clip.preprocess.augment(image, stream(seed, *names, index))
             for index, image in zip(indices, self._read(indices), strict=True)
         ]
-        return self._encode(views, entry)
+        filled = views + views[-1:] * (FEWEST - len(views))
+        return self._batch(torch.stack(filled), entry)[: len(views)]
 
     def _room(self, entry: Entry, wanted: Iterable[Key], count: int, row: Tensor) -> int:
         """How many of `count` more rows fit, after what is not wanted has given way if it must."""
@@ -172,7 +182,10 @@ class Activations:
         if entry not in self.shelves:
             name = entry if isinstance(entry, int) else str(entry)
             facts: dict[str, Any] = {
-                "model": self.clip.name, "weights": self.clip.digest, "entry": name, "kept as": str(self.kept_as),
+                "model": self.clip.name, "weights": self.clip.weights, "encoding": ENCODING,
+                # Not the whole CLIP's digest: no row depends on texts.
+                "image encoder": dataclasses.asdict(self.clip.config.vision) | {"embed": self.clip.config.embed},
+                "entry": name, "kept as": str(self.kept_as),
                 "computed in": self.device.precision, "on": self.device.device.type,
                 "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
             }  # fmt: skip
@@ -204,11 +217,16 @@ class Activations:
     def _read(self, indices: Sequence[int]) -> list[Image.Image]:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
 
-    @torch.no_grad()
     def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
-        # Matrix kernels for very few rows round differently: a short batch is filled up, so that an image's row does
-        # not depend on how many others are encoded with it.
-        filled = pixels + pixels[-1:] * (FEWEST - len(pixels))
-        batch = self.clip.preprocess.normalise(self.device.send(torch.stack(filled)))
+        """Rows `[B, ...]` that depend on their own image alone: see `Device.rows` and `Device.each`."""
+        size = self.device.rows
+        filled = pixels + pixels[-1:] * (-len(pixels) % size)
+        batches = [torch.stack(filled[start : start + size]) for start in range(0, len(filled), size)]
+        return torch.cat(self.device.each(partial(self._batch, entry=entry), batches))[: len(pixels)]
+
+    @torch.no_grad()
+    def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:
+        """uint8 `[B, 3, S, S]` to rows `[B, ...]`."""
+        batch = self.clip.preprocess.normalise(self.device.send(pixels))
         with self.device.autocast():
-            return self.clip.visual.hidden(batch, entry).float()[: len(pixels)]
+            return self.clip.visual.hidden(batch, entry).float()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +16,8 @@ from torch import Tensor
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
 
+Part = TypeVar("Part")
+Done = TypeVar("Done")
 _DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,6 +35,30 @@ class Device:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch whose rows are remembered. Always so many: a product's last bits depend on its shape."""
+        return 8 if self.device.type == "cpu" else 64
+
+    def each(self, work: Callable[[Part], Done], parts: Sequence[Part]) -> list[Done]:
+        """`work` on every part, in their order. A CPU gives each part one thread, and does several parts at once.
+
+        Threads that share a product cut it into pieces, and a row's last bits depend on where it lies in a piece. On
+        one thread they do not, so what comes out is the same with any number of threads.
+        """
+        threads = torch.get_num_threads()
+        at_once = min(threads, len(parts))
+        if self.device.type != "cpu" or threads == 1:
+            return [work(part) for part in parts]
+        torch.set_num_threads(1)
+        try:
+            if at_once == 1:
+                return [work(part) for part in parts]
+            with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(work, parts))
+        finally:
+            torch.set_num_threads(threads)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Run matrix products of the encoders in `dtype`; trained tensors and their updates stay float32."""

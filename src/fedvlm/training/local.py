@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvlm.errors import DivergenceError
+from fedvlm.errors import DivergenceError, FedvlmError
 from fedvlm.methods.base import Config, Method, Step
 from fedvlm.tensors import Named
 from fedvlm.training.descent import Descent, Maker, optimiser
@@ -60,6 +60,16 @@ def train(
         descent.step()
         losses.append(loss.detach())
     return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
+
+
+def check_precision(method: Method, device: Device) -> None:
+    """Raises `FedvlmError` where a method would train in float16, whose small gradients become zero without a word."""
+    if method.trains and device.dtype == torch.float16:
+        raise FedvlmError(
+            f"compute.dtype = 'float16' cannot train {method.name}: gradients below 6e-8 become zero, and fedvlm does "
+            "not scale the loss; set compute.dtype to 'bfloat16' or 'float32' (methods without training may use "
+            "float16)"
+        )
 
 
 def _finished(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:

@@ -2,7 +2,8 @@
 
 A shelf holds the rows of one kind: same weights, transform, entry and precision. Its files are safetensors with a
 checksum for every row; they appear whole or not at all and are never changed, so processes need no lock. A file that
-is damaged is noticed, deleted and made again.
+is damaged is noticed, deleted and made again; one that only cannot be read now (too many open files, another
+owner) is left alone. What is made here can be read by its owner alone: activations tell much of an image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from fedvlm.errors import FedvlmError
 
 FACTS = "facts.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DAMAGE = (SafetensorError, ValueError, KeyError, TypeError)
+"""What reading a file of other bytes than were written ends in."""
+_UNREADABLE = (OSError, RuntimeError)
+"""What it ends in where the system refuses; torch, which maps the file, has errors of its own for that."""
 _STALE_S = 3600
 """Temporary files older than this were left by a process that was killed."""
 
@@ -114,16 +119,18 @@ class Shelf:
         self.store, self.path, self.facts = store, path, facts
         self.places: dict[str, tuple[Path, int]] = {}
         self.seen: set[Path] = set()
+        self.damaged: set[Path] = set()
+        """Files that may still be there, where they could not be deleted."""
 
     def find(self, keys: Iterable[str]) -> set[str]:
         """Which of these are held, by this or any other process until now."""
         for file, _ in _files(self.path):
-            if file not in self.seen:
+            if file not in self.seen and file not in self.damaged:
                 self._index(file)
         return {key for key in keys if key in self.places}
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The rows held, in their own precision; damaged ones are dropped with their file."""
+        """The rows held, in their own precision; damaged ones are dropped with their file, others tried again later."""
         files: dict[Path, list[tuple[str, int]]] = {}
         for key in keys:
             if key in self.places:
@@ -133,9 +140,15 @@ class Shelf:
         for file, wanted in files.items():
             try:
                 found |= dict(_rows(file, wanted))
-                os.utime(file)
-            except (OSError, SafetensorError, ValueError):
-                self._drop(file)
+            except _DAMAGE:
+                _delete(file)
+                self.damaged.add(file)
+                self._forget(file)
+            except _UNREADABLE:
+                self._forget(file)
+            else:
+                with contextlib.suppress(OSError):  # a cache that may only be read has nothing to remember
+                    os.utime(file)
         return found
 
     def add(self, keys: Sequence[str], rows: Tensor) -> None:
@@ -165,7 +178,7 @@ class Shelf:
 
     def _start(self) -> None:
         if not (self.path / FACTS).exists():
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_private(self.path)
             durable.write_json(self.path / FACTS, self.facts)
         for file in self.path.glob("*.part"):
             with contextlib.suppress(OSError):
@@ -173,19 +186,23 @@ class Shelf:
                     _delete(file)
 
     def _index(self, file: Path) -> None:
-        self.seen.add(file)
         try:
             with safe_open(file, "pt") as opened:
                 keys = json.loads(opened.metadata()["keys"])
                 if len(keys) != opened.get_slice("rows").get_shape()[0]:
                     raise ValueError
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except _DAMAGE:
             _delete(file)
+            self.damaged.add(file)
             return
+        except _UNREADABLE:
+            return
+        self.seen.add(file)
         self.places |= {key: (file, row) for row, key in enumerate(keys) if key not in self.places}
 
-    def _drop(self, file: Path) -> None:
-        _delete(file)
+    def _forget(self, file: Path) -> None:
+        """Look again, at the next `find`, where its rows may be: there, or in another file that has them too."""
+        self.seen.clear()
         self.places = {key: place for key, place in self.places.items() if place[0] != file}
 
 
@@ -204,9 +221,19 @@ def _sum(row: Tensor) -> int:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in folder.rglob("*.safetensors"):
+    paths: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be listed now is an empty one
+        paths = list(folder.rglob("*.safetensors"))
+    for path in paths:
         with contextlib.suppress(OSError):  # another process may have deleted it
             yield path, path.stat()
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and what is missing above it, for the owner alone (`parents=True` leaves those to the umask)."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _delete(path: Path) -> None:

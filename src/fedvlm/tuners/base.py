@@ -100,4 +100,4 @@ class OnFeatures:
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Image features `[B, E]` to `[B, K]`: exp(logit_scale) times cosines to the normalised `text [K, E]`."""
-        return self.clip.logit_scale.exp() * F.normalize(hidden, dim=-1) @ classifier["text"].mT
+        return self.clip.cosines(F.normalize(hidden, dim=-1), classifier["text"])

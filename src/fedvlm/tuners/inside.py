@@ -23,7 +23,7 @@ class Inside(ABC):
         self, clip: FrozenCLIP, visual: VisionTransformer, classnames: Sequence[str], template: str, entry: Entry
     ) -> None:
         self.clip, self.visual, self.entry = clip, visual, entry
-        ids, eot = clip.tokenizer([template.format(name.replace("_", " ")) for name in classnames])
+        ids, eot = clip.texts(classnames, template)
         self.texts = pack(ids.to(clip.device), eot)
         # What the text encoder's entry gets is constant for a class list.
         with torch.no_grad():
@@ -55,4 +55,4 @@ class Inside(ABC):
         flat = hidden.flatten(0, 1) if count else hidden
         image = F.normalize(self.visual.feature(flat, self.entry, self.insertions(tensors, "vision")), dim=-1)
         image = image.unflatten(0, (count, -1)) if count else image
-        return self.clip.logit_scale.exp() * image @ classifier["text"].mT
+        return self.clip.cosines(image, classifier["text"])

@@ -33,7 +33,8 @@ class LowRank:
     alpha: float = 1.0
     projections: str = "qkv"
     frozen_a: int | None = None
-    """Seed of an A that is never trained (FFA-LoRA): the same for all clients, so that nobody has to send it."""
+    """Seed of an A that is never trained (FFA-LoRA): the same for all clients and all of a run's seeds, so that nobody
+    has to send it."""
 
     @property
     def scale(self) -> float:

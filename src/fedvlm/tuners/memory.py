@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm.clip import in_float32
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import Own
 
@@ -28,5 +29,6 @@ def recall(memory: Named, image: Tensor, sharpness: float) -> Tensor | float:
     """exp(-sharpness (1 - cos)) summed over each class's remembered images: `[B, K]` for normalised `[B, E]`."""
     if "memory.features" not in memory:
         return 0.0
-    affinity = torch.exp(-sharpness * (1 - image @ memory["memory.features"].mT))
-    return affinity @ memory["memory.labels"]
+    with in_float32(image):
+        affinity = torch.exp(-sharpness * (1 - image @ memory["memory.features"].mT))
+        return affinity @ memory["memory.labels"]

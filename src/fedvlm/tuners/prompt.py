@@ -43,7 +43,7 @@ class Prompt(OnFeatures):
         self.tokens = tokens
         self.initial = self._words(words) if words else None
         names = [name.replace("_", " ") for name in classnames]
-        ids, eot = clip.tokenizer([suffix.format(name) for name in names], room=tokens)
+        ids, eot = clip.texts(classnames, suffix, room=tokens)
         lengths = [0 if place == "end" else len(clip.tokenizer.words(name)) for name in names]
         rows = torch.stack([self._place(row, length, place) for row, length in zip(ids, lengths, strict=True)])
         self.texts = pack(rows.to(clip.device), eot + tokens)

@@ -1,9 +1,14 @@
-"""CoOp's prompt template for each of its data sets (Zhou et al., IJCV 2022), by the name that CoOp gives the data set.
+"""Templates of prompts, and CoOp's for each of its data sets (Zhou et al., IJCV 2022) by CoOp's name of it.
 
-fedvlm's default is the generic "a photo of a {}." for all; settings that take templates take these names too.
+fedvlm's default is the generic "a photo of a {}." for all; every setting that takes a template takes these names too.
+A setting keeps the words as they were given; they become a template where texts are made (`FrozenCLIP.texts`).
 """
 
 from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from fedvlm.errors import FedvlmError, nearest
 
@@ -26,7 +31,23 @@ def template(words: str) -> str:
     """A template itself, or CoOp's for a data set named by `words`. Raises `FedvlmError` for anything else."""
     if words in TEMPLATES:
         return TEMPLATES[words]
-    if words.count("{}") != 1:
-        known = f"a template has one '{{}}' for the class name; or a data set: {', '.join(TEMPLATES)}"
+    around = words.replace("{}", "", 1)
+    if around == words or "{" in around or "}" in around:
+        known = f"a template has one '{{}}' for the class name and no other braces; or a data set: {_NAMES}"
         raise FedvlmError(f"'{words}' is no template{nearest(words, TEMPLATES)}: {known}")
     return words
+
+
+_NAMES = ", ".join(TEMPLATES)
+
+
+def _given(words: str) -> str:
+    try:
+        template(words)
+    except FedvlmError as error:
+        raise ValueError(str(error)) from None
+    return words
+
+
+Template = Annotated[str, AfterValidator(_given)]
+"""The type of a setting that takes a template."""
