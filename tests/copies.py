@@ -91,12 +91,15 @@ def coop(root: Path, classes: Mapping[str, Pictures], train: int) -> Path:
 
 
 def by_domain(root: Path, domains: Sequence[str], classes: Mapping[str, Pictures]) -> Path:
-    """`domain/class/pic_NNN.png`, the same pictures in every domain."""
-    for domain in domains:
+    """`domain/class/pic_NNN.png`, the same pictures in every domain but for their last pixel."""
+    for place, domain in enumerate(domains):
         for name, pictures in classes.items():
             (root / domain / name).mkdir(parents=True)
             for number, picture in enumerate(pictures):
-                picture.save(root / domain / name / f"pic_{number:03d}.png")
+                marked = picture.copy()
+                if place:
+                    marked.putpixel((picture.width - 1, picture.height - 1), (place, 0, 0))
+                marked.save(root / domain / name / f"pic_{number:03d}.png")
     return root
 
 

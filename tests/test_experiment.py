@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedvlm import experiment
+from fedvlm import experiment, presets
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment, parse
 from fedvlm.methods import build
@@ -171,3 +171,30 @@ def test_words_for_messages() -> None:
     assert listed(range(3)) == "0, 1, 2"
     assert listed(range(10), 2) == "0, 1 and 8 more"
     assert listed(name for name in "ab") == "a, b"
+
+
+BEFORE = {
+    "quickstart": "d5640c96d9bd977e444797deacd836876183116323e425f1da1cb4c543f09f87",
+    "office_caltech": "c16e9a02808a44d239297330bcf792c96bfb479d9bacfc9e41060b67652a9e66",
+    "pacs": "067a48f873348ddcd8176db726961a55151b96cd3cfa7982f8057c84f3c507af",
+    "few_shot": "2ee178fe9352d174a0dacb49fbca5f30fb3e4dfe4e78fafa02718c5080984293",
+    "cifar10": "4a1b553039d0131acab7554fc3da7f80b02e79fc7d22c80ba21817a601ede406",
+}
+"""Digests of version 0.1, before there were `data.on_duplicate` and `data.grey_bits`."""
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_settings_that_came_later_change_no_digest_until_they_are_used(name: str) -> None:
+    """Otherwise a run that was begun before there were any could not be resumed."""
+    settings = presets.settings(name)
+    if name == "office_caltech":  # which uses one of them
+        assert settings["data"].pop("on_duplicate") == "keep"
+    base = parse(settings)
+    assert base.digest() == BEFORE[name]
+    if name != "quickstart":
+        other = {"keep": "once", "once": "keep"}[parse(settings).data.on_duplicate]  # type: ignore[union-attr]
+        digests = {
+            parse(override(settings, [word])).digest() for word in (f"data.on_duplicate={other}", "data.grey_bits=12")
+        }
+        assert len(digests | {base.digest()}) == 3
+        assert parse(override(settings, ["data.grey_bits=none"])).digest() == base.digest()

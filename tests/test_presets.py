@@ -98,7 +98,8 @@ def test_every_protocol_is_checked_against_its_paper() -> None:
 
 def pictures(names: list[str], count: int = 12) -> dict[str, list[Any]]:
     return {
-        name: [copies.drawing(copies.DRAWN[place % 10], i) for i in range(count)] for place, name in enumerate(names)
+        name: [copies.drawing(copies.DRAWN[place % 10], i + count * (place // 10)) for i in range(count)]
+        for place, name in enumerate(names)
     }
 
 
@@ -116,8 +117,11 @@ def ten(root: Path, names: list[str] = copies.CIFAR10) -> list[str]:
 
 def hundred(root: Path) -> list[str]:
     images = {
-        name: [(label, copies.drawing(copies.DRAWN[label % 10], label // 10 + 10 * f, side=32)) for label in range(100)]
-        * n
+        name: [
+            (label, copies.drawing(copies.DRAWN[label % 10], label // 10 + 10 * f + 20 * i, side=32))
+            for i in range(n)
+            for label in range(100)
+        ]
         for f, (name, n) in enumerate((("train", 5), ("test", 1)))
     }
     copies.cifar100(root, images, COARSE, HUNDRED)

@@ -179,7 +179,7 @@ def partition(
 
     chosen = _experiment(what, words)
     seed = chosen.seeds[0]
-    federation = federate(load_source(chosen.data, seed), chosen, seed)
+    federation = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed)
     console = _console()
     shown = Table("client", "domain", "train", "test", "classes", "most of", box=None, pad_edge=False)
     for row in partition_table(federation):
@@ -336,7 +336,8 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",
 ) -> None:
-    """Activations of photographs kept on disk for later runs; any of them may be deleted at any time."""
+    """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
+    from fedvlm.data import remember
     from fedvlm.training.store import Store, folder
 
     store, console = Store(folder(), 0), _console()
@@ -350,8 +351,12 @@ def cache(
     console.print(shown)
     total = sum(item.size for item in held)
     _say(console, f"{total / 2**20:,.0f} MiB in {store.root}")
+    if not only:
+        size = remember.used_bytes() / 2**20
+        _say(console, f"{size:,.1f} MiB in {remember.folder()}: which images were found sound")
     if clear:
-        console.print(f"deleted {store.clear(only) / 2**20:,.0f} MiB", highlight=False)
+        freed = store.clear(only) + (remember.clear() if not only else 0)
+        console.print(f"deleted {freed / 2**20:,.0f} MiB", highlight=False)
 
 
 @app.command("random-clip")

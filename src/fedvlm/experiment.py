@@ -94,6 +94,12 @@ class FileData(Section):
     """Larger images are refused before they are decoded."""
     on_unreadable: Literal["skip", "error"] = "skip"
     """What an unreadable image does: left out and counted in the warnings, or an error."""
+    on_duplicate: Literal["once", "keep"] = "once"
+    """Images with the same pixels: used once (an error under two labels), or every one, as some published protocols
+    have it. The warnings count them either way."""
+    grey_bits: Literal[8, 10, 12, 14, 16] | None = None
+    """Range of grey values that are stored in more than 8 bits; the least of 8, 12 and 16 that holds all of them where
+    not given. Sites of one federation should give it, so that all have the same."""
     preprocess: Literal["clip", "cifar10", "cifar100"] = "clip"
     """`clip`: the model's own transform. `cifar10`, `cifar100`: what the papers' released code does with these data
     (images of 32 x 32, no augmentation)."""
@@ -120,6 +126,8 @@ class CifarData(FileData):
     source: Literal["cifar"]
     complete: bool = True
     """Every file must hold as many images as the published one; false to read a smaller copy."""
+    on_duplicate: Literal["once", "keep"] = "keep"
+    """The published files are the benchmark, whatever they hold twice."""
 
 
 class ManifestData(FileData):
@@ -146,6 +154,8 @@ class CoopData(FileData):
     """Found by its name where not given."""
     images: str | None = None
     """Image folder inside `path`; found by the paths in the split file where not given."""
+    on_duplicate: Literal["once", "keep"] = "keep"
+    """The published lists are the protocol, whatever they hold twice."""
 
 
 class HubData(FileData):
@@ -304,13 +314,18 @@ class Experiment(Section):
 
     def _counted(self) -> dict[str, Any]:
         settings = self.model_dump(mode="json", exclude={"name"})
-        for table, key in ((settings["partition"], "late"), (settings, "faults")):
-            if not table[key]:
-                del table[key]  # as before there were any, so that older runs can be resumed
+        for section, keys in LATER.items():
+            table, model = (settings[section], getattr(self, section)) if section else (settings, self)
+            for key in keys & table.keys():
+                if table[key] in (type(model).model_fields[key].default, []):
+                    del table[key]
         settings["compute"] = {key: settings["compute"][key] for key in ("dtype", "kept_as")}
         return settings
 
 
+LATER = {"": {"faults"}, "data": {"on_duplicate", "grey_bits"}, "partition": {"late"}}
+"""Settings that came later, by table: digests leave them out while they have their defaults (or name nothing), so that
+runs that were begun before there were any can be resumed."""
 _POINTS = ("methods", "seeds", "method")
 
 

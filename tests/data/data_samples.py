@@ -7,8 +7,10 @@ from typing import Any
 
 import PIL.Image
 
+from fedvlm.data.decode import Problem
 from fedvlm.data.files import EncodedImage
 from fedvlm.data.record import Record, Source
+from fedvlm.data.rows import Found
 from fedvlm.experiment import Experiment, parse
 
 # pFedMMA's official code, class ids of clients 0..9 for B base classes (recorded from CPython's `random`)
@@ -34,6 +36,12 @@ def photos(root: Path, *paths: str) -> Path:
     for number, path in enumerate(paths):
         photo(root / path, (number * 7 % 256, number * 31 % 256, 90))
     return root
+
+
+def problem_of(image: Found) -> Problem | None:
+    """What is wrong with an image of which nothing is known."""
+    found = image.look(lambda digest: None)
+    return found if isinstance(found, Problem) else None
 
 
 def source_of(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo
+from data_samples import photo, problem_of
 
 from fedvlm.data import Source, load_source
 from fedvlm.data.hub import HubImage, Table
@@ -22,7 +22,9 @@ datasets = pytest.importorskip("datasets")
 
 
 def pixels(number: int) -> np.ndarray[Any, Any]:
-    return np.full((4, 5, 3), number, np.uint8)
+    image = np.full((4, 5, 3), number, np.uint8)
+    image[:, 4] = 255 - number
+    return image
 
 
 def encoded(number: int) -> dict[str, Any]:
@@ -31,12 +33,12 @@ def encoded(number: int) -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def table(labels: list[Any], kind: Any = None, **columns: list[Any]) -> Any:
-    """A data set with an image per label, of the colour of its row number."""
+def table(labels: list[Any], kind: Any = None, first: int = 0, **columns: list[Any]) -> Any:
+    """A data set with an image per label, of the colour of its row number after the `first`."""
     kind = kind or datasets.ClassLabel(names=["wasp", "ant"])
     features: dict[str, Any] = {"img": datasets.Image(), "label": kind}
     features |= {name: datasets.Value("string") for name in columns}
-    content = {"img": [encoded(row) for row in range(len(labels))], "label": labels, **columns}
+    content = {"img": [encoded(first + row) for row in range(len(labels))], "label": labels, **columns}
     return datasets.Dataset.from_dict(content, features=datasets.Features(features))
 
 
@@ -51,7 +53,7 @@ def hub(path: Path | str, **settings: Any) -> Source:
 
 
 def test_splits_labels_and_pixels_stay_together(tmp_path: Path) -> None:
-    source = hub(saved(tmp_path / "d", train=table([1, 0, 1]), test=table([0])))
+    source = hub(saved(tmp_path / "d", train=table([1, 0, 1]), test=table([0], first=3)))
     assert source.classnames == ("wasp", "ant")
     assert [(r.image.key, r.label, r.name, r.split) for r in source.records] == [
         ("train/0", 1, "ant", "train"),
@@ -60,7 +62,7 @@ def test_splits_labels_and_pixels_stay_together(tmp_path: Path) -> None:
         ("test/0", 0, "wasp", "test"),
     ]
     found = read_images([record.image for record in source.records])
-    assert [int(image[0, 0, 0]) for image in found] == [0, 1, 2, 0]
+    assert [int(image[0, 0, 0]) for image in found] == [0, 1, 2, 3]
     assert found[2].shape == (4, 5, 3)
 
 
@@ -85,7 +87,7 @@ def test_numbers_without_names_are_told(tmp_path: Path) -> None:
 
 
 def test_validation_split_and_no_test_split(tmp_path: Path) -> None:
-    path = saved(tmp_path / "d", train=table([1, 0]), validation=table([0]))
+    path = saved(tmp_path / "d", train=table([1, 0]), validation=table([0], first=2))
     source = hub(path, val_split="validation", test_split=None)
     assert [record.split for record in source.records] == ["train", "train", "val"]
 
@@ -108,7 +110,7 @@ def test_a_table_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
     cells = [{"bytes": None, "path": str(path)} for path in (inside, outside, "../secret.png", "a.png")]
     data = datasets.Dataset.from_dict({"img": cells}, features=features)
     table = Table("all", data, "img", (tmp_path / "d",), 40.0)
-    problems = [HubImage(table, row).problem() for row in range(4)]
+    problems = [problem_of(HubImage(table, row)) for row in range(4)]
     assert [problem and problem.kind for problem in problems] == [None, "missing", "missing", None]
     with pytest.raises(FedvlmError, match=r"all/1 holds no image bytes and points to .*secret\.png"):
         HubImage(table, 1).open()
@@ -133,7 +135,7 @@ ERRORS: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_wrong_settings(tmp_path: Path, case: str) -> None:
     settings, said = ERRORS[case]
-    path = saved(tmp_path / "d", train=table([1, 0]), test=table([0]))
+    path = saved(tmp_path / "d", train=table([1, 0]), test=table([0], first=2))
     with pytest.raises(FedvlmError) as error:
         hub(path, **settings)
     assert [word for word in said if word not in str(error.value)] == [], str(error.value)
@@ -178,7 +180,7 @@ def test_remote_code_stays_off(monkeypatch: pytest.MonkeyPatch, is_old: bool) ->
         path: str, name: str | None, *, revision: str | None, download_config: Any, trust_remote_code: Any = None
     ) -> Any:
         seen.update(path=path, trust=trust_remote_code, local=download_config.local_files_only)
-        return datasets.DatasetDict(train=table([0]), test=table([1]))
+        return datasets.DatasetDict(train=table([0]), test=table([1], first=1))
 
     def new(path: str, name: str | None, *, revision: str | None, download_config: Any) -> Any:
         return old(path, name, revision=revision, download_config=download_config, trust_remote_code="not asked")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo
+from data_samples import photo, problem_of
 
-from fedvlm.data.files import EncodedImage, FileImage, folder, inside, inspect, read_text
+from fedvlm.data.files import EncodedImage, FileImage, folder, inside, read_text
 from fedvlm.errors import FedvlmError
 
 
@@ -55,9 +55,9 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     image = PIL.Image.new(mode, (5, 4))
-    image_bytes = encoded(image, "TIFF")
-    assert inspect(io.BytesIO(image_bytes), 40) is None
-    opened = EncodedImage("a", image_bytes).open()
+    found = EncodedImage("a", encoded(image, "TIFF"))
+    assert problem_of(found) is None
+    opened = found.open()
     assert (opened.mode, opened.size) == ("RGB", (5, 4))
 
 
@@ -71,7 +71,7 @@ def test_palette_with_transparency_does_not_warn(recwarn: pytest.WarningsRecorde
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_of_unknown_range_are_refused(mode: str) -> None:
     image = PIL.Image.new(mode, (4, 4), 100000)
-    problem = EncodedImage("a", encoded(image, "TIFF")).problem()
+    problem = problem_of(EncodedImage("a", encoded(image, "TIFF")))
     assert problem is not None
     assert "convert it to 8 or 16 bits" in problem.detail
 
@@ -82,9 +82,9 @@ def test_a_cut_file_is_found_up_front_and_named_when_opened(tmp_path: Path, kind
     data = encoded(noise(), kind)
     image = FileImage(tmp_path, f"cut.{kind.lower()}")
     (tmp_path / image.path).write_bytes(data)
-    assert image.problem() is None
+    assert problem_of(image) is None
     (tmp_path / image.path).write_bytes(data[: int(kept * len(data))])
-    problem = image.problem()
+    problem = problem_of(image)
     assert problem is not None
     assert problem.kind == "unreadable"
     with pytest.raises(FedvlmError, match=rf"cut\.{kind.lower()} cannot be read"):
@@ -92,13 +92,13 @@ def test_a_cut_file_is_found_up_front_and_named_when_opened(tmp_path: Path, kind
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
-    assert EncodedImage("a", encoded(noise(), "JPEG") + b"from the camera").problem() is None
+    assert problem_of(EncodedImage("a", encoded(noise(), "JPEG") + b"from the camera")) is None
 
 
 def test_a_flipped_bit_in_a_png_is_found() -> None:
     data = bytearray(encoded(noise(), "PNG"))
     data[len(data) // 2] ^= 1
-    problem = EncodedImage("a", bytes(data)).problem()
+    problem = problem_of(EncodedImage("a", bytes(data)))
     assert problem is not None
     assert problem.kind == "unreadable"
 
@@ -109,29 +109,48 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     image = EncodedImage("bomb.png", b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + b"\0" * 4)
-    problem = image.problem()
+    problem = problem_of(image)
     assert problem is not None
     assert problem.kind == "too large"
     with pytest.raises(FedvlmError, match=r"bomb\.png"):
         image.open()
 
 
+def test_a_whole_image_that_is_too_large_is_refused_when_opened() -> None:
+    """41.6 megapixels of black and white, a file of some kilobytes: valid, so that nothing but its size is wrong."""
+    data = encoded(PIL.Image.new("1", (8000, 5200)), "PNG")
+    with pytest.raises(
+        FedvlmError, match=r"a cannot be read: 8000 x 5200 = 41\.6 megapixels, over data.max_megapixels = 40"
+    ):
+        EncodedImage("a", data).open()
+    assert EncodedImage("a", data, max_megapixels=42).open().size == (8000, 5200)
+
+
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvlm.data.files.MAX_IMAGE_BYTES", 2**20)
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**40)
+    problem = problem_of(FileImage(tmp_path, "a.png"))
+    assert problem is not None
+    assert (problem.kind, problem.detail) == ("too large", "over 1 MiB")
+
+
 def test_megapixels_are_told_with_the_setting() -> None:
-    problem = EncodedImage("a", encoded(noise(2000, 1000), "PNG"), max_megapixels=1.5).problem()
+    problem = problem_of(EncodedImage("a", encoded(noise(2000, 1000), "PNG"), max_megapixels=1.5))
     assert problem is not None
     assert problem.detail == "2000 x 1000 = 2.0 megapixels, over data.max_megapixels = 1.5"
 
 
 def test_a_thread_of_pixels_is_refused() -> None:
     """Resized to 224 on the short side, 10000 x 1 pixels would fill 1.5 GB."""
-    problem = EncodedImage("a", encoded(noise(10000, 1), "PNG")).problem()
+    problem = problem_of(EncodedImage("a", encoded(noise(10000, 1), "PNG")))
     assert problem is not None
     assert problem.kind == "too narrow"
 
 
 def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     image = FileImage(tmp_path, "gone.png")
-    problem = image.problem()
+    problem = problem_of(image)
     assert problem is not None
     assert problem.kind == "missing"
     with pytest.raises(FedvlmError, match=r"gone\.png"):
@@ -140,7 +159,7 @@ def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    problem = FileImage(tmp_path, "a.png").problem()
+    problem = problem_of(FileImage(tmp_path, "a.png"))
     assert problem is not None
     assert problem.kind == "missing"
 
@@ -155,7 +174,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str) -> None:
     (root / "link.png").symlink_to(outside / "secret.png")
     (root / "linked").symlink_to(outside)
     image = FileImage(root, path.format(outside=outside))
-    for use in (image.problem, image.open):
+    for use in (lambda: problem_of(image), image.open):
         with pytest.raises(FedvlmError, match="leads out of the data folder"):
             use()
 

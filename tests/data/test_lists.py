@@ -29,7 +29,7 @@ def made(root: Path, images: str = ".", lists: str = ".") -> Path:
     """Six pictures of each class and domain; four are in the training list."""
     for domain in DOMAINS:
         pictures = {
-            name: [copies.flat(DOMAINS.index(domain) * 80, place * 60, number * 40, side=8) for number in range(6)]
+            name: [copies.flat(DOMAINS.index(domain) * 80, place * 60, 20 + number * 40, side=8) for number in range(6)]
             for place, name in enumerate(LABELS)
         }
         copies.by_domain(root / images, [domain], pictures)

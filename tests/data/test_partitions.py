@@ -346,3 +346,44 @@ def test_a_thousand_clients_of_sixty_thousand_images_in_seconds() -> None:
         federation = federate(source, experiment_of({"novel": "none"}, partition), 0)
         assert len(federation.clients) == 1000
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("domains", "each", "names"),
+    [
+        (("art_painting", "photo"), 1, ["art_painting", "photo"]),
+        (("art_painting", "photo"), 2, ["art_painting-0", "art_painting-1", "photo-0", "photo-1"]),
+        (("a", "a-0"), 2, ["a-0", "a-1", "a-0-0", "a-0-1"]),
+    ],
+)
+def test_clients_of_domains_have_their_names(domains: tuple[str, ...], each: int, names: list[str]) -> None:
+    source = source_of(classes(2, 12), classes(2, 4), domains=domains)
+    fed = federate(source, experiment_of({"novel": "none"}, {"kind": "domain", "clients_per_domain": each}), 0)
+    assert [client.name for client in fed.clients] == names
+    assert [client.domain for client in fed.clients] == [domain for domain in domains for _ in range(each)]
+
+
+def test_names_of_domains_are_safe_as_files_and_numbers_sort() -> None:
+    source = source_of(classes(2, 60), classes(2, 4), domains=("Ward/1", "ward_1"))
+    partition = {"kind": "domain", "clients_per_domain": 11}
+    fed = federate(source, experiment_of({"novel": "none"}, partition), 0)
+    names = [client.name for client in fed.clients]
+    assert len({name.casefold() for name in names}) == 22
+    assert all("/" not in name for name in names)
+    assert [name[-3:] for name in names] == [f"-{n:02d}" for n in range(11)] * 2
+
+
+def test_other_partitions_number_their_clients() -> None:
+    source = source_of(classes(4, 6), classes(4, 2), domains=("x", "y"))
+    fed = federate(source, experiment_of({"novel": "none"}, {"clients": 2, "one_domain_each": True}), 0)
+    assert [client.name for client in fed.clients] == ["0", "1"]
+
+
+def test_all_clients_of_a_domain_are_late_by_its_name() -> None:
+    source = source_of(classes(2, 12), classes(2, 4), domains=("amazon", "webcam"))
+    for each, late in ((1, ["webcam"]), (2, ["webcam-0", "webcam-1"])):
+        partition = {"kind": "domain", "clients_per_domain": each, "late": ["webcam"]}
+        fed = federate(source, experiment_of({"novel": "none"}, partition), 0)
+        assert [client.name for client in fed.late] == late
+    one = federate(source, experiment_of({"novel": "none"}, partition | {"late": ["webcam-1"]}), 0)
+    assert [client.name for client in one.late] == ["webcam-1"]

@@ -34,7 +34,8 @@ def clothing(shared: Path) -> Source:
 
 @pytest.fixture(scope="module")
 def office(shared: Path) -> Source:
-    data = {"source": "folder", "layout": "domain", "path": str(shared / "data/office_caltech_10")}
+    data = {"source": "folder", "layout": "domain", "path": str(shared / "data/office_caltech_10"),
+            "on_duplicate": "keep"}  # fmt: skip
     return load_source(experiment_of(data).data, 0)
 
 

@@ -26,8 +26,8 @@ def test_the_table_counts_images() -> None:
     federation = federate(source, experiment_of({"novel": "none"}, {"kind": "domain"}), 0)
     rows = partition_table(federation)
     assert [(row.client, row.domain, row.train, row.local, row.classes) for row in rows] == [
-        ("0", "day", 8, 3, 2),
-        ("1", "night", 8, 3, 2),
+        ("day", "day", 8, 3, 2),
+        ("night", "night", 8, 3, 2),
     ]
     assert rows[0].names == "cat 5, dog 3"
 

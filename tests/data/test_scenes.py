@@ -189,3 +189,11 @@ def test_mistakes_in_the_configuration_are_told() -> None:
     with pytest.raises(FedvlmError, match="120"):
         choose_classes(100, 21, 0)
     assert read_styles(["neon:0.25", "neon:1"]) == {"neon:0.25": ("neon", 0.25), "neon:1": ("neon", 1.0)}
+
+
+@pytest.mark.parametrize("key", ["shots", "val_per_class", "test_per_class"])
+def test_more_scenes_than_memory_holds_are_refused_at_once(key: str) -> None:
+    with pytest.raises(
+        FedvlmError, match=r"would be 4,000,00\d,\d{3} images \(1 styles x 40 classes x .*: lower data\.shots"
+    ):
+        scenes_source(ScenesData.model_validate({key: 100_000_000}), 0)

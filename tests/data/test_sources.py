@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from data_samples import photo, photos
 
 from fedvlm.data import Source, load_source
+from fedvlm.data.splits import class_lists
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import CoopData, FolderData, ManifestData, ScenesData
 
@@ -84,6 +86,26 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     photos(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "cat" / "loop").symlink_to(tmp_path)
     assert len(folder_of(tmp_path)) == 2
+
+
+def test_links_to_folders_above_do_not_multiply_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight class folders, each with links to the top and to another class: nine folders to look into."""
+    names = [f"class {n}" for n in range(8)]
+    photos(tmp_path, *(f"{name}/1.png" for name in names))
+    for n, name in enumerate(names):
+        (tmp_path / name / "top").symlink_to(tmp_path)
+        (tmp_path / name / "next").symlink_to(tmp_path / names[(n + 1) % 8])
+    looked: list[Any] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (looked.append(path), real(path))[1])
+    assert len(folder_of(tmp_path)) == 8
+    assert len([path for path in looked if Path(path) != tmp_path]) == 8
+
+
+def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+    photos(tmp_path, "store/deep/cat/1.png", "dog/1.png")
+    (tmp_path / "cat").symlink_to(tmp_path / "store" / "deep" / "cat")
+    assert {record.image.key for record in folder_of(tmp_path).records} == {"cat/1.png", "dog/1.png"}
 
 
 def test_manifest_with_all_columns(tmp_path: Path) -> None:
@@ -174,13 +196,14 @@ def test_unreadable_images_are_counted_or_an_error(tmp_path: Path) -> None:
         folder_of(tmp_path, on_unreadable="error", **settings)
 
 
-def test_a_class_of_unreadable_images_goes(tmp_path: Path) -> None:
-    photos(tmp_path, "cat/1.png")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "1.png").write_bytes(b"no image")
+def test_one_damaged_file_does_not_move_the_border_of_base_and_novel(tmp_path: Path) -> None:
+    photos(tmp_path, "ant/1.png", "bee/1.png", "cow/1.png", "dog/1.png")
+    whole = class_lists(folder_of(tmp_path), FolderData(source="folder", path=""))
+    (tmp_path / "ant" / "1.png").write_bytes(b"no image")
     source = folder_of(tmp_path)
-    assert source.classnames == ("cat",)
-    assert source.warnings[-1] == "1 class has no usable image (left out): bad"
+    assert source.classnames == ("ant", "bee", "cow", "dog")
+    assert class_lists(source, FolderData(source="folder", path="")) == whole == ((0, 1), (2, 3))
+    assert source.warnings[-1] == "1 class has no usable image (kept in the list of names): ant"
 
 
 def test_names_alike_are_told(tmp_path: Path) -> None:

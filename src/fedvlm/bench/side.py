@@ -97,7 +97,7 @@ class Side:
         clip = clips.load(settings.model.name).to(self.device.device)
         torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
         self.clip = clip
-        source = load_source(settings.data, settings.seeds[0])
+        source = load_source(settings.data, settings.seeds[0], is_kept=settings.compute.disk_gib > 0)
         self.federation = federate(source, settings, settings.seeds[0])
         limit = int(settings.compute.cache_gib * GIB)
         store = Store(cache, 100 * GIB)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedvlm.data.federation import Client, Federation
-from fedvlm.data.gather import counted
 from fedvlm.data.late import marked
+from fedvlm.data.notes import counted
 from fedvlm.data.partitions import Dealt, Deck, Pool, deal
 from fedvlm.data.record import Source
 from fedvlm.data.splits import Columns, Divided, Ints, class_lists, columns, divide, few, too_few
@@ -135,7 +135,7 @@ def _clients(
         names = safe_names([table.clients[i] for i in kept])
     else:
         kept = _trainable([len(part) for part in train], section, notes)
-        names = [str(i).zfill(len(str(count - 1))) for i in kept]
+        names = _numbered(table.domains, dealt.domains, kept, section)
     found = []
     for name, i in zip(names, kept, strict=True):
         domain = _domain(table, np.concatenate([train[i], local[i]]), dealt.domains[i], section)
@@ -143,6 +143,18 @@ def _clients(
         classes = np.unique(position[table.label[train[i]]]).tolist()
         found.append(Client(name, _listed(train[i]), _listed(local[i]), base, novel, tuple(classes), domain))
     return tuple(found)
+
+
+def _numbered(
+    domains: Sequence[str], bound: Sequence[int], kept: Sequence[int], section: PartitionSection
+) -> list[str]:
+    """Names of clients that the data do not name: their domains', numbered where a domain has several; else numbers."""
+    if section.kind != "domain":
+        return [str(i).zfill(len(str(len(bound) - 1))) for i in kept]
+    safe, each = safe_names(domains), section.clients_per_domain
+    if each == 1:
+        return [safe[bound[i]] for i in kept]
+    return [f"{safe[bound[i]]}-{str(i % each).zfill(len(str(each - 1)))}" for i in kept]
 
 
 def _listed(images: Ints) -> tuple[int, ...]:
@@ -228,13 +240,13 @@ def _tell_gaps(
     unseen = [name for place, name in enumerate(base) if place not in seen]
     if unseen:
         who = "trained on by no client"
-        notes.append(counted(unseen, f"base class is {who}", f"base classes are {who}"))
+        notes.append(counted(unseen, f"base class is {who}", f"base classes are {who}", is_public=True))
     undealt = int((dealt.train < 0).sum())
     if undealt and not experiment.partition.one_domain_each:
         notes.append(f"{undealt} of {len(dealt.train)} training images name no client or domain and are not used")
     idle = sorted(set(images.table.domains) - {client.domain for client in clients})
     if idle and experiment.partition.one_domain_each:
-        notes.append(counted(idle, "domain has no client", "domains have no client"))
+        notes.append(counted(idle, "domain has no client", "domains have no client", is_public=True))
 
 
 def safe_names(names: Sequence[str]) -> list[str]:

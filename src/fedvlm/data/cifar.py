@@ -2,6 +2,10 @@
 
 A record is one label byte (CIFAR-10) or the super-class's and the class's (CIFAR-100, in this order), then 1,024 bytes
 each of red, green and blue, row by row. Names are in text files beside, one a line, in the order of the label ids.
+
+Some published test images are training images too (Barz and Denzler, "Do we train on test data?", J. Imaging 2020, who
+count near copies). The files as they are are the benchmark, so by default every record is used, and a warning counts
+the exact copies; with `data.on_duplicate = "once"` each image is used once.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from fedvlm.data.files import Problem, folder, inside, read_text
-from fedvlm.data.gather import Row, gather
+from fedvlm.data.decode import Seen
+from fedvlm.data.files import folder, inside, read_text
+from fedvlm.data.gather import gather
 from fedvlm.data.record import Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import CifarData
 
@@ -77,6 +84,8 @@ class CifarImage:
     row: int
     offset: int
     """Of the first pixel in the file."""
+    seen: str
+    """Digest of the pixels that were read with the labels: `open` refuses any others."""
 
     @property
     def key(self) -> str:
@@ -84,17 +93,21 @@ class CifarImage:
         return f"{self.file}/{self.row}"
 
     def open(self) -> PIL.Image.Image:
-        """The image, 32 x 32 RGB. Raises FedvlmError naming the file if it can no longer be read."""
+        """The image, 32 x 32 RGB. Raises FedvlmError naming the file if it can no longer be read, or has changed."""
         planes = np.frombuffer(self._bytes(), np.uint8).reshape(3, SIDE, SIDE)
         return PIL.Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
     def digest(self) -> str:
         """Of the pixels."""
-        return hashlib.blake2b(self._bytes(), digest_size=20, person=b"cifar").hexdigest()
+        return self.seen
 
-    def problem(self) -> Problem | None:
-        """None: the file as a whole was checked."""
-        return None
+    def look(self, known: object) -> Seen:
+        """Its pixels' digest: the file as a whole was checked, and there is nothing to decode."""
+        return Seen(self.seen, self.seen, SIDE, SIDE, 8, 0, 255)
+
+    def settled(self, seen: Seen, bits: int) -> CifarImage:
+        """The image as it is: it knows its pixels already."""
+        return self
 
     def _bytes(self) -> bytes:
         path = inside(self.root, self.file)
@@ -106,7 +119,13 @@ class CifarImage:
             raise FedvlmError(f"{path} cannot be read: {error.strerror or error}") from None
         if len(data) != _PIXELS:
             raise FedvlmError(f"{path} has become shorter since the run began: record {self.row} is cut off")
+        if _digest(data) != self.seen:
+            raise FedvlmError(f"{path} has changed since the run began: record {self.row} holds other pixels")
         return data
+
+
+def _digest(pixels: bytes) -> str:
+    return hashlib.blake2b(pixels, digest_size=20, person=b"cifar").hexdigest()
 
 
 def cifar_source(config: CifarData) -> Source:
@@ -119,17 +138,18 @@ def cifar_source(config: CifarData) -> Source:
         for name, split, count in edition.files
         for row in _rows(root, edition, name, count if config.complete else None, (names, coarse), split)
     ]
-    return gather(edition.title, rows, config, classnames=names)
+    return gather(edition.title, rows, config, Remembered(), classnames=names)
 
 
 def _rows(
     root: Path, edition: Edition, name: str, count: int | None, words: tuple[list[str], list[str] | None], split: Split
 ) -> Iterator[Row]:
     names, coarse = words
-    labels = _labels(root, edition, name, count)
+    data = _records(root, edition, name, count)
     first = edition.record_bytes - _PIXELS
-    for row, ids in enumerate(labels.tolist()):
-        image = CifarImage(root, name, row, row * edition.record_bytes + first)
+    for row, ids in enumerate(data[:, :first].tolist()):
+        place = row * edition.record_bytes + first
+        image = CifarImage(root, name, row, place, _digest(data[row, first:].tobytes()))
         yield Row(image, names[ids[-1]], split=split, superclass=coarse[ids[0]] if coarse else None)
 
 
@@ -163,8 +183,8 @@ def _names(path: Path, count: int) -> list[str]:
     return names
 
 
-def _labels(root: Path, edition: Edition, name: str, count: int | None) -> NDArray[np.uint8]:
-    """Label bytes of every record `[R, 1 or 2]`, the file's size and all labels checked."""
+def _records(root: Path, edition: Edition, name: str, count: int | None) -> NDArray[np.uint8]:
+    """Label bytes and pixels of every record `[R, 1 or 2 + 3072]`, the file's size and all labels checked."""
     path, length = inside(root, name), edition.record_bytes
     try:
         _check_size(path, edition, path.stat().st_size, count)
@@ -173,7 +193,7 @@ def _labels(root: Path, edition: Edition, name: str, count: int | None) -> NDArr
         raise FedvlmError(f"{path} is missing: {edition.title} needs {listed(f[0] for f in edition.files)}") from None
     except (OSError, ValueError) as error:
         raise FedvlmError(f"{path} cannot be read: {error}") from None
-    labels = data[:, : length - _PIXELS].copy()
+    labels = data[:, : length - _PIXELS]
     most = [edition.coarse[1], edition.classes] if edition.coarse else [edition.classes]
     wrong = np.argwhere(labels >= np.array(most))
     if len(wrong):
@@ -182,7 +202,7 @@ def _labels(root: Path, edition: Edition, name: str, count: int | None) -> NDArr
             f"{path}, record {row}: the label {labels[row, column]} is not in 0..{most[column] - 1}: this is no file "
             f"of {edition.title}, or it is damaged. Get {edition.archive} again ({_HOME})"
         )
-    return labels
+    return data
 
 
 def _check_size(path: Path, edition: Edition, size: int, count: int | None) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.data.files import FileImage, folder, read_text, subfolders
-from fedvlm.data.gather import Row, gather
+from fedvlm.data.gather import gather
 from fedvlm.data.record import Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import CoopData
 
@@ -24,7 +26,7 @@ _SAMPLES = 50
 Entry = tuple[str, int, str]
 
 
-def coop_source(config: CoopData) -> Source:
+def coop_source(config: CoopData, remembered: Remembered) -> Source:
     """The images of a split file; class names in the order of its label ids, missing files counted."""
     root = folder(config.path)
     path = _split_file(root, config.split_file)
@@ -38,7 +40,7 @@ def coop_source(config: CoopData) -> Source:
         for split, entries in splits.items()
         for image, _, name in entries
     ]
-    return gather(path.stem.removeprefix("split_zhou_"), rows, config, classnames=names)
+    return gather(path.stem.removeprefix("split_zhou_"), rows, config, remembered, classnames=names)
 
 
 def _split_file(root: Path, named: str | None) -> Path:

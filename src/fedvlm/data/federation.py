@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from fedvlm.data.notes import Note, public
 from fedvlm.data.record import Source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Section
@@ -84,12 +85,19 @@ class Federation:
         return {label: place for labels in (self.base, self.novel) for place, label in enumerate(labels)}
 
     def digest(self) -> str:
-        """SHA-256 over the index lists, the class lists and the identity of every image; notes do not count."""
+        """SHA-256 over the index lists, the class lists and the name of every image; notes and bytes do not count."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The federation without its images, as JSON values; `from_json` with the same source gives it back."""
-        return {"version": VERSION, **self._content(), "notes": list(self.notes), "digest": self.digest()}
+        """The federation without its images, as JSON values; `from_json` with the same source gives it back.
+
+        "content" is of the images' bytes, where they have any. "notes" name no file and no client; "details" are the
+        same in full, where they differ.
+        """
+        told, full = [public(note) for note in self.notes], [str(note) for note in self.notes]
+        content = {} if self.source.content is None else {"content": self.source.content}
+        details = {} if told == full else {"details": full}
+        return {"version": VERSION, **self._content(), **content, "notes": told, **details, "digest": self.digest()}
 
     def _content(self) -> dict[str, Any]:
         clients = [{key: _plain(value) for key, value in _facts(client).items()} for client in self.clients]
@@ -115,8 +123,14 @@ class Federation:
         if (read.records, read.images) != (len(source), source.digest):
             raise FedvlmError(
                 f"the partition was made for other images: {read.records} of '{read.source}' then, {len(source)} of "
-                f"'{source.name}' now (digests of paths, labels, domains and clients differ). Put the data back as it "
-                "was, or start a new run"
+                f"'{source.name}' now (digests of paths, labels, domains and clients differ; data.on_duplicate decides "
+                "about copies). Put the data back as it was, or start a new run"
+            )
+        if read.content is not None and read.content != source.content:
+            raise FedvlmError(
+                f"the images of '{source.name}' are not those the partition was made for: their names are the same, "
+                "but the bytes of some differ, or data.grey_bits does. Put the files back as they were, or start a "
+                "new run"
             )
         federation = _restored(source, read)
         if federation is None or federation.digest() != read.digest:
@@ -144,7 +158,10 @@ class _Saved(Section):
     novel: dict[str, str]
     clients: list[_SavedClient]
     tests: dict[str, list[int]]
+    content: str | None = None
+    """Not in partitions that were saved before there was any."""
     notes: list[str]
+    details: list[str] | None = None
     digest: str
 
 
@@ -161,7 +178,8 @@ def _restored(source: Source, read: _Saved) -> Federation | None:
     if not all(word.isdecimal() and int(word) < len(source.classnames) for word in [*read.base, *read.novel]):
         return None
     base, novel = (tuple(int(word) for word in words) for words in (read.base, read.novel))
-    return Federation(source, base, novel, clients, tests, tuple(read.notes))
+    notes = tuple(map(Note, read.details, read.notes)) if read.details else tuple(read.notes)
+    return Federation(source, base, novel, clients, tests, notes)
 
 
 def _facts(client: Client) -> dict[str, Any]:

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
+from fedvlm.data.decode import GREY_BITS, Problem, Seen, decode, digest, look, said
 from fedvlm.errors import FedvlmError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """What counts as an image in a folder."""
-MAX_ASPECT = 64
-"""Longest side over shortest: resizing the short side of a narrower image to 224 would fill the memory."""
+MAX_IMAGE_BYTES = 512 * 2**20
+"""Larger image files are refused: 40 megapixels of 16-bit colour take half of it without any compression."""
 MAX_TEXT_BYTES = 256 * 2**20
 """Larger lists (CSV, JSON) are refused: no data set of photographs comes near."""
-
-_blake = partial(hashlib.blake2b, digest_size=20)
-
-Kind = Literal["missing", "unreadable", "too large", "too narrow"]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why an image cannot be used."""
-
-    kind: Kind
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +29,10 @@ class FileImage:
     path: str
     """Relative to `root`, with forward slashes."""
     max_megapixels: float = 40.0
+    seen: str = ""
+    """Digest of the bytes that were looked at: `open` refuses any others."""
+    bits: int = GREY_BITS
+    """Range of grey values of more than 8 bits."""
 
     @property
     def key(self) -> str:
@@ -53,17 +40,17 @@ class FileImage:
         return self.path
 
     def open(self) -> PIL.Image.Image:
-        """The decoded RGB image, upright. Raises FedvlmError naming the file if it cannot be decoded."""
-        with _told(str(self.root / self.path)), inside(self.root, self.path).open("rb") as file:
-            return decode(file, self.max_megapixels)
+        """The decoded RGB image, upright. Raises FedvlmError naming a file that cannot be decoded, or has changed."""
+        with _told(str(self.root / self.path)):
+            return opened(self._bytes(), str(self.root / self.path), self.max_megapixels, self.seen, self.bits)
 
     def digest(self) -> str:
-        """Of the file's bytes. Raises FedvlmError naming the file if it cannot be read."""
-        with _told(str(self.root / self.path)), inside(self.root, self.path).open("rb") as file:
-            return hashlib.file_digest(file, _blake).hexdigest()
+        """Of the bytes that were looked at, or are there now. Raises FedvlmError naming a file that cannot be read."""
+        with _told(str(self.root / self.path)):
+            return identity(self.seen or digest(self._bytes()), self.bits)
 
-    def problem(self) -> Problem | None:
-        """What is wrong with the file, from its header and checksums; None for a usable image.
+    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
+        """What is in the file, read once and decoded in full if it is not `known`; or why it cannot be used.
 
         Raises FedvlmError if the path leaves the folder.
         """
@@ -71,10 +58,19 @@ class FileImage:
             path = inside(self.root, self.path)
             if not path.is_file():  # nor a named pipe, which would be waited for
                 return Problem("missing", "no such file")
-            with path.open("rb") as file:
-                return inspect(file, self.max_megapixels)
+            data = _bytes(path)
         except OSError as error:
             return Problem("unreadable", error.strerror or str(error))
+        except ValueError as error:
+            return Problem("too large", str(error))
+        return look(data, self.max_megapixels, known)
+
+    def settled(self, seen: Seen, bits: int) -> FileImage:
+        """The same image, of the bytes that were looked at, with this range of grey values."""
+        return replace(self, seen=seen.digest, bits=bits)
+
+    def _bytes(self) -> bytes:
+        return _bytes(inside(self.root, self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +80,39 @@ class EncodedImage:
     key: str
     data: bytes
     max_megapixels: float = 40.0
+    bits: int = GREY_BITS
 
     def open(self) -> PIL.Image.Image:
         """The decoded RGB image, upright. Raises FedvlmError naming the key if it cannot be decoded."""
-        with _told(self.key):
-            return decode(io.BytesIO(self.data), self.max_megapixels)
+        return opened(self.data, self.key, self.max_megapixels, bits=self.bits)
 
     def digest(self) -> str:
         """Of the encoded bytes."""
-        return _blake(self.data).hexdigest()
+        return identity(digest(self.data), self.bits)
 
-    def problem(self) -> Problem | None:
-        """What is wrong with the bytes; None for a usable image."""
-        return inspect(io.BytesIO(self.data), self.max_megapixels)
+    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
+        """What is in the bytes; or why they cannot be used."""
+        return look(self.data, self.max_megapixels, known)
+
+    def settled(self, seen: Seen, bits: int) -> EncodedImage:
+        """The same image with this range of grey values."""
+        return replace(self, bits=bits)
+
+
+def opened(data: bytes, where: str, max_megapixels: float, seen: str = "", bits: int = GREY_BITS) -> PIL.Image.Image:
+    """The image in these bytes, upright RGB. Raises FedvlmError naming `where` if it is not the one that was `seen`.
+
+    What is digested and what is decoded are the same bytes: a file may be replaced at any moment.
+    """
+    if seen and digest(data) != seen:
+        raise FedvlmError(f"{where} has changed since the run began: put the file back as it was, or start a new run")
+    with _told(where):
+        return decode(data, max_megapixels, bits)
+
+
+def identity(seen: str, bits: int) -> str:
+    """An image's digest: of its bytes, and of how grey values of more than 8 bits are scaled, if not as 16-bit ones."""
+    return seen if bits == GREY_BITS else f"{seen}/grey{bits}"
 
 
 def inside(root: Path, path: str) -> Path:
@@ -147,69 +163,6 @@ def read_text(path: Path) -> str:
         raise FedvlmError(f"{path} is not a readable UTF-8 text file: {error}") from None
 
 
-def decode(file: BinaryIO, max_megapixels: float) -> PIL.Image.Image:
-    """The first frame as an upright RGB image, 8 bits a channel. Raises ValueError and whatever Pillow raises."""
-    with PIL.Image.open(file) as image:
-        problem = _shape_problem(image.size, max_megapixels)
-        if problem is not None:
-            raise ValueError(problem.detail)
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
-
-
-def inspect(file: BinaryIO, max_megapixels: float) -> Problem | None:
-    """What is wrong with an encoded image, without decoding the pixels where the format allows it."""
-    try:
-        with PIL.Image.open(file) as image:
-            problem = _shape_problem(image.size, max_megapixels)
-            if problem is None:
-                _verify(image, file)
-            return problem
-    except PIL.Image.DecompressionBombError as error:
-        return Problem("too large", str(error))
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
-        return Problem("unreadable", _said(error))
-
-
-def _verify(image: PIL.Image.Image, file: BinaryIO) -> None:
-    """Raise if the file is damaged: PNG by its checksums, JPEG by its end marker, anything else by decoding it."""
-    if image.format == "PNG":
-        image.verify()
-        return
-    if image.format in ("JPEG", "MPO"):
-        image.getexif()
-        file.seek(-2, os.SEEK_END)
-        if file.read() == b"\xff\xd9":
-            return
-    file.seek(0)
-    with PIL.Image.open(file) as again:
-        _rgb(again)
-
-
-def _shape_problem(size: tuple[int, int], max_megapixels: float) -> Problem | None:
-    width, height = size
-    if width * height > max_megapixels * 1e6:
-        found = f"{width} x {height} = {width * height / 1e6:.1f} megapixels"
-        return Problem("too large", f"{found}, over data.max_megapixels = {max_megapixels:g}")
-    if max(size) > MAX_ASPECT * min(size):
-        return Problem("too narrow", f"{width} x {height}, over {MAX_ASPECT} times as long as wide")
-    return None
-
-
-def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB; 16-bit grey is scaled (Pillow would clip it to white), transparency is dropped."""
-    if image.mode == "F":
-        raise ValueError("it has floating-point pixels: convert it to 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("it has 32-bit pixels: convert it to 8 or 16 bits")
-        return PIL.Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 @contextmanager
 def _told(where: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one sentence naming the file."""
@@ -218,9 +171,13 @@ def _told(where: str) -> Iterator[None]:
     except FedvlmError:
         raise
     except Exception as error:
-        raise FedvlmError(f"the image {where} cannot be read: {_said(error)}") from error
+        raise FedvlmError(f"the image {where} cannot be read: {said(error)}") from error
 
 
-def _said(error: Exception) -> str:
-    text = str(error).split(" <_io", 1)[0].split("\n", 1)[0]
-    return f"{type(error).__name__}: {text}" if not isinstance(error, ValueError) else text
+def _bytes(path: Path) -> bytes:
+    """All bytes of a file. Raises ValueError for more than any image needs."""
+    with path.open("rb") as file:
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ValueError(f"over {MAX_IMAGE_BYTES // 2**20} MiB")
+    return data

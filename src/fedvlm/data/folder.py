@@ -7,34 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from fedvlm.data.files import SUFFIXES, FileImage, folder, shown, subfolders
-from fedvlm.data.gather import Row, counted, gather, split_named
+from fedvlm.data.gather import gather, split_named
 from fedvlm.data.lists import has_lists, listed_source
+from fedvlm.data.notes import counted
 from fedvlm.data.record import Source
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import FolderData
 
 _DEEPEST = 5
-"""Folders below the root that are looked at: enough to say how deep the images lie, and the end of any symlink loop."""
+"""Folders below the root that are looked at: enough to say how deep the images lie."""
 
 
-def folder_source(config: FolderData) -> Source:
+def folder_source(config: FolderData, remembered: Remembered) -> Source:
     """Every image at the depth the layout says, its class, domain or client being the folders it lies in.
 
     With `train_list` only the images that the lists name, in the split that they give.
     """
     root = folder(config.path)
     if has_lists(config):
-        return listed_source(root, config)
+        return listed_source(root, config, remembered)
     has_splits = _has_splits(root)
     depth = (1 if config.layout == "class" else 2) + has_splits
-    files, empty = _walk(root)
+    files, empty = _walk(root, depth)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     fitting = [path for path in images if len(path.parts) == depth + 1]
     if not fitting:
         raise FedvlmError(_misfit(root, config, images, has_splits))
     notes = _notes(files, images, fitting, [path for path in empty if len(path.parts) == depth])
     rows = [_row(root, path, config, has_splits) for path in fitting]
-    return gather(root.name, rows, config, warned=notes)
+    return gather(root.name, rows, config, remembered, warned=notes)
 
 
 def _row(root: Path, path: PurePosixPath, config: FolderData, has_splits: bool) -> Row:
@@ -60,27 +63,41 @@ def _has_splits(root: Path) -> bool:
     return True
 
 
-def _walk(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """All shown files below `root`, and the folders that hold nothing, as sorted relative paths."""
+def _walk(root: Path, depth: int) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """All shown files below `root`, and the folders that hold nothing, as sorted relative paths.
+
+    Links to folders are followed down to the class folders, which lie `depth` folders deep, but not inside them, and
+    nowhere to a folder that holds them: a link to the top in every class folder would multiply the walk.
+    """
     files: list[PurePosixPath] = []
     empty: list[PurePosixPath] = []
-    for where, folders, names in _visit(root, PurePosixPath(), _DEEPEST):
+    for where, folders, names in _visit(root, PurePosixPath(), depth, ()):
         files += [where / name for name in names]
         if not folders and not names:
             empty.append(where)
     return sorted(files), sorted(empty)
 
 
-def _visit(root: Path, where: PurePosixPath, depth: int) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
+def _visit(
+    root: Path, where: PurePosixPath, depth: int, above: tuple[str, ...]
+) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
+    """Each folder with its folders and files; `above` are the real paths of the folders on the way to it."""
     try:
         with os.scandir(root / where) as listing:
-            entries = [(_text(root, entry.name), entry.is_dir()) for entry in listing if shown(entry.name)]
+            entries = [entry for entry in listing if shown(entry.name)]
+            kinds = [(_text(root, entry.name), entry.is_dir(), entry.is_symlink()) for entry in entries]
     except OSError as error:
         raise FedvlmError(f"the folder {root / where} cannot be read: {error.strerror or error}") from None
-    folders = [name for name, is_folder in entries if is_folder]
-    yield where, folders, [name for name, is_folder in entries if not is_folder]
-    for name in folders if depth else []:
-        yield from _visit(root, where / name, depth - 1)
+    folders = [name for name, is_folder, _ in kinds if is_folder]
+    yield where, folders, [name for name, is_folder, _ in kinds if not is_folder]
+    if len(where.parts) == _DEEPEST:
+        return
+    way = (*above, os.path.realpath(root / where))
+    for name, is_folder, is_link in kinds:
+        inner = where / name
+        is_open = not is_link or (len(inner.parts) <= depth and os.path.realpath(root / inner) not in way)
+        if is_folder and is_open:
+            yield from _visit(root, inner, depth, way)
 
 
 def _text(root: Path, name: str) -> str:
@@ -98,9 +115,11 @@ def _notes(
     others = sorted(set(files) - set(images))
     stray = sorted(set(images) - set(fitting))
     if others:
-        notes.append("left out: " + counted(others, "file is named like no image", "files are named like no image"))
+        one, many = "file is named like no image", "files are named like no image"
+        notes.append(counted(others, one, many, before="left out: "))
     if stray:
-        notes.append("left out: " + counted(stray, "image lies at another depth", "images lie at another depth"))
+        one, many = "image lies at another depth", "images lie at another depth"
+        notes.append(counted(stray, one, many, before="left out: "))
     if empty:
         notes.append(counted(empty, "class folder is empty", "class folders are empty"))
     return notes

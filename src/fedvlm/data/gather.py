@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
-from fedvlm.data.files import Problem
-from fedvlm.data.record import Image, Record, Source, Split
+from fedvlm.data.decode import GREY_BITS
+from fedvlm.data.examine import grey_bits, tell_flat, usable
+from fedvlm.data.notes import counted
+from fedvlm.data.record import Record, Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row, Usable
+from fedvlm.data.same import once_by_name, once_by_pixels
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import FileData
 
@@ -22,38 +23,20 @@ SPLITS: dict[str, Split] = {
 """What folders and columns call the splits (lower case)."""
 
 
-class Checked(Image, Protocol):
-    """An image that can say what is wrong with it without being decoded."""
-
-    def problem(self) -> Problem | None:
-        """None for a usable image."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image as a folder, list or hub data set names it; class ids come later."""
-
-    image: Checked
-    name: str
-    domain: str | None = None
-    client: str | None = None
-    split: Split | None = None
-    superclass: str | None = None
-    """The class that the class belongs to, the same for all images of a class."""
-
-
 def gather(
     source: str,
     rows: Sequence[Row],
     config: FileData,
+    remembered: Remembered,
     classnames: Sequence[str] | None = None,
     warned: Sequence[str] = (),
 ) -> Source:
-    """The source made of `rows`: labels left out, duplicates and unusable images dropped with a counted warning.
+    """The source made of `rows`: labels left out, copies and unusable images dropped with a counted warning.
 
-    `classnames` gives the class order where the source has one of its own; otherwise names are sorted.
-    Raises FedvlmError for what cannot be meant: an unknown label to exclude, one image with two labels, no image left.
+    Every image is read once and decoded in full, unless `remembered` knows its bytes; its record's image refuses any
+    other bytes later. `classnames` gives the class order where the source has one of its own; otherwise names are
+    sorted. Raises FedvlmError for what cannot be meant: an unknown label to exclude, one photograph with two labels,
+    no image left.
     """
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
@@ -62,18 +45,22 @@ def gather(
     known = set(names)
     kept = [row for row in rows if row.name in known]
     notes += _alike(names)
-    kept = _distinct(kept, notes)
-    kept = _usable(source, kept, config, notes)
-    names = _with_images(names, kept, notes, is_ordered=classnames is not None)
+    kept = once_by_name(kept, notes)
+    found = usable(source, kept, config, remembered, notes)
+    bits = grey_bits(found, config, notes)
+    tell_flat(found, bits, notes)
+    found = once_by_pixels(source, found, config, notes)
+    kept = [item.row for item in found]
+    _tell_empty(names, kept, notes)
     ids = {name: label for label, name in enumerate(names)}
-    records = tuple(Record(r.image, ids[r.name], r.name, r.domain, r.client, r.split) for r in kept)
+    records = tuple(_record(item, ids[item.row.name], bits) for item in found)
     return Source(source, tuple(names), records, tuple(notes), _superclasses(names, kept))
 
 
-def counted(items: Iterable[object], one: str, many: str, limit: int = 3) -> str:
-    """`"4 images are missing: a, b, c and 1 more"`: a count, a phrase and the first items."""
-    found = list(items)
-    return f"{len(found)} {one if len(found) == 1 else many}: {listed(found, limit)}"
+def _record(item: Usable, label: int, bits: int) -> Record:
+    row, seen = item.row, item.seen
+    image = row.image.settled(seen, bits if seen.depth > 8 else GREY_BITS)
+    return Record(image, label, row.name, row.domain, row.client, row.split)
 
 
 def split_named(word: str) -> Split | None:
@@ -118,63 +105,13 @@ def _alike(names: Sequence[str]) -> list[str]:
         groups["".join(name.replace("_", " ").split()).casefold()].append(name)
     pairs = [" = ".join(f"'{name}'" for name in group) for group in groups.values() if len(group) > 1]
     one, many = "class name occurs twice but for its spelling", "class names occur twice but for their spelling"
-    return [counted(pairs, one, many)] if pairs else []
+    return [counted(pairs, one, many, is_public=True)] if pairs else []
 
 
-def _distinct(rows: Sequence[Row], notes: list[str]) -> list[Row]:
-    """Each image once. One that is also a test (or validation) image must not be trained on."""
-    rank = {None: 0, "train": 0, "val": 1, "test": 2}
-    first: dict[str, Row] = {}
-    repeated: list[str] = []
-    for row in rows:
-        known = first.setdefault(row.image.key, row)
-        if known is row:
-            continue
-        if known.name != row.name:
-            raise FedvlmError(f"{row.image.key} has two labels, '{known.name}' and '{row.name}': keep one of them")
-        repeated.append(row.image.key)
-        if rank[row.split] > rank[known.split]:
-            first[row.image.key] = row
-    if repeated:
-        notes.append(counted(repeated, "image is listed twice (used once)", "images are listed twice (used once)"))
-    return list(first.values())
-
-
-def _usable(source: str, rows: Sequence[Row], config: FileData, notes: list[str]) -> list[Row]:
-    """The rows whose images can be read; the others counted by what is wrong with them, or an error."""
-    found = list(zip(rows, _problems([row.image for row in rows]), strict=True))
-    bad: dict[str, list[str]] = defaultdict(list)
-    for row, problem in found:
-        if problem is not None:
-            bad[problem.kind].append(f"{row.image.key} ({problem.detail})")
-    said = [counted(items, f"image is {kind}", f"images are {kind}") for kind, items in bad.items()]
-    if bad and config.on_unreadable == "error":
-        raise FedvlmError(f'{source}: {"; ".join(said)}. Mend them, or set data.on_unreadable = "skip"')
-    notes += [f"left out: {sentence}" for sentence in said]
-    kept = [row for row, problem in found if problem is None]
-    if not kept:
-        raise FedvlmError(f"no image of {source} can be used: {'; '.join(said)}")
-    return kept
-
-
-def _problems(images: Sequence[Checked]) -> list[Problem | None]:
-    """What is wrong with each image. Threads are for slow disks; in large pieces they cost little where it is fast."""
-    pieces = [images[start : start + 256] for start in range(0, len(images), 256)]
-    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
-        warnings.simplefilter("ignore")  # Pillow's, about files that are counted here
-        return [problem for piece in pool.map(_asked, pieces) for problem in piece]
-
-
-def _asked(images: Sequence[Checked]) -> list[Problem | None]:
-    return [image.problem() for image in images]
-
-
-def _with_images(names: Sequence[str], rows: Sequence[Row], notes: list[str], *, is_ordered: bool) -> list[str]:
-    """Classes without images: dropped where ids come from sorting, kept and told where the data set numbers them."""
+def _tell_empty(names: Sequence[str], rows: Sequence[Row], notes: list[str]) -> None:
+    """Classes without images stay in the list: one damaged file must not move the border of base and novel classes."""
     present = {row.name for row in rows}
     empty = [name for name in names if name not in present]
-    if not empty:
-        return list(names)
-    what = "kept in the list of names" if is_ordered else "left out"
-    notes.append(counted(empty, f"class has no usable image ({what})", f"classes have no usable image ({what})"))
-    return list(names) if is_ordered else [name for name in names if name in present]
+    if empty:
+        what = "no usable image (kept in the list of names)"
+        notes.append(counted(empty, f"class has {what}", f"classes have {what}", is_public=True))

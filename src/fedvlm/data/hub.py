@@ -6,8 +6,8 @@ Nothing a data set brings along is executed: scripts are refused, only its image
 from __future__ import annotations
 
 import inspect as signatures
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +15,13 @@ from typing import Any
 
 import PIL.Image
 
-from fedvlm.data.files import EncodedImage, Problem, inside
-from fedvlm.data.gather import Row, counted, gather
+from fedvlm.data.decode import GREY_BITS, Problem, Seen, digest, look
+from fedvlm.data.files import identity, inside, opened
+from fedvlm.data.gather import gather
+from fedvlm.data.notes import counted
 from fedvlm.data.record import Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import HubData
 
@@ -33,6 +37,10 @@ class HubImage:
 
     table: Table
     row: int
+    seen: str = ""
+    """Digest of the bytes that were looked at: `open` refuses any others."""
+    bits: int = GREY_BITS
+    """Range of grey values of more than 8 bits."""
 
     @property
     def key(self) -> str:
@@ -40,20 +48,24 @@ class HubImage:
         return f"{self.table.name}/{self.row}"
 
     def open(self) -> PIL.Image.Image:
-        """The decoded RGB image, upright. Raises FedvlmError naming the row if it cannot be decoded."""
-        return EncodedImage(self.key, self.table.encoded(self.row), self.table.max_megapixels).open()
+        """The decoded RGB image, upright. Raises FedvlmError naming the row if it cannot be decoded, or has changed."""
+        return opened(self.table.encoded(self.row), self.key, self.table.max_megapixels, self.seen, self.bits)
 
     def digest(self) -> str:
-        """Of the encoded bytes. Raises FedvlmError naming the row if there are none."""
-        return EncodedImage(self.key, self.table.encoded(self.row)).digest()
+        """Of the bytes that were looked at, or are there now. Raises FedvlmError naming the row if there are none."""
+        return identity(self.seen or digest(self.table.encoded(self.row)), self.bits)
 
-    def problem(self) -> Problem | None:
-        """What is wrong with the image; None for a usable one."""
+    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
+        """What is in the image, decoded in full if it is not `known`; or why it cannot be used."""
         try:
             data = self.table.encoded(self.row)
         except FedvlmError as error:
             return Problem("missing", str(error))
-        return EncodedImage(self.key, data, self.table.max_megapixels).problem()
+        return look(data, self.table.max_megapixels, known)
+
+    def settled(self, seen: Seen, bits: int) -> HubImage:
+        """The same image, of the bytes that were looked at, with this range of grey values."""
+        return replace(self, seen=seen.digest, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Table:
             raise FedvlmError(f"{self.name}/{row}: {path}: {error.strerror}") from None
 
 
-def hub_source(config: HubData) -> Source:
+def hub_source(config: HubData, remembered: Remembered) -> Source:
     """The images of the train, validation and test splits that the configuration names."""
     datasets = _library()
     splits, homes = _opened(datasets, config)
@@ -100,10 +112,10 @@ def hub_source(config: HubData) -> Source:
     for split, (name, data) in chosen.items():
         data = data.with_format(None).cast_column(image, datasets.Image(decode=False))
         rows += _rows(Table(name, data, image, homes, config.max_megapixels), split or None, label, config, unlabelled)
-    notes = ["left out: " + counted(unlabelled, "row has no label", "rows have no label")] if unlabelled else []
+    notes = [counted(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
     if not names and all(row.name.lstrip("-").isdigit() for row in rows):
         notes.append(f"the column '{label}' holds numbers without names: zero-shot prompts will read '{rows[0].name}'")
-    return gather(config.path, rows, config, classnames=names, warned=notes)
+    return gather(config.path, rows, config, remembered, classnames=names, warned=notes)
 
 
 def _rows(table: Table, split: Any, label: str, config: HubData, unlabelled: list[str]) -> Iterator[Row]:

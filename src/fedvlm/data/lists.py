@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm.data.files import FileImage, folder, inside, read_text, shown
-from fedvlm.data.gather import Row, gather
+from fedvlm.data.gather import gather
 from fedvlm.data.record import Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import FolderData
 
@@ -52,7 +54,7 @@ def has_lists(config: FolderData) -> bool:
     return config.train_list is not None
 
 
-def listed_source(root: Path, config: FolderData) -> Source:
+def listed_source(root: Path, config: FolderData, remembered: Remembered) -> Source:
     """The listed images, classes in the order of their label numbers.
 
     Raises FedvlmError where a class's folder and its number do not always go together, a path has not the layout's
@@ -74,7 +76,7 @@ def listed_source(root: Path, config: FolderData) -> Source:
     _check_apart(splits)
     names = _classnames([entry for entries in splits.values() for entry in entries])
     rows = list(_rows(root, splits, config))
-    return gather(root.name, rows, config, classnames=names)
+    return gather(root.name, rows, config, remembered, classnames=names)
 
 
 def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> Iterator[Row]:

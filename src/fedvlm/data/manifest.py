@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedvlm.data.files import FileImage, folder, read_text
-from fedvlm.data.gather import SPLITS, Row, counted, gather, split_named
+from fedvlm.data.gather import SPLITS, gather, split_named
+from fedvlm.data.notes import counted
 from fedvlm.data.record import Source, Split
+from fedvlm.data.remember import Remembered
+from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import ManifestData
 
 
-def manifest_source(config: ManifestData) -> Source:
+def manifest_source(config: ManifestData, remembered: Remembered) -> Source:
     """The images a CSV names. Rows without a label are counted; a row that makes no sense is an error with its line."""
     root = folder(config.path)
     path = root / config.manifest
@@ -31,8 +34,8 @@ def manifest_source(config: ManifestData) -> Source:
     if not rows:
         why = "no row below its header has a label" if unlabelled else "it has no row below its header"
         raise FedvlmError(f"{path} lists no image: {why}")
-    notes = ["left out: " + counted(unlabelled, "row has no label", "rows have no label")] if unlabelled else []
-    return gather(root.name, rows, config, warned=notes)
+    notes = [counted(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
+    return gather(root.name, rows, config, remembered, warned=notes)
 
 
 def _row(root: Path, path: Path, line: int, cells: dict[str, str], config: ManifestData) -> Row:

@@ -18,7 +18,8 @@ class Image(Protocol):
     """An image that is fetched when it is needed.
 
     A drawn image has an attribute `spec` besides, so that many can be rendered at once (`pixels.read_images`). One
-    that comes from bytes has a method `digest`, by which its activations are found again in later runs.
+    that comes from bytes has a method `digest`, by which its activations are found again in later runs; its `open`
+    refuses bytes with another digest than those that were looked at when the source was read.
     """
 
     @property
@@ -55,7 +56,7 @@ class Source:
     """Class name by label id."""
     records: tuple[Record, ...]
     warnings: tuple[str, ...] = ()
-    """Sentences about what was left out, with counts and the first files' names."""
+    """Sentences about what was left out, with counts and the first files' names (`notes.public`: without names)."""
     superclasses: tuple[str, ...] = ()
     """The class that each class belongs to, by label id ("" where nothing tells); empty where the source has none."""
 
@@ -70,6 +71,14 @@ class Source:
         """SHA-256 over key, label, class name, domain, client and split of all records, in order."""
         rows = [(r.image.key, r.label, r.name, r.domain, r.client, r.split) for r in self.records]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @cached_property
+    def content(self) -> str | None:
+        """SHA-256 over the digests of all images, in order; None where an image has none because it is drawn."""
+        images = [record.image for record in self.records]
+        if not all(hasattr(image, "digest") for image in images):
+            return None
+        return hashlib.sha256("\n".join(image.digest() for image in images).encode()).hexdigest()  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.records)

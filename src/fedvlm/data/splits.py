@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.data.gather import counted
+from fedvlm.data.notes import counted
 from fedvlm.data.record import Source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import AnyData, ScenesData
@@ -109,7 +109,7 @@ def too_few(table: Columns, images: Ints, shots: int) -> list[str]:
         if len(members) < shots
     ]
     one, many = f"class has fewer than {shots} training images", f"classes have fewer than {shots} training images"
-    return [counted(short, one, many)] if short else []
+    return [counted(short, one, many, is_public=True)] if short else []
 
 
 def grouped(values: Ints, keys: Sequence[Ints]) -> Iterator[tuple[tuple[int, ...], Ints]]:

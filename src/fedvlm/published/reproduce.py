@@ -79,7 +79,7 @@ def _count(job: Job, out: Path, made: Made, quiet: bool) -> None:
     """Training and own test images of all clients together."""
     chosen = job.experiment()
     seed = chosen.seeds[0]
-    clients = federate(load_source(chosen.data, seed), chosen, seed).clients
+    clients = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed).clients
     for row in job.rows:
         made.counts[job.run, row] = {
             "train": sum(len(client.train) for client in clients),

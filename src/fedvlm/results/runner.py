@@ -184,7 +184,7 @@ def _scene(run: _Run, seed: int) -> _Scene:
         return run.scene
     settings = run.experiment
     if run.source is None or isinstance(settings.data, ScenesData):
-        run.source = load_source(settings.data, seed)
+        run.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
         run.activations = _activations(run.clip, run.source, run.device, settings)
     assert run.activations is not None
     federation = federate(run.source, settings, seed)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedvlm import durable
+from fedvlm import cache, durable
 from fedvlm.errors import FedvlmError
 
 FACTS = "facts.json"
@@ -39,9 +39,8 @@ _STALE_S = 3600
 
 
 def folder() -> Path:
-    """`$FEDVLM_CACHE`, or `fedvlm` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FEDVLM_CACHE") or f"{home}/fedvlm").expanduser() / "activations"
+    """Where activations are kept, in the user's cache."""
+    return cache.folder("activations")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from fedvlm.streams import key, stream
 
 MOST = len(FILLS) * len(SHAPES)
 """Classes there can be."""
+MOST_IMAGES = 2_000_000
+"""More are refused: their records alone would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ def scenes_source(config: ScenesData, seed: int) -> Source:
     """All records of every style and class. Images depend on the seed, style, class, split and their number only.
 
     The first `base_classes` class names are the base classes, the others the novel ones. Raises FedvlmError for
-    styles that are unknown or given twice, and for more classes than there are combinations of fill and shape.
+    styles that are unknown or given twice, for more classes than there are combinations of fill and shape, and for more
+    than `MOST_IMAGES`.
     """
     classes = choose_classes(config.base_classes, config.novel_classes, seed)
+    _check_count(config)
     names = tuple(f"{fill} {shape}" for fill, shape in classes)
     records = [
         Record(SceneImage(spec), label, names[label], domain=domain, split=split)
@@ -52,6 +56,17 @@ def scenes_source(config: ScenesData, seed: int) -> Source:
         for split, spec in _specs(config, seed, domain, SceneSpec(0, shape, fill, None, style, strength))
     ]
     return Source("scenes", names, tuple(records))
+
+
+def _check_count(config: ScenesData) -> None:
+    each = config.shots + config.val_per_class + config.test_per_class
+    classes = config.base_classes + config.novel_classes
+    count = len(config.styles) * classes * each
+    if count > MOST_IMAGES:
+        raise FedvlmError(
+            f"these scenes would be {count:,} images ({len(config.styles)} styles x {classes} classes x {each:,}), and "
+            f"{MOST_IMAGES:,} are the most: lower data.shots, data.val_per_class or data.test_per_class"
+        )
 
 
 def choose_classes(base: int, novel: int, seed: int) -> list[tuple[str, str]]:

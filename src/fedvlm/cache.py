@@ -1,0 +1,19 @@
+"""The user's cache folder: all of it may be deleted at any time, and its owner alone can read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def folder(kind: str) -> Path:
+    """The folder of one kind of things in `$FEDVLM_CACHE`, or in `fedvlm` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FEDVLM_CACHE") or f"{home}/fedvlm").expanduser() / kind
+
+
+def make(path: Path) -> None:
+    """Create a folder, and what is missing above it, for the owner alone. Raises OSError."""
+    if not path.is_dir():
+        make(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)

@@ -1,0 +1,148 @@
+"""Encoded images: refused by their header, decoded upright to 8-bit RGB, and what one full decode tells about them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from fedvlm.data import sound
+
+DECODER = 1
+"""Raised when the same bytes are judged otherwise, or give other pixels, than before: what was remembered is void."""
+MAX_ASPECT = 64
+"""Longest side over shortest: resizing the short side of a narrower image to 224 would fill the memory."""
+GREY_BITS = 16
+"""Grey values of more than 8 bits are taken as 16-bit numbers where nothing else is known of the data set."""
+
+_blake = partial(hashlib.blake2b, digest_size=20)
+
+Kind = Literal["missing", "unreadable", "too large", "too narrow"]
+Greys = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an image cannot be used."""
+
+    kind: Kind
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a full decode of some bytes showed: that they are sound, and what is in them."""
+
+    digest: str
+    """Of the bytes."""
+    pixels: str
+    """Of the upright pixels: the same for a photograph that was saved again without loss."""
+    width: int
+    height: int
+    """As the header says, before the image is turned upright."""
+    depth: Literal[8, 16]
+    """16 for grey values that the file stores in more than 8 bits, else 8."""
+    low: int
+    high: int
+    """Smallest and largest value of all pixels and channels, as stored."""
+
+
+def digest(data: bytes) -> str:
+    """Of encoded bytes: by it an image is known in later runs."""
+    return _blake(data).hexdigest()
+
+
+def decode(data: bytes, max_megapixels: float, bits: int = GREY_BITS) -> PIL.Image.Image:
+    """The first frame as an upright RGB image, 8 bits a channel; `bits` of a grey value that has more are its range.
+
+    Raises ValueError and whatever Pillow raises.
+    """
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        problem = misfit(image.size, max_megapixels)
+        if problem is not None:
+            raise ValueError(problem.detail)
+        upright = _upright(image)
+    return upright if isinstance(upright, PIL.Image.Image) else _scaled(upright, bits)
+
+
+def look(data: bytes, max_megapixels: float, known: Callable[[str], Seen | None]) -> Seen | Problem:
+    """What is in these bytes, decoded in full unless `known` has it by their digest; or why they cannot be used."""
+    name = digest(data)
+    seen = known(name)
+    if seen is not None:
+        return misfit((seen.width, seen.height), max_megapixels) or seen
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            size = image.size
+            problem = misfit(size, max_megapixels)
+            if problem is not None:
+                return problem
+            image.load()
+            sound.check(image, data)
+            return _described(name, size, _upright(image))
+    except PIL.Image.DecompressionBombError as error:
+        return Problem("too large", str(error))
+    except MemoryError:
+        raise  # this machine's trouble and not the file's
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        return Problem("unreadable", said(error))
+
+
+def misfit(size: tuple[int, int], max_megapixels: float) -> Problem | None:
+    """Why an image of this size is not decoded; None for one that is."""
+    width, height = size
+    if width * height > max_megapixels * 1e6:
+        found = f"{width} x {height} = {width * height / 1e6:.1f} megapixels"
+        return Problem("too large", f"{found}, over data.max_megapixels = {max_megapixels:g}")
+    if max(size) > MAX_ASPECT * min(size):
+        return Problem("too narrow", f"{width} x {height}, over {MAX_ASPECT} times as long as wide")
+    return None
+
+
+def said(error: Exception) -> str:
+    """A decoder's complaint in one line."""
+    text = str(error).split(" <_io", 1)[0].split("\n", 1)[0]
+    return f"{type(error).__name__}: {text}" if not isinstance(error, ValueError) else text
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
+    """RGB without transparency; grey values `[H, W]` as stored where they have more than 8 bits."""
+    PIL.ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels: convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.int32)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("it has 32-bit pixels: convert it to 8 or 16 bits")
+        return grey
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _scaled(grey: Greys, bits: int) -> PIL.Image.Image:
+    """Grey values of so many bits as RGB; Pillow would clip them to white."""
+    if grey.max() >= 1 << bits:
+        raise ValueError(f"its grey values reach {grey.max()}, more than {bits} bits hold: set data.grey_bits higher")
+    return PIL.Image.fromarray((grey >> (bits - 8)).astype(np.uint8)).convert("RGB")
+
+
+def _described(name: str, size: tuple[int, int], upright: PIL.Image.Image | Greys) -> Seen:
+    if isinstance(upright, PIL.Image.Image):
+        pixels, shape, depth = upright.tobytes(), upright.size, 8
+        ends = np.array(upright.getextrema())
+        low, high = int(ends.min()), int(ends.max())
+    else:
+        pixels, shape, depth = upright.astype("<u2").tobytes(), upright.shape[::-1], 16
+        low, high = int(upright.min()), int(upright.max())
+    hashed = _blake(f"{depth} {shape[0]} {shape[1]} ".encode())
+    hashed.update(pixels)
+    return Seen(name, hashed.hexdigest(), *size, 8 if depth == 8 else 16, low, high)

@@ -1,0 +1,118 @@
+"""Which images were found sound, and what their decode showed, remembered in the user's cache by their bytes' digest.
+
+One text file for each version of Pillow and of our decoder, in `images` of the cache folder. It grows by whole lines;
+processes need no lock. A line that is damaged is ignored, and the image decoded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import PIL
+
+from fedvlm import cache
+from fedvlm.data.decode import DECODER, Seen
+
+MAX_BYTES = 128 * 2**20
+"""A longer file, of a million images, is begun anew."""
+_LINE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) (\d{1,9}) (\d{1,9}) (8|16) (\d{1,5}) (\d{1,5}) ([0-9a-f]{8})")
+_DIGEST = 40
+
+
+class Remembered:
+    """What earlier decodes showed. Without a file, nothing is read or kept."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.lines = _read(file) if file else {}
+
+    def get(self, digest: str) -> Seen | None:
+        """What is known of the bytes with this digest. Safe in threads."""
+        line = self.lines.get(digest.encode())
+        seen = _parsed(line) if line is not None else None
+        if seen is None:
+            self.lines.pop(digest.encode(), None)  # so that a damaged line is written again
+        return seen
+
+    def add(self, found: Iterable[Seen]) -> None:
+        """Keep what is new. A cache that cannot be written keeps nothing, and is no error."""
+        new = {seen.digest.encode(): _line(seen) for seen in found if seen.digest.encode() not in self.lines}
+        if not new or self.file is None:
+            return
+        self.lines |= new
+        try:
+            cache.make(self.file.parent)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(self.file, flags, 0o600)
+            try:
+                # The first end of line closes what another process may have been killed in.
+                os.write(handle, b"\n" + b"\n".join(new.values()) + b"\n")
+            finally:
+                os.close(handle)
+        except OSError:
+            self.file = None
+
+
+def opened() -> Remembered:
+    """What the user's cache knows for the installed Pillow."""
+    try:
+        return Remembered(folder() / f"pillow-{PIL.__version__}-decoder-{DECODER}.txt")
+    except RuntimeError:  # the user has no home
+        return Remembered()
+
+
+def folder() -> Path:
+    """Where the files are."""
+    return cache.folder("images")
+
+
+def used_bytes() -> int:
+    """Bytes of all files, of other versions too."""
+    return sum(size for _, size in _files())
+
+
+def clear() -> int:
+    """Delete them; gives the bytes that became free."""
+    freed = 0
+    for file, size in _files():
+        with contextlib.suppress(OSError):
+            file.unlink()
+            freed += size
+    return freed
+
+
+def _files() -> Iterator[tuple[Path, int]]:
+    for file in folder().glob("pillow-*.txt"):
+        with contextlib.suppress(OSError):  # another process may have deleted it
+            yield file, file.stat().st_size
+
+
+def _read(file: Path) -> dict[bytes, bytes]:
+    """Lines by the digest that they begin with, not looked at any closer."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            file.unlink()
+            return {}
+        return {line[:_DIGEST]: line for line in file.read_bytes().split(b"\n")}
+    except OSError:
+        return {}
+
+
+def _line(seen: Seen) -> bytes:
+    words = (seen.digest, seen.pixels, seen.width, seen.height, seen.depth, seen.low, seen.high)
+    text = " ".join(map(str, words)).encode()
+    return text + b" %08x" % zlib.crc32(text)
+
+
+def _parsed(line: bytes) -> Seen | None:
+    found = _LINE.fullmatch(line)
+    if found is None or int(found[8], 16) != zlib.crc32(line[:-9]):
+        return None
+    depth: Literal[8, 16] = 8 if found[5] == b"8" else 16
+    return Seen(found[1].decode(), found[2].decode(), int(found[3]), int(found[4]), depth, int(found[6]), int(found[7]))

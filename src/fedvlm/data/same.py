@@ -1,0 +1,109 @@
+"""Each photograph once: known by its name first, then, whatever it is called, by its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedvlm.data.notes import counted
+from fedvlm.data.rows import Row, Usable
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.experiment import FileData
+
+_RANK = {None: 0, "train": 0, "val": 1, "test": 2}
+"""What is tested on must not be trained on."""
+
+
+def once_by_name(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Each file once, though several rows name it. Raises FedvlmError for a file with two labels."""
+    groups = _groups([row.image.key for row in rows])
+    kept, repeated = [], []
+    for group in groups:
+        same = [rows[place] for place in group]
+        chosen = same[_chosen(same)]
+        other = next((row for row in same if row.name != same[0].name), None)
+        if other is not None:
+            labels = f"'{same[0].name}' and '{other.name}'"
+            raise FedvlmError(f"{chosen.image.key} has two labels, {labels}: keep one of them")
+        kept.append(chosen)
+        repeated += [chosen.image.key] * (len(group) - 1)
+    if repeated:
+        notes.append(counted(repeated, "image is listed twice (used once)", "images are listed twice (used once)"))
+    _tell_shared([[rows[place] for place in group] for group in groups], "used once", notes)
+    return kept
+
+
+def once_by_pixels(source: str, found: Sequence[Usable], config: FileData, notes: list[str]) -> list[Usable]:
+    """Each photograph once, though several files show it; with `data.on_duplicate = "keep"` every file.
+
+    A copy counts for the last of train, val and test that has it, and for the first row there. Raises FedvlmError for
+    a photograph with two labels.
+    """
+    groups = _groups([item.seen.pixels for item in found])
+    copied = [[found[place].row for place in group] for group in groups if len(group) > 1]
+    if not copied:
+        return list(found)
+    is_kept = config.on_duplicate == "keep"
+    twofold = [rows for rows in copied if len({row.name for row in rows}) > 1]
+    if twofold and not is_kept:
+        raise FedvlmError(
+            f"{source}: {_twofold(twofold)}. Remove what is labelled wrongly, leave a label out with data.exclude, or "
+            'set data.on_duplicate = "keep" to use every file as it is'
+        )
+    used = "every file is used" if is_kept else "used once"
+    pairs = [f"{row.image.key} = {rows[0].image.key}" for rows in copied for row in rows[1:]]
+    one, many = f"image is a copy of another ({used})", f"images are copies of others ({used})"
+    notes.append(counted(pairs, one, many))
+    if twofold:
+        notes.append(_twofold(twofold))
+    _tell_split(copied, notes)
+    _tell_shared(copied, used, notes)
+    if is_kept:
+        return list(found)
+    return [found[group[_chosen([found[place].row for place in group])]] for group in groups]
+
+
+def _groups(identities: Sequence[str]) -> list[list[int]]:
+    """The places of each identity, in the order of the first ones."""
+    groups: dict[str, list[int]] = {}
+    for place, identity in enumerate(identities):
+        groups.setdefault(identity, []).append(place)
+    return list(groups.values())
+
+
+def _chosen(same: Sequence[Row]) -> int:
+    """Which of the rows of one photograph stands for it."""
+    return max(range(len(same)), key=lambda place: (_RANK[same[place].split], -place))
+
+
+def _twofold(groups: Sequence[Sequence[Row]]) -> str:
+    def pairs() -> Iterator[str]:
+        for rows in groups:
+            other = next(row for row in rows if row.name != rows[0].name)
+            yield f"{rows[0].image.key} ('{rows[0].name}') = {other.image.key} ('{other.name}')"
+
+    return counted(pairs(), "photograph stands under two labels", "photographs stand under two labels")
+
+
+def _tell_split(groups: Sequence[Sequence[Row]], notes: list[str]) -> None:
+    """A note on photographs that are in training and among those tested on."""
+    across = []
+    for rows in groups:
+        trained = [row for row in rows if _RANK[row.split] == 0]
+        tested = [row for row in rows if _RANK[row.split] > 0]
+        if trained and tested:
+            across.append(f"{trained[0].image.key} = {tested[0].image.key}")
+    if across:
+        both = "among the training and the validation or test images"
+        notes.append(counted(across, f"photograph is {both}", f"photographs are {both}"))
+
+
+def _tell_shared(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) -> None:
+    """A note on photographs of several clients: what is held out at one would be trained on at another."""
+    shared = []
+    for rows in groups:
+        clients = list(dict.fromkeys(row.client for row in rows if row.client is not None))
+        if len(clients) > 1:
+            shared.append(f"{rows[0].image.key} ({listed(clients, 3)})")
+    if shared:
+        who = f"held by several clients ({used})"
+        notes.append(counted(shared, f"photograph is {who}", f"photographs are {who}"))
