@@ -53,14 +53,14 @@ EVERY = WAYS | {"released": Released()}
 
 
 @pytest.mark.parametrize("path", EVERY)
-def test_the_published_reference_outputs(shared: Path, path: str) -> None:
-    groups = verify(shared / "golden", EVERY[path])
+def test_the_published_reference_outputs(golden: Path, path: str) -> None:
+    groups = verify(golden, EVERY[path])
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
     found: dict[str, int] = {}
     for group in groups:
         found[group.fixture] = found.get(group.fixture, 0) + group.tensors
         assert group.ratio < 1e-4
-    assert found == compared(shared / "golden")
+    assert found == compared(golden)
     assert len(found) == 3
     assert sum(found.values()) == 331
 

@@ -1,7 +1,7 @@
 """`fedvlm verify DIR`: recompute a directory of reference outputs with the code that runs experiments.
 
 A directory holds pairs `NAME.json` (settings) and `NAME.safetensors` (inputs and outputs) and the CLIP directories
-they name. What agrees, is `agreement`'s to say.
+they name; of either, random tensors may be kept as draws (`drawn`). What agrees, is `agreement`'s to say.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from fedvlm import clip as clips
-from fedvlm import tensors
 from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import wire
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.methods.pfedmma import PFedMMA
 from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
+from fedvlm.results import drawn
 from fedvlm.results.agreement import Group, compare, judge
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
@@ -129,10 +129,11 @@ def verify(folder: Path, way: Way = WAYS["alone"], device: Device = CPU, draws: 
 
 
 def _fixture(file: Path, way: Way, device: Device, draws: int) -> list[Group]:
-    reference = tensors.load(file.with_suffix(".safetensors"))
+    reference = drawn.load(file.with_suffix(".safetensors"))
     try:
         settings = json.loads(file.read_text())
-        clip = clips.load(str(file.parent / settings["clip"])).to(device.device)
+        with drawn.completed(file.parent / settings["clip"]) as place:
+            clip = clips.load(str(place)).to(device.device)
         recompute = _adapter if "adapter" in settings else _mixture
         given = {name: tensor.to(device.device) for name, tensor in reference.items()}
 
