@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small
+
+from fedvlm import clip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,10 +21,52 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+HERE = Path(__file__).parent
+BESIDE = HERE.parents[1] / "shared"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real photographs and reference outputs that stands beside the repository."""
-    path = Path(__file__).resolve().parents[1].parent / "shared"
-    if not path.is_dir():
-        pytest.skip("needs ../shared (photographs and reference outputs)")
+    """The folder with real photographs, specifications and all reference outputs that stands beside the repository."""
+    if not BESIDE.is_dir():
+        pytest.skip("needs ../shared (photographs and specifications)")
+    return BESIDE
+
+
+@pytest.fixture(scope="session")
+def full() -> Path:
+    """All reference outputs, with whole models and vocabularies."""
+    if not (BESIDE / "golden").is_dir():
+        pytest.skip("needs ../shared/golden (whole models of the reference outputs)")
+    return BESIDE / "golden"
+
+
+ALL = [BESIDE / "golden"] if (BESIDE / "golden").is_dir() else []
+
+
+@pytest.fixture(scope="session", params=[HERE / "reference", *ALL], ids=lambda path: path.name)
+def golden(request: pytest.FixtureRequest) -> Path:
+    """Outputs of the published implementations: those of the repository, and where they are there all of them."""
+    path: Path = request.param
     return path
+
+
+@pytest.fixture(scope="session", params=["small", *(["golden"] if ALL else [])])
+def makes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of a ViT in Hugging Face's format and a ResNet in open_clip's that know every word."""
+    if request.param == "golden":
+        return {"vit": ALL[0] / "tiny-clip", "resnet": ALL[0] / "tiny-clip-resnet"}
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("vit", "resnet")}
+    clip.save(small.clip(small.vit_config()), folders["vit"])
+    config = small.resnet_config()
+    usual = replace(config.text.tower, mlp=4 * config.text.tower.width)  # open_clip's format knows no other
+    clip.save(small.clip(replace(config, text=replace(config.text, tower=usual))), folders["resnet"])
+    return folders
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped and what it needs, in the last lines."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+                      if isinstance(report.longrepr, tuple | list))  # fmt: skip
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")

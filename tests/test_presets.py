@@ -194,12 +194,12 @@ def test_a_preset_runs_on_a_copy_in_the_published_layout(name: str, tmp_path: Pa
     assert results.points[method][3]["up_bytes_per_visit"] > 0
 
 
-@pytest.mark.parametrize(("name", "model"), [("cifar10", "tiny-clip-resnet"), ("cifar100", "tiny-clip")])
-def test_cifar_with_clips_of_other_makes(name: str, model: str, shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "model"), [("cifar10", "resnet"), ("cifar100", "vit")])
+def test_cifar_with_clips_of_other_makes(name: str, model: str, makes: dict[str, Path], tmp_path: Path) -> None:
     """A ResNet and a ViT in the published file formats, with the released transform and the fixed partition."""
     words = [f"data.path={tmp_path / 'data'}", *COPIES[name][0](tmp_path / "data"), *TINY, "method.all.first_block=2",
              "method.all.last_block=2", "method.all.gate_width=8", "method.all.heads=2", f"data.preprocess={name}"]  # fmt: skip
-    words += [f"model.name={shared / 'golden' / model}", "methods=zero_shot,pfedmoap", "partition.order=paper"]
+    words += [f"model.name={makes[model]}", "methods=zero_shot,pfedmoap", "partition.order=paper"]
     results = fedvlm.run(name, *words, out=tmp_path / "run")
     assert {row.method for row in results.rows} == {"zero_shot", "pfedmoap"}
 

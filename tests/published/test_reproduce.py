@@ -143,8 +143,8 @@ def test_missing_weights_are_told_where_the_data_is_there(shared: Path, tmp_path
     assert not stored["complete"]
 
 
-def test_a_local_folder_is_no_published_model(shared: Path, tmp_path: Path) -> None:
-    name = str(shared / "golden" / "tiny-clip")
+def test_a_local_folder_is_no_published_model(shared: Path, makes: dict[str, Path]) -> None:
+    name = str(makes["vit"])
     done = call("pfedmoap-1", "--dry-run", "--model", name, "--columns", "caltech", "--rows", "zero_shot,promptfl",
                 "--data", str(shared / "data"))  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -29,8 +29,8 @@ def gpu() -> Iterator[Device]:
 
 
 @pytest.mark.parametrize("path", WAYS)
-def test_the_published_reference_outputs(shared: Path, path: str, gpu: Device) -> None:
-    groups = verify(shared / "golden", WAYS[path], gpu)
+def test_the_published_reference_outputs(golden: Path, path: str, gpu: Device) -> None:
+    groups = verify(golden, WAYS[path], gpu)
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
 
 

@@ -40,8 +40,11 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def words(self, text: str) -> list[int]:
-        """Token ids of a text, without start and end."""
-        return list(self.inner.encode(text, add_special_tokens=False).ids)
+        """Token ids of a text, without start and end; a word without token and without substitute is an error."""
+        try:
+            return list(self.inner.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the Rust library raises bare exceptions
+            raise FedvlmError(f"the tokenizer has no tokens for '{text}': {error}") from error
 
     def __call__(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Ids `[K, L]` and end-of-text positions `[K]`; `room` positions of the context are kept for prompt tokens.
