@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -135,6 +136,6 @@ def as_rich(groups: Sequence[Group], title: str) -> Table:
         shown.add_column("disturbed")
     for g in groups:
         again = f"agrees in {g.agreed} of {g.draws} draws, nearest {g.best:.1e}" if g.draws else ""
-        shown.add_row(g.fixture, g.name, str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}",
+        shown.add_row(escape(g.fixture), escape(g.name), str(g.tensors), f"{g.difference:.1e}", f"{g.ratio:.1e}",
                       f"[{_COLOURS[g.result]}]{g.result}[/]", *([again] if len(shown.columns) > 6 else []))  # fmt: skip
     return shown
