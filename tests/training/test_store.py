@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL
 import PIL.Image
 import pytest
 import small
@@ -17,6 +18,7 @@ from fedvlm.data import Record
 from fedvlm.data.files import FileImage
 from fedvlm.streams import stream
 from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.device import Device
 from fedvlm.training.store import Store, folder
 
 MANY = 1 << 30
@@ -209,3 +211,34 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDVLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/y")
     assert folder() == Path("/y/fedvlm/activations")
+
+
+def test_a_shelf_is_for_one_device_precision_and_version(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another precision, kind of device, torch or Pillow computes other rows of the same image."""
+
+    def shelf(device: Device = small.CPU) -> Path:
+        found = Activations(clip, records, device, MANY, Store(tmp_path, MANY))._shelf(2)
+        assert found is not None
+        return found.path
+
+    cpu = torch.device("cpu")
+    shelves = [shelf(), shelf(Device(cpu, torch.bfloat16, "bfloat16")), shelf(Device(torch.device("meta")))]
+    for module in (torch, PIL):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__version__", "0.0.1")
+            shelves.append(shelf())
+    assert len(set(shelves)) == len(shelves) == 5
+    assert shelf() == shelves[0]
+
+
+def test_rows_of_another_precision_are_not_taken(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
+    half = Device(torch.device("cpu"), torch.bfloat16, "bfloat16")
+    rough = Activations(clip, records, half, MANY, Store(tmp_path / "c", MANY))
+    rough.prepare(KEYS, 2)
+    made = new(clip, records, tmp_path / "c")
+    made.prepare(KEYS, 2)
+    exact = rows(Activations(clip, records, small.CPU, 0))
+    assert (rows(made) - exact).abs().max() < 1e-5
+    assert (rows(rough) - exact).abs().max() > 1e-4
