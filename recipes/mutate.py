@@ -24,6 +24,8 @@ import hashlib
 import importlib
 import json
 import os
+import signal
+import sys
 import time
 import tomllib
 from collections import Counter
@@ -172,4 +174,6 @@ def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> No
 
 
 if __name__ == "__main__":
+    # So that children end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     main()

@@ -203,25 +203,41 @@ class Child:
 def pool(jobs: int, tasks: Iterable[Task]) -> None:
     """Keep `jobs` children busy. A task is given a free slot, starts a child there and says how long it may take."""
     waiting, busy, free = iter(tasks), dict[int, Child](), list(range(jobs))
-    while True:
-        while free and (task := next(waiting, None)) is not None:
-            slot = free.pop()
-            child, seconds, done = task(slot)
-            busy[child] = Child(slot, time.monotonic() + seconds, done)
-        if not busy:
-            return
-        for child, about in list(busy.items()):
-            ended, status = os.waitpid(child, os.WNOHANG)
-            late = time.monotonic() > about.deadline
-            if ended or late:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child, signal.SIGKILL)
-                if not ended:
-                    os.waitpid(child, 0)
-                del busy[child]
+    try:
+        while True:
+            while free and (task := next(waiting, None)) is not None:
+                slot = free.pop()
+                child, seconds, done = task(slot)
+                busy[child] = Child(slot, time.monotonic() + seconds, done)
+            if not busy:
+                return
+            for child, code in _ended(busy):
+                about = busy.pop(child)
                 free.append(about.slot)
-                about.done(os.waitstatus_to_exitcode(status) if ended else TIME_OUT)
-        time.sleep(0.02)
+                about.done(code)
+            time.sleep(0.02)
+    finally:
+        for child in busy:
+            _end(child)
+
+
+def _ended(busy: Mapping[int, Child]) -> list[tuple[int, int]]:
+    """Children that are done or late, with their exit codes."""
+    found = []
+    for child, about in busy.items():
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended or time.monotonic() > about.deadline:
+            _end(child)
+            found.append((child, os.waitstatus_to_exitcode(status) if ended else TIME_OUT))
+    return found
+
+
+def _end(child: int) -> None:
+    """End a child and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(child, 0)
 
 
 def baseline(place: Place, folders: Sequence[str], jobs: int) -> dict[str, Measured]:
