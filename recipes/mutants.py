@@ -17,7 +17,7 @@
 
 Left alone, as little hangs on them that a test should hold: annotations and `Annotated` bounds, docstrings and all
 other strings with what is formatted into them, decorators, `assert`, imports, `__all__`, what stands in a `raise` or a
-warning (its words), and calls that change nothing on a CPU (`.to`, `.cpu`, `.contiguous`).
+warning (its words), `strict=`, and what changes nothing on a CPU (`device=`, `.to`, `.cpu`, `.contiguous`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ SWAPPED = {a: b for one, other in PAIRS for a, b in ((one, other), (other, one))
 METHODS = {"clone", "detach", "double", "float", "clamp", "square", "copy", "neg", "abs", "flip"}
 FUNCTIONS = {"normalize", "relu", "tanh", "sorted"}
 """Methods and functions of one main value that are left out."""
+GUARDS = {"strict", "device"}
+"""Keyword arguments that change nothing in a sound program, or nothing on a CPU."""
 SAID = {"warn", "print", "Field", "ConfigDict", "TypeVar"}
 """Calls whose arguments are words or bounds of settings."""
 
@@ -115,6 +117,8 @@ def _changes(tree: ast.Module) -> Iterator[Change]:
 def _walk(node: ast.AST, statement: ast.stmt) -> Iterator[tuple[ast.stmt, ast.AST]]:
     """Every node that may be changed, with the statement it stands in."""
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr)) or _words(node):
+        return
+    if isinstance(node, ast.keyword) and node.arg in GUARDS:
         return
     statement = node if isinstance(node, ast.stmt) else statement
     yield statement, node
@@ -204,7 +208,7 @@ def _call(node: ast.Call) -> Iterator[str]:
     name, function = _called(node), node.func
     if name in SAID:
         return
-    if name in SWAPPED:
+    if name in SWAPPED and not (isinstance(function, ast.Name) and name in ("sum", "mean")):
         other = SWAPPED[name]
         renamed = ast.Attribute(function.value, other) if isinstance(function, ast.Attribute) else ast.Name(other)
         yield _text(ast.Call(renamed, node.args, node.keywords))
@@ -213,7 +217,7 @@ def _call(node: ast.Call) -> Iterator[str]:
     if name in FUNCTIONS and node.args:
         yield _text(node.args[0])
     for keyword in node.keywords:
-        if keyword.arg is not None:
+        if keyword.arg is not None and keyword.arg not in GUARDS:
             yield _text(ast.Call(function, node.args, [other for other in node.keywords if other is not keyword]))
 
 
