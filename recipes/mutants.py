@@ -59,6 +59,8 @@ class Mutant:
     line: int
     first: int
     last: int
+    at_import: bool
+    """It stands in no function: it is a default or a constant, say."""
     source: str
     """Digest of the whole file, so that what is known of a mutant ends with its file's next change."""
 
@@ -86,50 +88,53 @@ def mutants(path: str, text: bytes) -> list[Mutant]:
     def at(line: int, column: int) -> int:
         return starts[line - 1] + column
 
-    for statement, node, after in _changes(ast.parse(text)):
+    for (statement, at_import), node, after in _changes(ast.parse(text)):
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         start, end = at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
         last = node.end_lineno if hasattr(statement, "body") else statement.end_lineno or node.end_lineno
         before = text[start:end].decode()
-        one = Mutant(path, start, end, before, after, node.lineno, statement.lineno, last, source)
+        one = Mutant(path, start, end, before, after, node.lineno, statement.lineno, last, at_import, source)
         if before != after:
             found.setdefault(one.id, one)
     return sorted(found.values(), key=lambda one: (one.start, one.end, one.after))
 
 
 Node = ast.stmt | ast.expr
-Change = tuple[ast.stmt, Node, str]
-"""The statement it stands in, the node, and the text that takes its place."""
+Where = tuple[ast.stmt, bool]
+"""The statement that something stands in, and whether it runs at import."""
+Change = tuple[Where, Node, str]
+"""Where it stands, the node, and the text that takes its place."""
 
 
 def _changes(tree: ast.Module) -> Iterator[Change]:
-    for statement, node in _walk(tree, tree.body[0] if tree.body else ast.Pass()):
+    for where, node in _walk(tree, (ast.Pass(), True)):
         if isinstance(node, ast.stmt):
-            yield from ((statement, node, after) for after in _statement(node))
+            yield from ((where, node, after) for after in _statement(node))
         elif isinstance(node, ast.expr):
-            yield from ((statement, node, after) for after in _expression(node))
+            yield from ((where, node, after) for after in _expression(node))
         for condition in _conditions(node):
             if not isinstance(condition, (ast.Compare, ast.BoolOp, ast.Constant)) and not _is_not(condition):
-                yield statement, condition, f"(not ({ast.unparse(condition)}))"
+                yield where, condition, f"(not ({ast.unparse(condition)}))"
 
 
-def _walk(node: ast.AST, statement: ast.stmt) -> Iterator[tuple[ast.stmt, ast.AST]]:
-    """Every node that may be changed, with the statement it stands in."""
+def _walk(node: ast.AST, where: Where) -> Iterator[tuple[Where, ast.AST]]:
+    """Every node that may be changed, with where it stands."""
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr)) or _words(node):
         return
     if isinstance(node, ast.keyword) and node.arg in GUARDS:
         return
-    statement = node if isinstance(node, ast.stmt) else statement
-    yield statement, node
+    where = (node, where[1]) if isinstance(node, ast.stmt) else where
+    yield where, node
     if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _called(node) in SAID):
         return
     skipped = {"annotation", "returns", "decorator_list", "type_comment", "bases", "format_spec", "type_params"}
     for name, value in ast.iter_fields(node):
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and name == "body"
         if name not in skipped:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
-                    yield from _walk(child, statement)
+                    yield from _walk(child, (where[0], where[1] and not inside))
 
 
 def _words(node: ast.AST) -> bool:

@@ -131,3 +131,13 @@ def test_a_client_is_measured_with_its_own_images(name: str, clip: FrozenCLIP, f
     hidden = task.bench.activations.get(fed.tests["base"], tuner.entry)
     expected = tuner.logits(task.initial, tuner.classifier(task.initial, tuner.prepare({}, lambda: own)), hidden)
     assert (other - expected).abs().max() < 1e-5
+
+
+def test_templates_are_averaged_after_and_before_normalising(clip: FrozenCLIP, fed: Federation) -> None:
+    """Radford et al., section 3.1.4: the mean of normalised text features, normalised again."""
+    templates = ["a photo of a {}.", "the {}", "a drawing of {}, small"]
+    mean = sum(unit(clip.classifier(fed.base_names, template)) for template in templates) / 3
+    text = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    for name in ("zero_shot", "zero_shot_own", "tip_adapter"):
+        tuner = small.method(name, templates=templates).tuner(clip, fed.base_names, TEMPLATE)
+        assert near(tuner.text.double().numpy(), text)  # type: ignore[attr-defined]

@@ -182,11 +182,18 @@ def test_which_tests_a_mutant_meets(tmp_path: Path) -> None:
         "tests/test_all.py": Measured({"tests/test_all.py::a": 2.0, "tests/test_all.py::b": 1.0}, {path: {"3": ["(setup)"], "9": ["x"]}}),
     }  # fmt: skip
 
-    def met(line: int, budget_s: float = 100.0) -> tuple[list[str], int]:
-        one = mutants.Mutant(path, 0, 1, "a", "b", line, line, line, "")
+    def met(line: int, budget_s: float = 100.0, at_import: bool = False) -> tuple[list[str], int]:
+        one = mutants.Mutant(path, 0, 1, "a", "b", line, line, line, at_import, "")
         names, left = order(place, known, one, budget_s)
         return sorted(name.split("::")[1] for name in names), left
 
     assert met(3) == (["a", "b", "slow"], 0)
     assert met(3, 4.0) == (["a", "b"], 1)
-    assert met(5) == (["a", "b", "far", "quick", "slow"], 0)
+    assert met(5) == met(3, at_import=True) == (["a", "b", "far", "quick", "slow"], 0)
+
+
+def test_what_runs_at_import() -> None:
+    """Constants, class attributes, defaults and decorated names; not what stands in a function, however deep."""
+    source = "A = 1\n\n\nclass B:\n    c = 2\n\n    def d(self, e=3):\n        def f():\n            return 4\n        return 5\n"
+    found = {one.before: one.at_import for one in mutants.mutants("a.py", source.encode())}
+    assert found == {"1": True, "2": True, "3": True, "4": False, "5": False}
