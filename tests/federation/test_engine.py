@@ -6,7 +6,9 @@ import os
 import socket
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +157,17 @@ def test_a_record_says_what_happened(clip: FrozenCLIP, fed: Federation) -> None:
     # Losses before each update: -(s + p), both one larger with every step.
     assert records[0].visits[0].losses == [0.0, -2.0, -4.0, -6.0]
     assert records[1].visits[3].losses == [-(47 / 16 + 1)]
+
+
+def test_seconds_are_the_clocks_and_are_shared_out_evenly(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks that go on by one second whenever somebody looks."""
+    for module in (engine, clients):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=count(100.0).__next__))
+    _, records = small.run(small.task(small.method("promptfl", epochs=1), clip, fed, rounds=1, together=3))
+    assert (records[0].train_s, records[0].evaluate_s) == (1.0, 1.0)
+    assert [one.seconds for one in records[0].visits] == [1 / 3, 1 / 3, 1 / 3, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -377,3 +377,13 @@ def test_fedamp_without_attraction_holds_every_client_to_itself(clip: FrozenCLIP
     state, _ = small.run(task)
     for client in fed.clients:
         assert torch.equal(engine.downlink(task, state, client)["anchor"], state.personal[client.name]["prompt"])
+
+
+@pytest.mark.parametrize("template", ["a photo of a {}.", "a blurred drawing of the {}"])
+def test_kgcoop_stays_near_the_experiments_template_where_no_anchor_is_named(clip: FrozenCLIP, template: str) -> None:
+    names = ["red fox", "blue jay"]
+    for settings, expected in (({}, template), ({"anchor": "the {}"}, "the {}")):
+        tuner = small.method("kgcoop", **settings).tuner(clip, names, template)
+        ids, ends = clip.tokenizer([expected.replace("{}", name) for name in names])
+        text = clip.encode_text(ids, ends)
+        assert (tuner.anchor - text / text.norm(dim=-1, keepdim=True)).abs().max() < 1e-5  # type: ignore[attr-defined]

@@ -95,6 +95,14 @@ def test_random_experts_are_drawn_anew_evenly_and_never_the_client_itself() -> N
     )
 
 
+def test_experts_are_dealt_in_the_order_of_their_names() -> None:
+    """A linear gate knows an expert by its place, which must not change with the draw or the distance."""
+    for select in ("nearest", "random"):
+        dealt = [method(experts=5, select=select).choose(pool(seed), "site-3", stream(seed, "d")) for seed in range(20)]
+        assert all(names == sorted(names) for names in dealt)
+        assert len({tuple(names) for names in dealt}) > 5
+
+
 def test_fixed_experts_are_the_same_whoever_asks_whenever() -> None:
     fixed = method(experts=3, select="fixed")
     for seed in range(3):

@@ -27,6 +27,16 @@ def test_titles_are_told_apart_and_names_are_fit_for_folders() -> None:
     assert all(name.replace("_", "").isalnum() and name.islower() for name in known())
 
 
+def test_trade_offs_are_drawn_up_to_zero_shot() -> None:
+    """Rising weights with 0 (the method) and 1 (zero-shot) among them; what is trained is not extrapolated."""
+    for kind in known().values():
+        weights = kind.mixing
+        assert list(weights) == sorted(set(weights))
+        assert 0.0 in weights
+        assert weights[-1] == 1.0
+        assert not kind.trains or weights == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+
+
 def test_every_setting_is_documented() -> None:
     """house.md: a configuration class with its fields' effects documented (pydantic keeps the words only on request)."""
     for kind in known().values():

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
+from fedvlm.methods import build
+from fedvlm.methods.zero_shot_prior import Prior
 from fedvlm.training.evaluation import outputs
 
 TEMPLATE = "a photo of a {}."
@@ -80,8 +82,10 @@ def test_the_prior_by_hand(weight: float, clip: FrozenCLIP, fed: Federation, tex
 
 
 def test_the_documented_bonus() -> None:
-    """2 of 20 classes with 16 images of each: 1.4 log 17 = 4."""
-    assert 1.4 * math.log(17) == pytest.approx(4, abs=0.05)
+    """2 of 20 classes with 16 images of each: the default weight puts own classes 1.4 log 17 = 4 above the others."""
+    weight = build("zero_shot_prior").config.weight  # type: ignore[attr-defined]
+    bonus = weight * Prior.prior(torch.tensor([16.0] * 2 + [0.0] * 18))
+    assert (bonus[:2, None] - bonus[None, 2:]).numpy() == pytest.approx(4, abs=0.05)
 
 
 def test_large_weights(clip: FrozenCLIP, fed: Federation, text: np.ndarray) -> None:
@@ -127,3 +131,13 @@ def test_a_client_is_measured_with_its_own_images(name: str, clip: FrozenCLIP, f
     hidden = task.bench.activations.get(fed.tests["base"], tuner.entry)
     expected = tuner.logits(task.initial, tuner.classifier(task.initial, tuner.prepare({}, lambda: own)), hidden)
     assert (other - expected).abs().max() < 1e-5
+
+
+def test_templates_are_averaged_after_and_before_normalising(clip: FrozenCLIP, fed: Federation) -> None:
+    """Radford et al., section 3.1.4: the mean of normalised text features, normalised again."""
+    templates = ["a photo of a {}.", "the {}", "a drawing of {}, small"]
+    mean = sum(unit(clip.classifier(fed.base_names, template)) for template in templates) / 3
+    text = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    for name in ("zero_shot", "zero_shot_own", "tip_adapter"):
+        tuner = small.method(name, templates=templates).tuner(clip, fed.base_names, TEMPLATE)
+        assert near(tuner.text.double().numpy(), text)  # type: ignore[attr-defined]

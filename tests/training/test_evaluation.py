@@ -237,3 +237,23 @@ def test_the_calibration_error_is_of_all_own_images_together(clip: FrozenCLIP, f
     each = [metrics.calibration_error(one.logits, one.labels) for one in own]
     assert means["ece"] < sum(each) / len(each)
     assert "ece" not in summary({"a": {"base": 1.0}}, [])
+
+
+def test_a_client_with_other_experts_is_measured_anew(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal tensors are not an equal model: with everything averaged, clients differ in the experts they got."""
+    chosen = small.method("pfedmoap", share=["*"])
+    table = small.bench(chosen, clip, fed)
+    assert table.novel is not None
+    tensors = small.random(table.base, 0.5, torch.Generator().manual_seed(1))
+    prompts = torch.randn(2, *tensors["prompt"].shape, generator=torch.Generator().manual_seed(2))
+    sizes = asked(monkeypatch, table)
+    found = [outputs(table, fed.clients[n], tensors, {"experts.0000": prompts[n]}) for n in (0, 1)]
+    assert len(sizes) == 2
+    assert (found[0].base.logits - found[1].base.logits).abs().max() > 1e-3
+    for n in (0, 1):
+        fresh = outputs(small.bench(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
+        assert (found[n].base.logits - fresh.base.logits).abs().max() < 1e-5
+        assert fresh.novel is not None
+        assert (found[n].novel.logits - fresh.novel.logits).abs().max() < 1e-5  # type: ignore[union-attr]

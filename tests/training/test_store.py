@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL
 import PIL.Image
 import pytest
 import small
@@ -25,6 +26,7 @@ from fedvlm.data.files import FileImage
 from fedvlm.streams import stream
 from fedvlm.training import activations
 from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.device import Device
 from fedvlm.training.store import Store, folder
 
 MANY = 1 << 30
@@ -346,7 +348,38 @@ def test_folders_and_files_belong_to_their_owner_alone(
         new(clip, records, tmp_path / "cache/fedvlm/activations").prepare(KEYS, 2)
     finally:
         os.umask(before)
-    made = [path for path in (tmp_path / "cache").rglob("*") if path.name != "facts.json"]
-    assert len(made) == 4
+    made = list((tmp_path / "cache").rglob("*"))
+    assert len(made) == 5
     for path in [tmp_path / "cache", *made]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_shelf_is_for_one_device_precision_and_version(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another precision, kind of device, torch or Pillow computes other rows of the same image."""
+
+    def shelf(device: Device = small.CPU) -> Path:
+        found = Activations(clip, records, device, MANY, Store(tmp_path, MANY))._shelf(2)
+        assert found is not None
+        return found.path
+
+    cpu = torch.device("cpu")
+    shelves = [shelf(), shelf(Device(cpu, torch.bfloat16, "bfloat16")), shelf(Device(torch.device("meta")))]
+    for module in (torch, PIL):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__version__", "0.0.1")
+            shelves.append(shelf())
+    assert len(set(shelves)) == len(shelves) == 5
+    assert shelf() == shelves[0]
+
+
+def test_rows_of_another_precision_are_not_taken(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
+    half = Device(torch.device("cpu"), torch.bfloat16, "bfloat16")
+    rough = Activations(clip, records, half, MANY, Store(tmp_path / "c", MANY))
+    rough.prepare(KEYS, 2)
+    made = new(clip, records, tmp_path / "c")
+    made.prepare(KEYS, 2)
+    exact = rows(Activations(clip, records, small.CPU, 0))
+    assert (rows(made) - exact).abs().max() < 1e-5
+    assert (rows(rough) - exact).abs().max() > 1e-4

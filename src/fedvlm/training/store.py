@@ -178,7 +178,7 @@ class Shelf:
     def _start(self) -> None:
         if not (self.path / FACTS).exists():
             _make_private(self.path)
-            durable.write_json(self.path / FACTS, self.facts)
+            durable.write_json(self.path / FACTS, self.facts, private=True)
         for file in self.path.glob("*.part"):
             with contextlib.suppress(OSError):
                 if time.time() - file.stat().st_mtime > _STALE_S:
