@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from dataclasses import replace
@@ -62,6 +63,18 @@ def makes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     usual = replace(config.text.tower, mlp=4 * config.text.tower.width)  # open_clip's format knows no other
     clip.save(small.clip(replace(config, text=replace(config.text, tower=usual))), folders["resnet"])
     return folders
+
+
+@pytest.fixture(scope="session", params=["small", *(["golden"] if ALL else [])])
+def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer in both kinds of files: one of a few merges, and where it is there CLIP's own."""
+    if request.param == "golden":
+        return ALL[0] / "tiny-clip"
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str())
+    (folder / "vocab.json").write_text(json.dumps(small.vocabulary()))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, small.MERGES), ""]))
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

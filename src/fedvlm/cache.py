@@ -14,6 +14,6 @@ def folder(kind: str) -> Path:
 
 def make(path: Path) -> None:
     """Create a folder, and what is missing above it, for the owner alone. Raises OSError."""
-    if not path.is_dir():
-        make(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
+    for place in (*reversed(path.parents), path):
+        if not place.is_dir():
+            place.mkdir(mode=0o700, exist_ok=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import small
 import torch
-from conftest import ALL
 from transformers import CLIPTokenizer
 
 from fedvlm.clip import tokenizer as tokenizers
@@ -24,34 +23,22 @@ CONTEXT = 400
 """Above the longest of them, letter by letter."""
 
 
-@pytest.fixture(scope="module", params=["small", *(["golden"] if ALL else [])])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer in both kinds of files: of a few merges, and where it is there CLIP's own."""
-    if request.param == "golden":
-        return ALL[0] / "tiny-clip"
-    place = tmp_path_factory.mktemp("words")
-    (place / "tokenizer.json").write_text(small.byte_pairs().to_str())
-    (place / "vocab.json").write_text(json.dumps(small.vocabulary()))
-    (place / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, small.MERGES), ""]))
-    return place
+@pytest.fixture(scope="module")
+def theirs(vocabulary: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(vocabulary)
 
 
 @pytest.fixture(scope="module")
-def theirs(folder: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(folder)
+def ours(vocabulary: Path) -> tokenizers.Tokenizer:
+    return tokenizers.load(vocabulary, CONTEXT)
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> tokenizers.Tokenizer:
-    return tokenizers.load(folder, CONTEXT)
-
-
-@pytest.fixture(scope="module")
-def from_merges(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
+def from_merges(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
     """From vocab.json and merges.txt alone."""
     place = tmp_path_factory.mktemp("merges")
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(folder / name, place)
+        shutil.copy(vocabulary / name, place)
     return tokenizers.load(place, CONTEXT)
 
 
@@ -75,10 +62,12 @@ def test_ids_are_those_of_transformers(
 
 
 def test_every_word_of_the_vocabulary_survives(
-    ours: tokenizers.Tokenizer, from_merges: tokenizers.Tokenizer, folder: Path
+    ours: tokenizers.Tokenizer, from_merges: tokenizers.Tokenizer, vocabulary: Path
 ) -> None:
     words = [
-        w.removesuffix("</w>") for w in json.loads((folder / "vocab.json").read_text(encoding="utf-8")) if w.isascii()
+        w.removesuffix("</w>")
+        for w in json.loads((vocabulary / "vocab.json").read_text(encoding="utf-8"))
+        if w.isascii()
     ]
     for word in words[:: max(1, len(words) // 500)]:
         assert ours.words(word) == from_merges.words(word)
@@ -121,9 +110,9 @@ def test_a_post_processor_in_the_file_adds_nothing(tmp_path: Path, ours: tokeniz
 
 
 @pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
-def test_half_a_vocabulary_is_none(folder: Path, tmp_path: Path, missing: str) -> None:
+def test_half_a_vocabulary_is_none(vocabulary: Path, tmp_path: Path, missing: str) -> None:
     for name in {"vocab.json", "merges.txt"} - {missing}:
-        shutil.copy(folder / name, tmp_path)
+        shutil.copy(vocabulary / name, tmp_path)
     with pytest.raises(FedvlmError, match=r"tokenizer.json \(nor vocab.json and merges.txt\)"):
         tokenizers.load(tmp_path, 77)
 

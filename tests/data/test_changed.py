@@ -11,6 +11,7 @@ import copies
 import pytest
 from data_samples import experiment_of, photo, photos, problem_of
 
+import fedvlm
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.files import FileImage
 from fedvlm.errors import FedvlmError
@@ -93,6 +94,22 @@ def test_a_saved_partition_is_refused_for_other_bytes(tmp_path: Path) -> None:
     assert other.digest == source.digest, "paths and labels are the same"
     with pytest.raises(FedvlmError, match=r"bytes of some differ.*Put the files back as they were, or start a new run"):
         Federation.from_json(other, content)
+
+
+def test_a_run_is_not_taken_up_with_other_images_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with `compute.disk_gib = 0` nothing of the images is left in the cache."""
+    monkeypatch.setenv("FEDVLM_CACHE", str(tmp_path / "cache"))
+    photos(tmp_path / "pets", *NAMES)
+    words = ["data.source=folder", f"data.path={tmp_path / 'pets'}", "data.novel=none", "partition.clients=2",
+             "compute.disk_gib=0"]  # fmt: skip
+    (tmp_path / "pets.toml").write_text('methods = ["zero_shot"]\n[data]\nsource = "folder"\npath = "pets"\n')
+    fedvlm.run(str(tmp_path / "pets.toml"), *words, out=tmp_path / "run")
+    photo(tmp_path / "pets" / NAMES[0], (9, 9, 200))
+    with pytest.raises(FedvlmError, match="bytes of some differ"):
+        fedvlm.run(str(tmp_path / "pets.toml"), *words, "methods=zero_shot,majority", out=tmp_path / "run", resume=True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_partition_that_was_saved_before_bytes_were_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.experiment import FileData
 
 _PIECE = 128
-"""Images that a thread looks at before it reports: threads are for slow disks and for decoding."""
+"""Images that a thread looks at before it reports."""
 _FLAT = 16
 """An image whose values, of 256, lie closer together than this is told: probably its range was misunderstood."""
 
@@ -74,11 +75,16 @@ def tell_flat(found: Sequence[Usable], bits: int, notes: list[str]) -> None:
         notes.append(counted(flat, f"image has {range_}", f"images have {range_}"))
 
 
+def _threads() -> int:
+    """At least some for disks that are slow to answer, and one for each core that can decode."""
+    return max(4, min(16, os.cpu_count() or 1))
+
+
 def _looked_at(images: Sequence[Found], remembered: Remembered) -> list[Seen | Problem]:
     """What is seen in each image. What is new is remembered as it comes, so that a run that is stopped keeps it."""
     pieces = [images[start : start + _PIECE] for start in range(0, len(images), _PIECE)]
     found: list[Seen | Problem] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, about files that are counted here
         for piece in pool.map(lambda piece: [image.look(remembered.get) for image in piece], pieces):
             found += piece

@@ -177,7 +177,8 @@ def _told(where: str) -> Iterator[None]:
 def _bytes(path: Path) -> bytes:
     """All bytes of a file. Raises ValueError for more than any image needs."""
     with path.open("rb") as file:
-        data = file.read(MAX_IMAGE_BYTES + 1)
-    if len(data) > MAX_IMAGE_BYTES:
+        is_huge = os.fstat(file.fileno()).st_size > MAX_IMAGE_BYTES
+        data = b"" if is_huge else file.read(MAX_IMAGE_BYTES + 1)
+    if is_huge or len(data) > MAX_IMAGE_BYTES:  # it may have grown
         raise ValueError(f"over {MAX_IMAGE_BYTES // 2**20} MiB")
     return data

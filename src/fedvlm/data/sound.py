@@ -91,7 +91,7 @@ def _is_cut(image: PIL.Image.Image, data: bytes, end: int) -> bool:
     try:
         with PIL.Image.open(io.BytesIO(data[:end] + _JUNK + data[end:])) as longer:
             return longer.tobytes() != image.tobytes()
-    except OSError:  # the decoder stumbled over what follows: it says nothing of the pixels
+    except Exception:  # it stumbled over what follows, which says nothing of the pixels
         return False
 
 
