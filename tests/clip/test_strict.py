@@ -200,3 +200,22 @@ def test_a_refusal_names_the_file_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(FedvlmError) as error:
         clips.load(str(tmp_path))
     check(error, "use_rms_norm = true", f"vision_config in {tmp_path / 'config.json'}")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("vision_cfg", "image_size", [224, 224]), ("vision_cfg", "patch_size", 0), ("vision_cfg", "layers", "12"),
+     ("vision_cfg", "mlp_ratio", "four"), ("text_cfg", "heads", True), ("model_cfg", "embed_dim", None)],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_ends_in_one_sentence(tmp_path: Path, part: str, key: str, value: Any) -> None:
+    table = json.loads(json.dumps(LAION_H))
+    (table["model_cfg"] if part == "model_cfg" else table["model_cfg"][part])[key] = value
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(table))
+    with pytest.raises(FedvlmError, match=r"open_clip_config.json is not a readable CLIP configuration"):
+        clips.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("table", [{"mean": [0.5]}, {"mean": None}, "bicubic"])
+def test_an_unreadable_open_clip_transform_ends_in_one_sentence(tmp_path: Path, table: Any) -> None:
+    with pytest.raises(FedvlmError, match=r"preprocess_cfg in .* is not a readable"):
+        preprocess.load(tmp_path, 224, table)

@@ -40,8 +40,8 @@ Branches = dict[int, Callable[[Tensor], Tensor]]
 class Decoded(Activations):
     """Images are decoded and transformed whenever they are asked for: rows are normalised pixels `[B, 3, S, S]`."""
 
-    def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
-        return self.clip.preprocess.normalise(torch.stack(pixels).to(self.device.device))
+    def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:
+        return self.clip.preprocess.normalise(pixels.to(self.device.device))
 
 
 class Encoders:

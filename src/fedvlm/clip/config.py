@@ -152,20 +152,27 @@ def from_open_clip(config: dict[str, Any], where: str = "open_clip_config.json")
     strict.check(text, strict.OPEN_CLIP_TEXT, f"text_cfg in {where}")
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     words = Text(
-        context=text.get("context_length", 77),
-        vocabulary=text.get("vocab_size", 49408),
-        tower=_tower(text["width"], text["layers"], text.get("heads", 8), activation, text.get("mlp_ratio", 4.0)),
+        context=_count(text, "context_length", 77),
+        vocabulary=_count(text, "vocab_size", 49408),
+        tower=_open_clip_tower(text, _count(text, "heads", 8), activation, width=512),
     )
-    if not isinstance(vision["layers"], int):
+    image, embed = _count(vision, "image_size", 224), _count(model, "embed_dim")
+    if isinstance(vision.get("layers", 12), list):
         a, b, c, d = vision["layers"]
         if vision.get("head_width", 64) != 64:
             raise strict.not_implemented(
                 "head_width", vision["head_width"], f"vision_cfg in {where}", "heads of its ResNet are 64 wide"
             )
-        return ClipConfig(ResNet(vision["image_size"], (a, b, c, d), vision["width"]), words, model["embed_dim"])
-    heads = vision["width"] // vision.get("head_width", 64)
-    tower = _tower(vision["width"], vision["layers"], heads, activation, vision.get("mlp_ratio", 4.0))
-    return ClipConfig(ViT(vision["image_size"], vision["patch_size"], tower), words, model["embed_dim"])
+        return ClipConfig(ResNet(image, (a, b, c, d), _count(vision, "width", 64)), words, embed)
+    heads = _count(vision, "width", 768) // _count(vision, "head_width", 64)
+    tower = _open_clip_tower(vision, heads, activation, width=768)
+    return ClipConfig(ViT(image, _count(vision, "patch_size", 16), tower), words, embed)
+
+
+def _open_clip_tower(table: dict[str, Any], heads: int, activation: str, *, width: int) -> Transformer:
+    return _tower(
+        _count(table, "width", width), _count(table, "layers", 12), heads, activation, float(table.get("mlp_ratio", 4))
+    )
 
 
 def to_open_clip(config: ClipConfig) -> dict[str, Any]:
@@ -207,9 +214,9 @@ def _hf_tower(table: dict[str, Any], *, width: int, layers: int, heads: int, mlp
     )
 
 
-def _count(table: dict[str, Any], key: str, default: int) -> int:
+def _count(table: dict[str, Any], key: str, default: int | None = None) -> int:
     value = table.get(key, default)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise ValueError(f"{key} is {value!r}, expected a positive whole number")
     return value
 

@@ -110,18 +110,19 @@ def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Pr
 
     Raises `FedvlmError` where either asks for another transform than `Preprocess.test` at the model's image size.
     """
-    file = folder / "preprocessor_config.json"
-    if open_clip:
-        _check_open_clip(open_clip, size, f"preprocess_cfg in {folder / 'open_clip_config.json'}")
-    if file.exists():
-        try:
+    file, where = folder / "preprocessor_config.json", f"preprocess_cfg in {folder / 'open_clip_config.json'}"
+    try:
+        table = open_clip or {}
+        _check_open_clip(table, size, where)
+        found = Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
+        if file.exists():
+            where = str(file)
             table = json.loads(file.read_text(encoding="utf-8"))
-            _check_huggingface(table, size, str(file))
-            return Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FedvlmError(f"{file} is not a readable preprocessor configuration: {error}") from None
-    table = open_clip or {}
-    return Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
+            _check_huggingface(table, size, where)
+            found = Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
+        return found
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FedvlmError(f"{where} is not a readable preprocessor configuration: {error}") from None
 
 
 def _check_huggingface(table: dict[str, Any], size: int, where: str) -> None:
