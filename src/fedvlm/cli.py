@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -135,27 +134,16 @@ def methods_(
     name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="One method, with all its settings.")] = None,
 ) -> None:
     """The methods and what each shares; with a name, its mathematics, tensors and settings."""
+    from fedvlm.results import listing
+
     console = _console()
-    if name is not None:
-        _method(console, name)
+    if name is None:
+        console.print(listing.methods_table())
+        console.print("\nfedvlm methods NAME shows a method's tensors and settings", highlight=False)
         return
-    shown = Table("method", "", "leaves the client", "paper", box=None, pad_edge=False)
-    for key, method in methods.known().items():
-        leaves = ", ".join(method.shared) or "nothing"
-        shown.add_row(key, method.title, "all that is trained" if leaves == "*" else leaves, method.paper)
-    console.print(shown)
-    console.print("\nfedvlm methods NAME shows a method's tensors and settings", highlight=False)
-
-
-def _method(console: Console, name: str) -> None:
-    """Docstring of the method's file, then every setting with its default and effect."""
-    kind = type(methods.build(name))
-    console.print((sys.modules[kind.__module__].__doc__ or "").strip(), highlight=False, markup=False, soft_wrap=True)
-    shown = Table(f"method.{name}.", "default", "", box=None, pad_edge=False)
-    for key, field in kind.Config.model_fields.items():
-        shown.add_row(key, escape(repr(field.default)), escape(field.description or ""))
-    console.print()
-    console.print(shown)
+    words, settings = listing.method_page(name)
+    _say(console, words + "\n")
+    console.print(settings)
 
 
 @app.command("presets")
@@ -337,17 +325,12 @@ def cache(
 ) -> None:
     """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
     from fedvlm.data import remember
+    from fedvlm.results import listing
     from fedvlm.training.store import Store, folder
 
     store, console = Store(folder(), 0), _console()
     held = [item for item in store.held() if item.mentions(only)]
-    shown = Table("model", "weights", "begins at", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
-    for item in held:
-        facts, used = item.facts, datetime.fromtimestamp(item.used).isoformat(" ", "minutes")
-        words = [str(facts.get(key, "?")) for key in ("model", "weights", "entry", "kept as")]
-        words[1], words[3] = words[1][:12], words[3].removeprefix("torch.")
-        shown.add_row(*map(escape, words), str(item.files), f"{item.size / 2**20:,.0f}", used)
-    console.print(shown)
+    console.print(listing.cache_table(held))
     total = sum(item.size for item in held)
     _say(console, f"{total / 2**20:,.0f} MiB in {store.root}")
     if not only:

@@ -29,7 +29,7 @@ def test_photographs_are_told_what_is_remembered_of_them() -> None:
     clip, fed = small.clip(), small.federation()
     data = {"source": "folder", "path": "photos"}
     kept = contract.text(Experiment.model_validate({"data": data}), clip, fed, [])
-    assert ": activations of the images (" in kept
+    assert ": activations of the images, and which of them can be decoded (compute.disk_gib=0" in kept
     none = Experiment.model_validate({"data": data, "compute": {"disk_gib": 0}})
     assert "activations" not in contract.text(none, clip, fed, [])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvlm import tensors
+from fedvlm import cache, tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.errors import listed
@@ -15,7 +15,6 @@ from fedvlm.federation import wire
 from fedvlm.federation.client import Task
 from fedvlm.federation.engine import round_size
 from fedvlm.methods.base import MEAN
-from fedvlm.training.store import folder
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,10 @@ def _kept(experiment: Experiment, place: Path | None) -> list[str]:
             "result) and lists of images (partition), readable by your user alone"
         )
     if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
-        told.append(f"kept here   in {folder()}: activations of the images (compute.disk_gib=0: nothing)")
+        told.append(
+            f"kept here   in {cache.folder('')}: activations of the images, and which of them can be decoded "
+            "(compute.disk_gib=0: nothing)"
+        )
     return told
 
 
@@ -154,9 +156,9 @@ def _clients(clients: Sequence[Client]) -> str:
 
 def _late(clients: Sequence[Client], kind: str) -> str:
     """Natural clients are people or sites, whose names are not told."""
-    names = (
-        "" if kind == "natural" else ": " + listed(f"{c.name} ({c.domain})" if c.domain else c.name for c in clients)
-    )
+    # A client of a domain is called after it.
+    told = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
+    names = "" if kind == "natural" else f": {listed(told)}"
     do = (
         "joins after the last round, sends nothing and is"
         if len(clients) == 1

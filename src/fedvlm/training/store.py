@@ -177,7 +177,7 @@ class Shelf:
 
     def _start(self) -> None:
         if not (self.path / FACTS).exists():
-            _make_private(self.path)
+            cache.make(self.path)
             durable.write_json(self.path / FACTS, self.facts, private=True)
         for file in self.path.glob("*.part"):
             with contextlib.suppress(OSError):
@@ -226,13 +226,6 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for path in paths:
         with contextlib.suppress(OSError):  # another process may have deleted it
             yield path, path.stat()
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder and what is missing above it, for the owner alone (`parents=True` leaves those to the umask)."""
-    for path in reversed([folder, *folder.parents]):
-        if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _delete(path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What there is, as tables for the terminal: methods, one method's settings, activations on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedvlm import methods
+from fedvlm.training.store import Held
+
+
+def methods_table() -> Table:
+    """Every method and what of it leaves a client."""
+    shown = Table("method", "", "leaves the client", "paper", box=None, pad_edge=False)
+    for key, method in methods.known().items():
+        leaves = ", ".join(method.shared) or "nothing"
+        shown.add_row(key, method.title, "all that is trained" if leaves == "*" else leaves, method.paper)
+    return shown
+
+
+def method_page(name: str) -> tuple[str, Table]:
+    """The docstring of a method's file, and every setting with its default and effect."""
+    kind = type(methods.build(name))
+    shown = Table(f"method.{name}.", "default", "", box=None, pad_edge=False)
+    for key, field in kind.Config.model_fields.items():
+        shown.add_row(key, escape(repr(field.default)), escape(field.description or ""))
+    return (sys.modules[kind.__module__].__doc__ or "").strip(), shown
+
+
+def cache_table(held: Sequence[Held]) -> Table:
+    """What lies on disk of each kind of activations."""
+    shown = Table("model", "weights", "begins at", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
+    for item in held:
+        facts, used = item.facts, datetime.fromtimestamp(item.used).isoformat(" ", "minutes")
+        words = [str(facts.get(key, "?")) for key in ("model", "weights", "entry", "kept as")]
+        words[1], words[3] = words[1][:12], words[3].removeprefix("torch.")
+        shown.add_row(*map(escape, words), str(item.files), f"{item.size / 2**20:,.0f}", used)
+    return shown
