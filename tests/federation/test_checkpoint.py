@@ -161,16 +161,16 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, where: str) -> list[int]:
     """Let the `at`-th write of a file end in a crash, before anything of it is visible or just after it all is."""
     real, calls = durable.write_bytes, [0]
 
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path, data: bytes, *, private: bool = False) -> None:
         calls[0] += 1
         if calls[0] == at:
             if where == "after":
-                real(path, data)
+                real(path, data, private=private)
             elif where == "litter":
                 path.parent.mkdir(parents=True, exist_ok=True)
                 (path.parent / f".{path.name}.abc").write_bytes(data[: len(data) // 2])
             raise Crash
-        real(path, data)
+        real(path, data, private=private)
 
     monkeypatch.setattr(durable, "write_bytes", write)
     return calls
