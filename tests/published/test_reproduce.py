@@ -108,7 +108,7 @@ def test_a_method_that_diverged_in_a_run_is_a_failure_and_the_others_have_number
     made = Made()
     reproduce._play(Job("dtd", "quickstart", (), {"zero_shot": (), "coop": ()}, ()), tmp_path, made, True)
     assert set(made.points) == {("dtd", "zero_shot")}
-    assert "seed 0 coop: round 1, client 0: coop:" in made.failures["dtd", "coop"]
+    assert "seed 0 coop: round 1, client 0: coop" in made.failures["dtd", "coop"]
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
