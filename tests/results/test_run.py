@@ -142,11 +142,13 @@ def _digests(folder: Path) -> dict:
 
 def test_methods_of_a_family_start_from_the_same_tensors(tmp_path: Path) -> None:
     """So that two of them with the same settings are the same run, and a difference is of what they do."""
-    tables = {"lr": 0.01, "epochs": 1, "batch": 16, "first_block": 3, "last_block": 6, "rank": 4, "scale": 0.05}
+    adapter, prompt = {"lr": 0.01, "rank": 4, "scale": 0.05}, {"lr": 0.1}
     method = {
-        "all": tables | {"tokens": 2, "lr": 0.1},
-        "shared": {"method": "pfedmma", "share": ["*"]},
-        "kept": {"method": "promptfl", "share": []},
+        "all": {"epochs": 1, "batch": 16, "first_block": 3, "last_block": 6},
+        "fedmma": adapter,
+        "shared": {"method": "pfedmma", "share": ["*"], **adapter},
+        "coop": prompt,
+        "kept": {"method": "promptfl", "share": [], **prompt},
     }
     names = ["fedmma", "shared", "coop", "kept"]
     done = fedvlm.run("quickstart", *SMALL, methods=names, seeds=[0], method=method, out=tmp_path / "r")
