@@ -4,6 +4,7 @@
     python recipes/mutate.py src/fedvlm/tuners/gate.py          # every mutant of one file
     python recipes/mutate.py --again --seconds 900              # the survivors once more, with more of their tests
     python recipes/mutate.py --report docs/mutation.md          # no run: write what is known between the page's marks
+    python recipes/mutate.py --stubs                            # no run: open survivors, as equivalent.toml takes them
 
 Every mutant (`mutants.py` says which there are) is a copy of the package with one mistake. First every test runs once
 on the sound source, and coverage.py notes which lines it reaches. Then each mutant meets the tests that reach its line,
@@ -108,6 +109,18 @@ def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*table, "", "| survivor | change | why |", "|---|---|---|", *lines])
 
 
+def stubs(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Survivors without a reason, as `equivalent.toml` takes them."""
+    why, blocks = reasons(place), list[str]()
+    for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
+        text = (place.root / row["path"]).read_text().splitlines()[row["line"] - 1].strip()
+        facts = {"path": row["path"], "line": text, "before": row["before"], "after": row["after"]}
+        if row["outcome"] == "survived" and tuple(facts.values()) not in why:
+            lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in (*facts.items(), ("why", ""))]
+            blocks.append("\n".join(["[[mutant]]", *lines]))
+    return "\n\n".join(dict.fromkeys(blocks))
+
+
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,28 +133,30 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin no mutant after so long")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--report", type=Path, help="write the tables into this page and run nothing")
+    parser.add_argument("--stubs", action="store_true", help="print open survivors as lines for equivalent.toml")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--package", default="fedvlm")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for and print the report."""
+    """Run what is asked for and print the report, or print or write what is known."""
     asked = options(arguments)
     place = Place(asked.root.resolve(), asked.package)
     paths = asked.paths or [f"src/{place.package}/{room}" for room in ROOMS]
     every = [one for file in place.files(paths) for one in mutants(file, (place.root / file).read_bytes())]
-    chosen = sample(every, asked.sample, asked.seed)
-    if asked.report is None:
+    chosen = every if asked.report or asked.stubs else sample(every, asked.sample, asked.seed)
+    if not (asked.report or asked.stubs):
         run(place, chosen, asked)
-    wanted = {one.id for one in (every if asked.report else chosen)}
-    text = report(place, [row for name, row in read(place).items() if name in wanted])
-    if asked.report is None:
-        print(text)
-        return
-    page = asked.report.read_text()
-    before, _, rest = page.partition(BEGIN)
-    asked.report.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    known, wanted = read(place), {one.id for one in chosen}
+    rows = [row for name, row in known.items() if name in wanted]
+    if asked.stubs:
+        print(stubs(place, rows))
+    elif asked.report is None:
+        print(report(place, rows))
+    else:
+        before, _, rest = asked.report.read_text().partition(BEGIN)
+        asked.report.write_text(f"{before}{BEGIN}\n{report(place, rows)}\n{END}{rest.partition(END)[2]}")
 
 
 def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> None:
