@@ -69,38 +69,40 @@ def sample(every: Sequence[Mutant], count: int | None, seed: int) -> list[Mutant
 
 
 def read(place: Place) -> dict[str, dict[str, Any]]:
-    """What is known of mutants, by id; the last line counts. A line that was cut off is passed over."""
-    found = {}
+    """What is known of mutants, by id; the last line counts. A survivor with a reason is `equivalent`."""
+    found, why = dict[str, dict[str, Any]](), reasons(place)
     for line in place.results.read_text().splitlines() if place.results.exists() else []:
-        with contextlib.suppress(ValueError):
+        # A line that was cut off is passed over.
+        with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
+            row["why"] = why.get(tuple(row[key] for key in FACTS), "")
+            if row["outcome"] == "survived" and row["why"]:
+                row["outcome"] = "equivalent"
             found[row["id"]] = row
     return found
 
 
-def reasons(place: Place) -> dict[tuple[str, str, str, str], str]:
-    """Why a mutant cannot be killed, by path, its line's text, before and after."""
+FACTS = ("path", "text", "before", "after")
+"""What `equivalent.toml` knows a mutant by."""
+
+
+def reasons(place: Place) -> dict[tuple[str, ...], str]:
+    """Why a mutant cannot be killed."""
     path = place.root / "recipes" / "equivalent.toml"
     rows = tomllib.loads(path.read_text())["mutant"] if path.exists() else []
-    return {(row["path"], row["line"], row["before"], row["after"]): row["why"] for row in rows}
+    return {tuple(row[key] for key in FACTS): row["why"] for row in rows}
 
 
 def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: killed by room, then every survivor with its reason."""
-    why, texts = reasons(place), dict[str, list[str]]()
-    rooms: dict[str, Counter[str]] = {}
-    lines = []
+    rooms, lines = dict[str, Counter[str]](), list[str]()
     for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
-        path = row["path"]
-        text = texts.setdefault(path, (place.root / path).read_text().splitlines())[row["line"] - 1].strip()
-        inside = Path(path).relative_to(f"src/{place.package}")
-        outcome, told = row["outcome"], why.get((path, text, row["before"], row["after"]))
-        if outcome == "survived":
-            outcome = "equivalent" if told else outcome
+        inside = Path(row["path"]).relative_to(f"src/{place.package}")
+        rooms.setdefault(inside.parts[0] if len(inside.parts) > 1 else str(inside), Counter())[row["outcome"]] += 1
+        if row["outcome"] != "killed":
             less = f" ({row['left_out']} tests not run)" if row["left_out"] else ""
-            cells = (f"`{inside}:{row['line']}`", f"`{row['before']}` -> `{row['after']}`", told or f"open{less}")
+            cells = (f"`{inside}:{row['line']}`", f"`{row['before']}` -> `{row['after']}`", row["why"] or f"open{less}")
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-        rooms.setdefault(inside.parts[0] if len(inside.parts) > 1 else str(inside), Counter())[outcome] += 1
     table = ["| room | mutants | killed | equivalent | open | killed of the others |", "|---|---|---|---|---|---|"]
     for name, count in [*rooms.items(), ("together", sum(rooms.values(), Counter[str]()))]:
         killed, same, left = (count[key] for key in ("killed", "equivalent", "survived"))
@@ -109,14 +111,12 @@ def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*table, "", "| survivor | change | why |", "|---|---|---|", *lines])
 
 
-def stubs(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
+def stubs(rows: Sequence[Mapping[str, Any]]) -> str:
     """Survivors without a reason, as `equivalent.toml` takes them."""
-    why, blocks = reasons(place), list[str]()
+    blocks = []
     for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
-        text = (place.root / row["path"]).read_text().splitlines()[row["line"] - 1].strip()
-        facts = {"path": row["path"], "line": text, "before": row["before"], "after": row["after"]}
-        if row["outcome"] == "survived" and tuple(facts.values()) not in why:
-            lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in (*facts.items(), ("why", ""))]
+        if row["outcome"] == "survived":
+            lines = [f"{key} = {json.dumps(row[key], ensure_ascii=False)}" for key in (*FACTS, "why")]
             blocks.append("\n".join(["[[mutant]]", *lines]))
     return "\n\n".join(dict.fromkeys(blocks))
 
@@ -131,7 +131,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=60, help="of tests that one mutant meets at most")
     parser.add_argument("--minutes", type=float, help="begin no mutant after so long")
-    parser.add_argument("--again", action="store_true", help="try survivors again")
+    parser.add_argument("--again", action="store_true", help="try open survivors again")
     parser.add_argument("--report", type=Path, help="write the tables into this page and run nothing")
     parser.add_argument("--stubs", action="store_true", help="print open survivors as lines for equivalent.toml")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, wanted = read(place), {one.id for one in chosen}
     rows = [row for name, row in known.items() if name in wanted]
     if asked.stubs:
-        print(stubs(place, rows))
+        print(stubs(rows))
     elif asked.report is None:
         print(report(place, rows))
     else:
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> None:
-    """Try the mutants that nothing is known of (with `--again` also the survivors)."""
+    """Try the mutants that nothing is known of (with `--again` also of open survivors)."""
     place.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in LOADED if asked.package == "fedvlm" else ():

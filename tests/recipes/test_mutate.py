@@ -135,7 +135,7 @@ def test_survivors_are_found_and_a_run_goes_on_where_it_was(place: Place) -> Non
 
     assert [row["after"] for row in tomllib.loads(run(place, "--stubs"))["mutant"]] == ["4", "pass"]
     (place.root / "recipes").mkdir()
-    reason = {"path": "src/tiny/over.py", "line": "LIMIT = 3", "before": "3", "after": "4", "why": "a matter of taste"}
+    reason = {"path": "src/tiny/over.py", "text": "LIMIT = 3", "before": "3", "after": "4", "why": "a matter of taste"}
     written = "\n".join(f"{key} = {json.dumps(value)}" for key, value in reason.items())
     (place.root / "recipes" / "equivalent.toml").write_text(f"[[mutant]]\n{written}\n")
     assert [row["after"] for row in tomllib.loads(run(place, "--stubs"))["mutant"]] == ["pass"]
