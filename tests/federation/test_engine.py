@@ -388,3 +388,18 @@ def test_after_the_last_round_nothing_is_sent(clip: FrozenCLIP, fed: Federation)
     assert states[4].server["s"].item() == states[3].server["s"].item() == states[2].server["s"].item()
     own = [states[n].personal["site-0"]["s"].item() for n in (3, 4)]
     assert own == [states[2].server["s"].item() + 4, states[2].server["s"].item() + 8]
+
+
+def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation) -> None:
+    """Finite tensors may still predict infinities: no accuracy is made of them."""
+    chosen = task(clip, fed, rounds=2)
+
+    def outputs(bench: Bench, client: Any, tensors: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
+        found = engine.outputs(bench, client, tensors, received)
+        if client.name == "site-2":
+            found.base.logits[0, 0] = torch.inf
+        return found
+
+    chosen = replace(chosen, conduct=replace(chosen.conduct, outputs=outputs))
+    with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts no numbers any more"):
+        small.run(chosen)
