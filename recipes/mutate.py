@@ -4,6 +4,7 @@
     python recipes/mutate.py src/fedvlm/tuners/gate.py          # every mutant of one file
     python recipes/mutate.py --again --seconds 900              # the survivors once more, with more of their tests
     python recipes/mutate.py --report docs/mutation.md          # no run: write what is known between the page's marks
+    python recipes/mutate.py --stubs                            # no run: open survivors, as equivalent.toml takes them
 
 Every mutant (`mutants.py` says which there are) is a copy of the package with one mistake. First every test runs once
 on the sound source, and coverage.py notes which lines it reaches. Then each mutant meets the tests that reach its line,
@@ -68,44 +69,56 @@ def sample(every: Sequence[Mutant], count: int | None, seed: int) -> list[Mutant
 
 
 def read(place: Place) -> dict[str, dict[str, Any]]:
-    """What is known of mutants, by id; the last line counts. A line that was cut off is passed over."""
-    found = {}
+    """What is known of mutants, by id; the last line counts. A survivor with a reason is `equivalent`."""
+    found, why = dict[str, dict[str, Any]](), reasons(place)
     for line in place.results.read_text().splitlines() if place.results.exists() else []:
-        with contextlib.suppress(ValueError):
+        # A line that was cut off is passed over.
+        with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
+            row["why"] = why.get(tuple(row[key] for key in FACTS), "")
+            if row["outcome"] == "survived" and row["why"]:
+                row["outcome"] = "equivalent"
             found[row["id"]] = row
     return found
 
 
-def reasons(place: Place) -> dict[tuple[str, str, str, str], str]:
-    """Why a mutant cannot be killed, by path, its line's text, before and after."""
+FACTS = ("path", "text", "before", "after")
+"""What `equivalent.toml` knows a mutant by."""
+
+
+def reasons(place: Place) -> dict[tuple[str, ...], str]:
+    """Why a mutant cannot be killed."""
     path = place.root / "recipes" / "equivalent.toml"
     rows = tomllib.loads(path.read_text())["mutant"] if path.exists() else []
-    return {(row["path"], row["line"], row["before"], row["after"]): row["why"] for row in rows}
+    return {tuple(row[key] for key in FACTS): row["why"] for row in rows}
 
 
 def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: killed by room, then every survivor with its reason."""
-    why, texts = reasons(place), dict[str, list[str]]()
-    rooms: dict[str, Counter[str]] = {}
-    lines = []
+    rooms, lines = dict[str, Counter[str]](), list[str]()
     for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
-        path = row["path"]
-        text = texts.setdefault(path, (place.root / path).read_text().splitlines())[row["line"] - 1].strip()
-        inside = Path(path).relative_to(f"src/{place.package}")
-        outcome, told = row["outcome"], why.get((path, text, row["before"], row["after"]))
-        if outcome == "survived":
-            outcome = "equivalent" if told else outcome
+        inside = Path(row["path"]).relative_to(f"src/{place.package}")
+        rooms.setdefault(inside.parts[0] if len(inside.parts) > 1 else str(inside), Counter())[row["outcome"]] += 1
+        if row["outcome"] != "killed":
             less = f" ({row['left_out']} tests not run)" if row["left_out"] else ""
-            cells = (f"`{inside}:{row['line']}`", f"`{row['before']}` -> `{row['after']}`", told or f"open{less}")
+            cells = (f"`{inside}:{row['line']}`", f"`{row['before']}` -> `{row['after']}`", row["why"] or f"open{less}")
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-        rooms.setdefault(inside.parts[0] if len(inside.parts) > 1 else str(inside), Counter())[outcome] += 1
     table = ["| room | mutants | killed | equivalent | open | killed of the others |", "|---|---|---|---|---|---|"]
     for name, count in [*rooms.items(), ("together", sum(rooms.values(), Counter[str]()))]:
         killed, same, left = (count[key] for key in ("killed", "equivalent", "survived"))
         share = f"{100 * killed / (killed + left):.1f} %" if killed + left else "-"
         table.append(f"| {name} | {killed + same + left} | {killed} | {same} | {left} | {share} |")
     return "\n".join([*table, "", "| survivor | change | why |", "|---|---|---|", *lines])
+
+
+def stubs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Survivors without a reason, as `equivalent.toml` takes them."""
+    blocks = []
+    for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
+        if row["outcome"] == "survived":
+            lines = [f"{key} = {json.dumps(row[key], ensure_ascii=False)}" for key in (*FACTS, "why")]
+            blocks.append("\n".join(["[[mutant]]", *lines]))
+    return "\n\n".join(dict.fromkeys(blocks))
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -118,34 +131,36 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=60, help="of tests that one mutant meets at most")
     parser.add_argument("--minutes", type=float, help="begin no mutant after so long")
-    parser.add_argument("--again", action="store_true", help="try survivors again")
+    parser.add_argument("--again", action="store_true", help="try open survivors again")
     parser.add_argument("--report", type=Path, help="write the tables into this page and run nothing")
+    parser.add_argument("--stubs", action="store_true", help="print open survivors as lines for equivalent.toml")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--package", default="fedvlm")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for and print the report."""
+    """Run what is asked for and print the report, or print or write what is known."""
     asked = options(arguments)
     place = Place(asked.root.resolve(), asked.package)
     paths = asked.paths or [f"src/{place.package}/{room}" for room in ROOMS]
     every = [one for file in place.files(paths) for one in mutants(file, (place.root / file).read_bytes())]
-    chosen = sample(every, asked.sample, asked.seed)
-    if asked.report is None:
+    chosen = every if asked.report or asked.stubs else sample(every, asked.sample, asked.seed)
+    if not (asked.report or asked.stubs):
         run(place, chosen, asked)
-    wanted = {one.id for one in (every if asked.report else chosen)}
-    text = report(place, [row for name, row in read(place).items() if name in wanted])
-    if asked.report is None:
-        print(text)
-        return
-    page = asked.report.read_text()
-    before, _, rest = page.partition(BEGIN)
-    asked.report.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    known, wanted = read(place), {one.id for one in chosen}
+    rows = [row for name, row in known.items() if name in wanted]
+    if asked.stubs:
+        print(stubs(rows))
+    elif asked.report is None:
+        print(report(place, rows))
+    else:
+        before, _, rest = asked.report.read_text().partition(BEGIN)
+        asked.report.write_text(f"{before}{BEGIN}\n{report(place, rows)}\n{END}{rest.partition(END)[2]}")
 
 
 def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> None:
-    """Try the mutants that nothing is known of (with `--again` also the survivors)."""
+    """Try the mutants that nothing is known of (with `--again` also of open survivors)."""
     place.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in LOADED if asked.package == "fedvlm" else ():

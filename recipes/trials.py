@@ -334,7 +334,8 @@ def attempt(
             target.write_bytes(sound)
             outcome = "killed" if code else "survived"
             by = "time-out of " * (code == TIME_OUT) + note.read_text() if outcome == "killed" else ""
-            write({"id": mutant.id, "path": mutant.path, "line": mutant.line, "before": mutant.before,
+            text = sound.splitlines()[mutant.line - 1].decode().strip()
+            write({"id": mutant.id, "path": mutant.path, "line": mutant.line, "text": text, "before": mutant.before,
                    "after": mutant.after, "outcome": outcome, "by": by, "tests": len(chosen), "left_out": left,
                    "seconds": round(time.monotonic() - start, 1)})  # fmt: skip
 

@@ -24,6 +24,8 @@ from fedvlm.federation import engine
 from fedvlm.federation.client import assemble
 from fedvlm.methods import base
 from fedvlm.methods.base import Method
+from fedvlm.training import metrics
+from fedvlm.training.evaluation import Bench
 
 
 class Count(Method):
@@ -320,3 +322,84 @@ def test_the_default_parts_of_a_method() -> None:
     step = base.Step(logits, labels, {}, {}, {}, Adder.__new__(Adder))
     assert plain.loss(step).item() == pytest.approx(0.6931472)
     assert plain.downlink_bytes(100, 7) == (100, 100)
+
+
+def zero_shot(bench: Bench, clip: FrozenCLIP, fed: Federation) -> Bench:
+    """With zero-shot beside it, so that trade-offs are drawn."""
+    control, template = small.method("zero_shot"), "a photo of a {}."
+    return replace(
+        bench, zero=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
+    )
+
+
+def test_the_trade_off_of_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
+    """From the reported state (weight 0) to zero-shot (weight 1), on test images and, where there are any, on others."""
+    turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][:3]})
+    plain = small.task(small.method("promptfl"), clip, fed, rounds=2)
+    tested = replace(plain, bench=zero_shot(plain.bench, clip, fed))
+    other = zero_shot(small.bench(plain.method, clip, turned), clip, turned)
+    for chosen, kinds in ((plain, set()), (tested, {"test"}), (replace(tested, validation=other), {"test", "val"})):
+        _, records = small.run(chosen)
+        assert not records[0].curves
+        assert records[1].curves.keys() == kinds
+        for kind, curve in records[1].curves.items():
+            images = fed if kind == "test" else turned
+            bare = small.task(small.method("zero_shot"), clip, images)
+            ends = small.run(bare)[1][0].means["after_aggregation"]
+            assert [point["weight"] for point in curve] == list(plain.method.mixing)
+            assert all(curve[-1][key] == pytest.approx(ends[key]) for key in ("local", "base", "novel", "hm"))
+        if kinds:
+            means = records[1].means["after_aggregation"]
+            first = records[1].curves["test"][0]
+            assert all(first[key] == pytest.approx(means[key]) for key in ("local", "base", "novel", "hm"))
+
+
+def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP, fed: Federation) -> None:
+    chosen = task(clip, fed, rounds=1)
+    state, records = small.run(chosen)
+    own = [engine.measure(chosen, chosen.bench, engine.start(chosen), state, client, "after_aggregation").local
+           for client in fed.clients]  # fmt: skip
+    logits, labels = (
+        torch.cat([getattr(one, part) for one in own if one is not None]) for part in ("logits", "labels")
+    )
+    assert records[0].means["after_aggregation"]["ece"] == metrics.calibration_error(logits, labels)
+    without = tuple(replace(client, local=()) for client in fed.clients)
+    _, records = small.run(task(clip, replace(fed, clients=without), rounds=1))
+    assert "ece" not in records[0].means["after_aggregation"]
+
+
+def test_the_last_evaluation_is_the_result() -> None:
+    """house.md rule 7, whatever the numbers."""
+    assert [
+        clients.last([{"local": value} for value in values]) for values in ((0.1,), (0.9, 0.1), (0.1, 0.9, 0.5))
+    ] == [0, 1, 2]
+
+
+def test_after_the_last_round_nothing_is_sent(clip: FrozenCLIP, fed: Federation) -> None:
+    """Two rounds, then two visits of everybody: each trains on, and the server's state stays."""
+    chosen = task(clip, fed, rounds=2, participation=0.5, settings={"fine_tune": 2})
+    states = [engine.start(chosen)]
+    for state, record in engine.play(chosen, states[0]):
+        states.append(state)
+        tuned = record.round > 2
+        assert len(record.visits) == (4 if tuned else 2)
+        assert all(visit.up_bytes == ({} if tuned else {"s": 4}) for visit in record.visits)
+    assert [state.round for state in states] == [0, 1, 2, 3, 4]
+    assert states[4].server["s"].item() == states[3].server["s"].item() == states[2].server["s"].item()
+    own = [states[n].personal["site-0"]["s"].item() for n in (3, 4)]
+    assert own == [states[2].server["s"].item() + 4, states[2].server["s"].item() + 8]
+
+
+def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation) -> None:
+    """Finite tensors may still predict infinities: no accuracy is made of them."""
+    chosen = task(clip, fed, rounds=2)
+
+    def outputs(bench: Bench, client: Any, tensors: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
+        found = engine.outputs(bench, client, tensors, received)
+        if client.name == "site-2":
+            found.base.logits[0, 0] = torch.inf
+        return found
+
+    chosen = replace(chosen, conduct=replace(chosen.conduct, outputs=outputs))
+    with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts no numbers any more"):
+        small.run(chosen)

@@ -55,6 +55,16 @@ def test_cocoop_in_evaluation_takes_images_in_parts(count: int, clip: FrozenCLIP
     assert (parts - tuner.logits({n: t.requires_grad_() for n, t in start.items()}, {}, images)).abs().max() < 1e-4
 
 
+def test_cocoop_evaluates_clients_side_by_side_in_parts_too(clip: FrozenCLIP, fed: Federation) -> None:
+    tuner = small.method("cocoop").tuner(clip, fed.base_names, "")
+    starts = [random(tuner, seed) for seed in range(2)]
+    images = torch.randn(2, 40, 16, generator=torch_stream(0, "images"))
+    with torch.no_grad():
+        together = tuner.logits({n: torch.stack([start[n] for start in starts]) for n in starts[0]}, {}, images)
+        alone = [tuner.logits(start, {}, own) for start, own in zip(starts, images, strict=True)]
+    assert (together - torch.stack(alone)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["cocoop", "fedtpg", "fedotp", "fedpgp", "promptfolio", "fedper", "fedclip"])
 def test_clients_side_by_side_are_clients_alone(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     tuner = small.method(name).tuner(clip, fed.base_names, "a photo of a {}.")

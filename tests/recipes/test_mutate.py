@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,12 @@ def test_survivors_are_found_and_a_run_goes_on_where_it_was(place: Place) -> Non
     left = {change for change, outcome in outcomes(place).items() if outcome == "survived"}
     assert left == {("3", "4"), ('raise ValueError(f"{a + 1} is too much")', "pass")}
 
+    assert [row["after"] for row in tomllib.loads(run(place, "--stubs"))["mutant"]] == ["4", "pass"]
     (place.root / "recipes").mkdir()
-    reason = {"path": "src/tiny/over.py", "line": "LIMIT = 3", "before": "3", "after": "4", "why": "a matter of taste"}
+    reason = {"path": "src/tiny/over.py", "text": "LIMIT = 3", "before": "3", "after": "4", "why": "a matter of taste"}
     written = "\n".join(f"{key} = {json.dumps(value)}" for key, value in reason.items())
     (place.root / "recipes" / "equivalent.toml").write_text(f"[[mutant]]\n{written}\n")
+    assert [row["after"] for row in tomllib.loads(run(place, "--stubs"))["mutant"]] == ["pass"]
     page = place.root / "page.md"
     page.write_text(
         "# Head\n\nBefore.\n\n<!-- mutants: written by recipes/mutate.py -->\nold\n<!-- end -->\n\nAfter.\n"

@@ -15,7 +15,7 @@ from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Memory
-from fedvlm.training.evaluation import Bench, evaluate, outputs, summary
+from fedvlm.training.evaluation import REMEMBERED, Bench, evaluate, outputs, summary
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +257,15 @@ def test_a_client_with_other_experts_is_measured_anew(
         assert (found[n].base.logits - fresh.base.logits).abs().max() < 1e-5
         assert fresh.novel is not None
         assert (found[n].novel.logits - fresh.novel.logits).abs().max() < 1e-5  # type: ignore[union-attr]
+
+
+def test_few_tuners_are_remembered_and_the_oldest_gives_way(
+    clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small.bench(small.method("zero_shot"), clip, fed)
+    tuners = [small.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(REMEMBERED + 3)]
+    for tuner in tuners:
+        table.logits(tuner, {}, {}, "base")
+        assert len(table.said) <= REMEMBERED
+    kept = [said.tuner for said in table.said.values()]
+    assert all(one is other for one, other in zip(kept, tuners[3:], strict=True))

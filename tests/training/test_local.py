@@ -207,3 +207,21 @@ def test_the_cosine_schedule_by_hand() -> None:
     assert values == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
     assert schedule(cosine, 0, 1) == 1.0
     assert {schedule(constant, round_, 4) for round_ in range(4)} == {1.0}
+
+
+def test_a_tensor_that_is_no_longer_finite_is_named(clip: FrozenCLIP) -> None:
+    method = small.method("pfedmoap")
+    tuner = method.tuner(clip, NAMES, "")
+    start = tuner.init(torch_stream(0, "init"))
+    _, batches = data(clip, tuner.entry)
+    broken = start | {"gating.q.bias": torch.full_like(start["gating.q.bias"], torch.nan)}
+    with pytest.raises(FedvlmError, match=r"'gating.q.bias' is no longer finite"):
+        train(method, tuner, broken, {}, batches, small.CPU)
+
+
+def test_a_loss_that_is_no_number_although_every_tensor_is(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = small.method("promptfl")
+    tuner = method.tuner(clip, NAMES, "")
+    monkeypatch.setattr(method, "loss", lambda step: (step.logits * 0).sum() + torch.inf)
+    with pytest.raises(FedvlmError, match="promptfl: its loss is no longer finite"):
+        train(method, tuner, tuner.init(torch_stream(0, "init")), {}, data(clip, tuner.entry)[1], small.CPU)

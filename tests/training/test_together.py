@@ -118,3 +118,18 @@ def test_no_step_waits_for_the_device(
     waiting = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2"}
     assert not waiting & calls.keys()
     assert not {way: times for way, times in calls.items() if way.startswith("Tensor.") and times}
+
+
+def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
+    """What somebody else's optimiser keeps from step to step cannot be stacked."""
+    fed, method, made = small.federation(), small.method("promptfl", epochs=1), list[float]()
+
+    def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:
+        made.append(factor)
+        return torch.optim.SGD(leaves.values(), lr=0.0)
+
+    task = small.task(method, clip, fed, rounds=1, together=4)
+    task = replace(task, conduct=replace(task.conduct, optimiser=maker))
+    state, _ = small.run(task)
+    assert made == [1.0] * 4
+    assert torch.equal(state.server["prompt"], task.initial["prompt"])
