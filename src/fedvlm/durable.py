@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -83,6 +84,8 @@ def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = Fa
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, _END, _mode(private)), "ab") as file:
+            if private:
+                os.fchmod(file.fileno(), _mode(private))  # one that was there may be readable by others
             file.write(line.encode())
             file.flush()
             if sync:
@@ -108,8 +111,15 @@ def truncate(path: Path, length: int) -> None:
     if found < length:
         raise FedvlmError(
             f"{path} has {found:,} bytes, but {length:,} were written: lines are missing. Put the file back as it was, "
-            "or start the run again with --overwrite"
+            f"or delete {path.parent} to play this point again"
         )
+
+
+def keep_private(path: Path) -> None:
+    """Let nobody but its owner read a file that is there, where that can be done."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def _sync_folder(folder: Path) -> None:

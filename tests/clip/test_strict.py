@@ -215,7 +215,7 @@ def test_a_value_of_the_wrong_kind_ends_in_one_sentence(tmp_path: Path, part: st
         clips.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("table", [{"mean": [0.5]}, {"mean": None}, "bicubic"])
+@pytest.mark.parametrize("table", [{"mean": [0.5]}, {"mean": 0.5}, "bicubic"])
 def test_an_unreadable_open_clip_transform_ends_in_one_sentence(tmp_path: Path, table: Any) -> None:
     with pytest.raises(FedvlmError, match=r"preprocess_cfg in .* is not a readable"):
         preprocess.load(tmp_path, 224, table)

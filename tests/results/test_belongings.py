@@ -59,6 +59,45 @@ def test_another_program_s_experiment_is_not_overwritten(tmp_path: Path) -> None
     assert {name: text.decode() for name, text in files(tmp_path).items() if name != ".lock"} == mine
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"digest": 1, "versions": null}', '{"digest": 1, "versions": {"torch": "2"}}']
+)
+def test_an_unreadable_experiment_is_told_once_and_nothing_is_deleted(there: Path, text: str) -> None:
+    (there / "experiment.json").write_text(text)
+    before = files(there)
+    for options in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(FedvlmError):
+            play(there, **options)
+    with pytest.raises(FedvlmError, match=r"experiment\.json (cannot be read|was not written by fedvlm).*--out"):
+        play(there, overwrite=True)
+    assert files(there) == before
+
+
+def test_a_run_is_deleted_only_when_the_new_one_can_begin(there: Path, tmp_path: Path) -> None:
+    before = files(there)
+    for words in (("data.base_classes=2", "partition.clients=3"), ("model.name=/nowhere",), ("compute.device=cuda:9",)):
+        with pytest.raises(FedvlmError):
+            play(there, *words, overwrite=True)
+    with pytest.raises(FedvlmError, match="nowhere"):
+        fedvlm.run("quickstart", data={"source": "folder", "path": "/nowhere"}, out=there, overwrite=True)
+    assert files(there) == before
+
+
+def test_folders_of_others_stay_even_if_they_are_empty(there: Path) -> None:
+    (there / "figures").mkdir()
+    (there / "seed-0/mine").mkdir()
+    belongings.clear(there)
+    assert sorted(p.name for p in there.rglob("*")) == [".lock", "figures", "mine", "seed-0"]
+
+
+def test_files_of_an_older_run_become_private_when_it_goes_on(there: Path) -> None:
+    private = [p for p in (there / "seed-0").rglob("*") if p.is_file() and p.name not in ("point.json", ".lock")]
+    for path in private:
+        path.chmod(0o644)
+    play(there, resume=True)
+    assert {p.stat().st_mode & 0o777 for p in private} == {0o600}
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "photos/a.jpg", "seed-0/notes.txt", "seed-0/promptfl/figure.pdf",
                                   "seed-0/promptfl/checkpoint/best.safetensors", "table.xlsx", "seed-a/result.json"])  # fmt: skip
 def test_files_of_others_are_named_and_nothing_is_deleted(there: Path, name: str) -> None:

@@ -25,7 +25,7 @@ from fedvlm.results import compare as comparing
 from fedvlm.results import workers
 from fedvlm.results.comparison import Comparison, Target, compare
 from fedvlm.results.comparison_text import as_csv, as_latex, as_markdown
-from fedvlm.results.failure import Failure
+from fedvlm.results.failure import Failure, attempt
 from fedvlm.results.progress import Reporter
 from fedvlm.results.runner import run
 
@@ -368,19 +368,37 @@ def test_a_worker_that_cannot_begin_leaves_its_points_to_the_others() -> None:
         workers._await([Ended()], news, Reporter(quiet=True), 2)
 
 
-def test_what_a_point_fails_with_is_told_but_a_full_disk_ends_the_worker() -> None:
+def test_what_a_point_fails_with_is_told_but_a_full_disk_ends_all() -> None:
     def failing(error: Exception) -> Any:
-        def point(seed: int, name: str) -> None:
+        def point() -> None:
             raise error
 
         return point
 
-    assert workers._failure(lambda seed, name: None, 0, "a") is None
-    assert workers._failure(failing(DivergenceError("d")), 0, "a") == Failure("d", True)
-    assert workers._failure(failing(FedvlmError("f")), 0, "a") == Failure("f", False)
-    assert workers._failure(failing(KeyError("x")), 0, "a") == Failure("KeyError: 'x'", False)
+    assert attempt(lambda: 3) == 3
+    assert attempt(failing(DivergenceError("d"))) == Failure("d", True)
+    assert attempt(failing(FedvlmError("f"))) == Failure("f", False)
+    assert attempt(failing(KeyError("x"))) == Failure("KeyError: 'x'", False)
     with pytest.raises(StorageError):
-        workers._failure(failing(StorageError("full")), 0, "a")
+        attempt(failing(StorageError("full")))
+
+
+def test_what_cannot_be_dealt_with_a_later_seed_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedvlm.results import runner
+
+    federate = runner.federate
+
+    def dealt(source: Any, chosen: Any, seed: int) -> Any:
+        if seed == 2:
+            raise FedvlmError("seed 2 has no images")
+        return federate(source, chosen, seed)
+
+    monkeypatch.setattr(runner, "federate", dealt)
+    with pytest.raises(FedvlmError, match="seed 2 has no images"):
+        comparing.compare(settings(methods=["zero_shot"]), tmp_path / "c")
+    assert not list(tmp_path.rglob("seed-*"))
 
 
 def test_the_tables_say_what_the_data_could_not_satisfy(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import fedvlm
+from fedvlm import experiment, plain, presets
 from fedvlm.clip import load
 from fedvlm.clip.load import save
 from fedvlm.errors import FedvlmError
@@ -57,17 +58,22 @@ def test_processes_and_cores_change_no_byte(tmp_path: Path) -> None:
 
 def test_threads_are_those_the_run_was_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    large, small, plain = 512, 128, ComputeSection()
-    assert [machine.decide(plain, CPU, small, processes=n).threads for n in (1, 2, 8)] == [1, 1, 1]
-    assert [machine.decide(plain, CPU, large, processes=n).threads for n in (1, 2, 8, 20)] == [8, 4, 1, 1]
-    begun = machine.decide(plain, CPU, large).as_json()
-    again = machine.decide(plain, CPU, large, begun, processes=4)
+    large, small, free = 512, 128, ComputeSection()
+    assert [machine.decide(free, CPU, small, processes=n).threads for n in (1, 2, 8)] == [1, 1, 1]
+    assert [machine.decide(free, CPU, large, processes=n).threads for n in (1, 2, 8, 20)] == [8, 4, 1, 1]
+    begun = machine.decide(free, CPU, large).as_json()
+    again = machine.decide(free, CPU, large, begun, processes=4)
     assert (again.threads, again.together) == (8, 1)
     assert "4 processes with 8 threads each on 8 cores" in machine.crowded(again, 4)
-    assert machine.crowded(again, 1) == machine.crowded(machine.decide(plain, CPU, small), 8) == ""
+    assert machine.crowded(again, 1) == machine.crowded(machine.decide(free, CPU, small), 8) == ""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert "8 threads on 2 cores" in machine.crowded(again, 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    elsewhere = machine.decide(free, CPU, large, begun | {"device": "cuda:0", "together": "8", "threads": "2"})
+    assert (elsewhere.threads, elsewhere.together) == (8, 1)
     chosen = machine.decide(ComputeSection(threads=3, together=2), CPU, large, begun)
     assert (chosen.threads, chosen.together) == (3, 2)
-    assert machine.decide(plain, CPU, large, {"threads": "100000", "together": "-1"}) == machine.decide(
+    assert machine.decide(free, CPU, large, {"threads": "100000", "together": "-1"}) == machine.decide(
         plain, CPU, large
     )
     assert machine.differences(begun, chosen.as_json()) == ["threads 8 then, 3 now", "together 1 then, 2 now"]
@@ -138,15 +144,27 @@ def test_a_run_of_an_earlier_version_that_told_its_weights_alone_goes_on(own_cli
     older = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("model", "machine")}
     file.write_text(json.dumps(older))
     assert fedvlm.run(*words, out=tmp_path / "r", resume=True).rows
+    assert json.loads(file.read_text())["machine"]["threads"] == "1"  # from now on told
 
 
 def test_a_point_of_other_rules_is_not_taken_for_one_of_these(tmp_path: Path) -> None:
     words = ("quickstart", *SMALL, "methods=zero_shot", "seeds=0")
     fedvlm.run(*words, out=tmp_path / "r")
     file = tmp_path / "r/seed-0/zero_shot/point.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": folders.RESULTS - 1}))
-    with pytest.raises(FedvlmError, match=f"results: {folders.RESULTS - 1} then, {folders.RESULTS} now"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": 1}))
+    with pytest.raises(FedvlmError, match="results: 1 then, 2 now"):
         fedvlm.run(*words, out=tmp_path / "r", resume=True)
+
+
+@pytest.mark.parametrize(("words", "number"), [
+    ((), 2), (("compute.dtype=tf32",), 3), (("compute.dtype=bfloat16",), 3), (("model.name=elsewhere",), 3),
+    (("partition.kind=domain",), 3), (("data.shots=3", "rounds=2", "views=2"), 2),
+])  # fmt: skip
+def test_only_what_gives_the_numbers_of_before_takes_points_of_before(words: tuple[str, ...], number: int) -> None:
+    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    assert folders.results(chosen) == number
+    photographs = experiment.parse({"data": {"source": "folder", "path": "photos"}})
+    assert folders.results(photographs) == folders.RESULTS == 3
 
 
 def test_another_partition_is_refused_at_resume(tmp_path: Path) -> None:

@@ -204,14 +204,22 @@ def _tower(
 
 
 def _hf_tower(table: dict[str, Any], *, width: int, layers: int, heads: int, mlp: int) -> Transformer:
-    return Transformer(
+    activation, eps = table.get("hidden_act", "quick_gelu"), table.get("layer_norm_eps", 1e-5)
+    if not isinstance(activation, str):
+        raise ValueError(f"hidden_act is {activation!r}, expected a name")
+    if type(eps) not in (int, float) or not 0 < eps < 1:
+        raise ValueError(f"layer_norm_eps is {eps!r}, expected a number between 0 and 1")
+    tower = Transformer(
         width=_count(table, "hidden_size", width),
         layers=_count(table, "num_hidden_layers", layers),
         heads=_count(table, "num_attention_heads", heads),
         mlp=_count(table, "intermediate_size", mlp),
-        activation=table.get("hidden_act", "quick_gelu"),
-        eps=table.get("layer_norm_eps", 1e-5),
+        activation=activation,
+        eps=float(eps),
     )
+    if tower.width % tower.heads:
+        raise ValueError(f"hidden_size {tower.width} cannot be shared by {tower.heads} attention heads")
+    return tower
 
 
 def _count(table: dict[str, Any], key: str, default: int | None = None) -> int:

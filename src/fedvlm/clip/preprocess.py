@@ -112,17 +112,23 @@ def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Pr
     """
     file, where = folder / "preprocessor_config.json", f"preprocess_cfg in {folder / 'open_clip_config.json'}"
     try:
-        table = open_clip or {}
+        table = _given(open_clip or {})
         _check_open_clip(table, size, where)
         found = Preprocess(size, _triple(table.get("mean", MEAN)), _triple(table.get("std", STD)))
         if file.exists():
             where = str(file)
-            table = json.loads(file.read_text(encoding="utf-8"))
+            table = _given(json.loads(file.read_text(encoding="utf-8")))
             _check_huggingface(table, size, where)
             found = Preprocess(size, _triple(table.get("image_mean", MEAN)), _triple(table.get("image_std", STD)))
         return found
     except (ValueError, TypeError, AttributeError) as error:
         raise FedvlmError(f"{where} is not a readable preprocessor configuration: {error}") from None
+
+
+def _given(table: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that have no value (null), here and in the tables inside."""
+    return {key: _given(value) if isinstance(value, dict) else value
+            for key, value in table.items() if value is not None}  # fmt: skip
 
 
 def _check_huggingface(table: dict[str, Any], size: int, where: str) -> None:

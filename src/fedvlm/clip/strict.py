@@ -28,8 +28,13 @@ class Keys:
 
 
 def check(table: Mapping[str, Any], keys: Keys, where: str) -> None:
-    """Raises `FedvlmError` for the first key of the table that asks for something else, `where`: its file and table."""
+    """Raises `FedvlmError` for the first key of the table that asks for something else, `where`: its file and table.
+
+    A key without a value (null) asks for nothing.
+    """
     for key, value in table.items():
+        if value is None:
+            continue
         if key in keys.fixed:
             allowed, instead = keys.fixed[key]
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):

@@ -55,7 +55,7 @@ def once_by_pixels(source: str, found: Sequence[Usable], config: FileData, notes
     notes.append(counted(pairs, one, many))
     if twofold:
         notes.append(_twofold(twofold))
-    _tell_split(copied, notes)
+    _tell_split(copied, used if is_kept else "tested on, not trained on", notes)
     _tell_shared(copied, used, notes)
     if is_kept:
         return list(found)
@@ -84,7 +84,7 @@ def _twofold(groups: Sequence[Sequence[Row]]) -> str:
     return counted(pairs(), "photograph stands under two labels", "photographs stand under two labels")
 
 
-def _tell_split(groups: Sequence[Sequence[Row]], notes: list[str]) -> None:
+def _tell_split(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) -> None:
     """A note on photographs that are in training and among those tested on."""
     across = []
     for rows in groups:
@@ -93,7 +93,7 @@ def _tell_split(groups: Sequence[Sequence[Row]], notes: list[str]) -> None:
         if trained and tested:
             across.append(f"{trained[0].image.key} = {tested[0].image.key}")
     if across:
-        both = "among the training and the validation or test images"
+        both = f"among the training and the validation or test images ({used})"
         notes.append(counted(across, f"photograph is {both}", f"photographs are {both}"))
 
 

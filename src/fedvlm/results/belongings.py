@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedvlm import durable
 from fedvlm.errors import FedvlmError, listed
 
 LOCK = ".lock"
@@ -23,15 +23,23 @@ _UNFINISHED = re.compile(r"(.*/)?\.(?P<name>[^/]+)\.\w{6,12}")
 """The temporary file beside one of them, left by a process that was killed."""
 
 
-def clear(folder: Path) -> None:
-    """Delete a run with all that it wrote, but not its lock; last what says that a run is here.
+def check(folder: Path) -> list[str]:
+    """The files of a run that `clear` would delete; none where there is no run.
 
-    Hidden files of others stay. Raises `FedvlmError`, and deletes nothing, if the folder holds no run of fedvlm's, or
-    files that fedvlm did not write.
+    Raises `FedvlmError` if what is there is no run of fedvlm's, or holds files that fedvlm did not write.
     """
-    known = durable.read_json(folder / "experiment.json")
-    if not (isinstance(known, dict) and "digest" in known and "fedvlm" in known.get("versions", {})):
-        raise FedvlmError(f"{folder}/experiment.json was not written by fedvlm: name another folder with --out")
+    file = folder / "experiment.json"
+    if not file.exists():
+        return []
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FedvlmError(
+            f"{file} cannot be read ({error}): delete {folder} yourself, or name another with --out"
+        ) from error
+    versions = known.get("versions") if isinstance(known, dict) else None
+    if not (isinstance(versions, dict) and "fedvlm" in versions and "digest" in known):
+        raise FedvlmError(f"{file} was not written by fedvlm: name another folder with --out")
     there = sorted(_files(folder))
     others = [path for path in there if not _is_ours(path) and not path.rpartition("/")[2].startswith(".")]
     if others:
@@ -39,13 +47,21 @@ def clear(folder: Path) -> None:
             f"{folder} holds files that fedvlm did not write ({listed(others)}): nothing was deleted. Move them away, "
             "or name another folder with --out"
         )
-    for path in sorted(there, key=lambda path: path == "experiment.json"):
-        if _is_ours(path):
-            (folder / path).unlink()
-    for place, _, _ in os.walk(folder, topdown=False):
-        if Path(place) != folder:
-            with contextlib.suppress(OSError):  # what is not ours lies in it
-                Path(place).rmdir()
+    return [path for path in there if _is_ours(path)]
+
+
+def clear(folder: Path) -> None:
+    """Delete a run with all that it wrote, but not its lock; last what says that a run is here.
+
+    Hidden files of others stay, and folders that they lie in. Raises what `check` does, and then deletes nothing.
+    """
+    own = check(folder)
+    for path in sorted(own, key=lambda path: path == "experiment.json"):
+        (folder / path).unlink()
+    places = {place for path in own for place in Path(path).parents if place != Path()}
+    for place in sorted(places, key=lambda place: -len(place.parts)):
+        with contextlib.suppress(OSError):  # what is not ours lies in it
+            (folder / place).rmdir()
 
 
 def _files(folder: Path) -> Iterator[str]:

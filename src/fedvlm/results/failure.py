@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from fedvlm.errors import DivergenceError, FedvlmError
+from fedvlm.errors import DivergenceError, FedvlmError, StorageError
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,6 @@ class Failure:
     message: str
     diverged: bool
     """Its training left the numbers; otherwise something else went wrong."""
-
-    @staticmethod
-    def of(error: FedvlmError) -> Failure:
-        """The failure that an error is."""
-        return Failure(str(error), isinstance(error, DivergenceError))
 
 
 Failures = dict[str, dict[int, Failure]]
@@ -39,6 +36,25 @@ def told(failures: Failures) -> list[str]:
     """A line for every failed point."""
     return [f"seed {seed} {name}: {one.message}" for name, by_seed in failures.items()
             for seed, one in by_seed.items()]  # fmt: skip
+
+
+Done = TypeVar("Done")
+
+
+def attempt(work: Callable[[], Done]) -> Done | Failure:
+    """What `work` gives, or what it failed with: a fault of one method is no reason to stop the others.
+
+    Raises `StorageError`, after which nothing more could be kept.
+    """
+    try:
+        return work()
+    except StorageError:
+        raise
+    except FedvlmError as error:
+        return Failure(str(error), isinstance(error, DivergenceError))
+    except Exception as error:
+        traceback.print_exc()
+        return Failure(f"{type(error).__name__}: {error}", False)
 
 
 @contextmanager

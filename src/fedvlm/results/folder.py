@@ -22,18 +22,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvlm import durable
+from fedvlm import durable, plain
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Experiment
+from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.engine import RoundRecord
 from fedvlm.results import belongings
 from fedvlm.results.belongings import LOCK
 from fedvlm.results.machine import Machine, differences, versions
 
-RESULTS = 2
+RESULTS = 3
 """Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
+UNCHANGED = 2
+"""The number of experiments whose results are still those of that version (`results`)."""
 CLOCK = ("train_s", "evaluate_s", "peak_memory_bytes")
 """What of a result depends on the clock and the machine's other work; its digest does not cover it."""
 
@@ -59,16 +61,19 @@ class Point:
         durable.make_folder(self.folder)
         with (self.folder / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # Points of an earlier version left what is told of clients to the umask.
+            for own in (self.ledger, self.folder / "result.json", *self.folder.glob("checkpoint/*")):
+                durable.keep_private(own)
             yield
 
-    def claim(self, method: str, settings: dict[str, Any], *, write: bool = True) -> None:
+    def claim(self, method: str, settings: dict[str, Any], results: int = RESULTS, *, write: bool = True) -> None:
         """Write down whose point this is, or refuse the one that is there if it is another's."""
-        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": RESULTS}
+        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results}
         if not file.exists():
             if write:
                 durable.write_json(file, own)
             return
-        before, now = _flat(dict(durable.read_json(file))), _flat(own)
+        before, now = plain.flat(dict(durable.read_json(file))), plain.flat(own)
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
@@ -110,6 +115,17 @@ class Point:
         return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
 
 
+def results(experiment: Experiment) -> int:
+    """The number that a point's results are known by.
+
+    What changed with 3: rows of a published CLIP are one thread's work, the last product of half precision is in
+    float32, grey photographs are scaled, and clients of domains, by whose names streams are drawn, have other names.
+    """
+    plain_scenes = isinstance(experiment.data, ScenesData) and experiment.model.name == "embedded"
+    unchanged = plain_scenes and experiment.compute.dtype == "float32" and experiment.partition.kind != "domain"
+    return UNCHANGED if unchanged else RESULTS
+
+
 def _digest(result: Mapping[str, Any]) -> str:
     """Of everything that does not depend on the clock."""
     return durable.json_digest({key: value for key, value in result.items() if key not in ("digest", *CLOCK)})
@@ -127,9 +143,22 @@ class RunFolder:
 
     def machine(self) -> dict[str, str]:
         """The machine that the run was begun on; empty where there is no run, or one that does not tell."""
+        return dict(self._known().get("machine", {}))
+
+    def _known(self) -> dict[str, Any]:
+        """What is written of the run that is there; empty without one. Raises `FedvlmError` for a damaged file."""
         file = self.path / "experiment.json"
         found = durable.read_json(file) if file.exists() else {}
-        return dict(found.get("machine", {})) if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise FedvlmError(f"{file} was not written by fedvlm: name another folder with --out")
+        return found
+
+    def check(self, experiment: Experiment, clip: FrozenCLIP, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that `open` would refuse; nothing is changed."""
+        if overwrite:
+            belongings.check(self.path)
+        elif found := self._known():
+            self._refuse(found, experiment, clip, resume=resume)
 
     def open(
         self, experiment: Experiment, clip: FrozenCLIP, machine: Machine, *, resume: bool, overwrite: bool
@@ -145,9 +174,10 @@ class RunFolder:
         begun: dict[str, Any] = dict(here)
         changed = list[str]()
         if file.exists():
-            found = durable.read_json(file)
+            found = self._known()
             self._refuse(found, experiment, clip, resume=resume)
-            begun = {key: found.get(key, {}) for key in ("versions", "machine")}
+            # What an older run does not tell is from now on what it goes on with.
+            begun = {key: now | found.get(key, {}) for key, now in here.items()}
             changed = [line for key, now in here.items() for line in differences(begun[key], now)]
             later = [*found.get("later", []), *([here] if changed and here not in found.get("later", []) else [])]
             begun |= {"later": later} if later else {}
@@ -195,14 +225,7 @@ class RunFolder:
 
 
 def _changes(found: dict[str, Any], experiment: Experiment) -> str:
-    before, now = _flat(found.get("experiment", {})), _flat(experiment.resolved())
+    before, now = plain.flat(found.get("experiment", {})), plain.flat(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result

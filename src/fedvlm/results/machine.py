@@ -49,16 +49,18 @@ def decide(
 ) -> Machine:
     """Threads and clients together: as set, else as the run was begun (`before`), else by the CLIP and the machine.
 
+    What another kind of device was given is no guide for this one.
     `width`: of the text encoder. `processes` play at the same time and share the cores.
     """
-    threads = settings.threads or _number(before, "threads") or devices.threads(width, processes)
-    together = settings.together or _number(before, "together") or devices.together(device, width)
+    begun = before if before and before.get("device") == str(device.device) else {}
+    threads = settings.threads or _number(begun, "threads") or devices.threads(width, processes)
+    together = settings.together or _number(begun, "together") or devices.together(device, width)
     return Machine(threads, together, str(device.device), _processor(device))
 
 
-def _number(before: Mapping[str, str] | None, name: str) -> int | None:
+def _number(begun: Mapping[str, str], name: str) -> int | None:
     """What a run folder tells, if it is a number that the setting of that name could have."""
-    told = (before or {}).get(name, "")
+    told = begun.get(name, "")
     return int(told) if re.fullmatch(r"[1-9]\d{0,2}", told) else None
 
 
@@ -70,13 +72,16 @@ def _processor(device: Device) -> str:
 
 
 def crowded(machine: Machine, processes: int) -> str:
-    """A warning where processes fight for the cores because the run was begun with more threads for each."""
+    """A warning where threads fight for the cores, because they are set or the run was begun with so many."""
     cores = os.cpu_count() or 1
-    if processes < 2 or machine.threads == 1 or machine.threads * processes <= cores:
+    if machine.threads == 1 or machine.threads * processes <= cores:
         return ""
+    who = (
+        f"{processes} processes with {machine.threads} threads each" if processes > 1 else f"{machine.threads} threads"
+    )
     return (
-        f"{processes} processes with {machine.threads} threads each on {cores} cores: the run was begun with so many, "
-        f"and its bytes depend on them (compute.threads={max(1, cores // processes)} is faster and rounds differently)"
+        f"{who} on {cores} cores: these were set, or the run was begun with them, and its bytes depend on them "
+        f"(compute.threads={max(1, cores // processes)} is faster and rounds differently)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from fedvlm import durable, faults, methods
 from fedvlm.clip import FrozenCLIP, preprocess
 from fedvlm.data import Federation, Source, federate, load_source, validated
 from fedvlm.data.picture import draw_partition
-from fedvlm.errors import FedvlmError, StorageError, listed
+from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation import engine
 from fedvlm.federation.client import Task
 from fedvlm.methods import Method
 from fedvlm.methods.zero_shot import ZeroShot
 from fedvlm.results import chance, contract, failure, figure, machine, summary, table, workers
-from fedvlm.results.failure import Failure, Failures, enough_memory
-from fedvlm.results.folder import Point, RunFolder
+from fedvlm.results.failure import Failure, Failures, attempt, enough_memory
+from fedvlm.results.folder import Point, RunFolder, results
 from fedvlm.results.machine import Machine
 from fedvlm.results.progress import Reporter
 from fedvlm.streams import torch_stream
@@ -76,13 +77,18 @@ class _Run:
     reporter: Reporter
     clip: FrozenCLIP
     device: Device
-    machine: Machine
     methods: dict[str, Method]
+    machine: Machine = field(init=False)
     source: Source | None = None
     activations: Activations | None = None
     scene: _Scene | None = None
     """Of the seed that was played last."""
     failed: Failures = field(default_factory=dict)
+
+    def compute(self, machine: Machine) -> None:
+        """Compute as it says from here on."""
+        self.machine = machine
+        torch.set_num_threads(machine.threads)
 
 
 def run(
@@ -103,12 +109,18 @@ def run(
     folder = RunFolder(out or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
     with ExitStack() as stack:
         begun = {} if overwrite else folder.machine()
-        opened = _opened(experiment, folder, reporter or Reporter(quiet=True), begun, processes)
+        opened = _opened(experiment, folder, reporter or Reporter(quiet=True))
+        opened.compute(machine.decide(experiment.compute, opened.device, opened.clip.text.width, begun, processes))
         stack.enter_context(folder.locked())
+        folder.check(experiment, opened.clip, resume=resume, overwrite=overwrite)
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
                 _claim(opened, seed, name, write=False)
+        # Before anything is deleted or trained: that the data are there and can be dealt with every seed.
+        dealt = {seed: _federation(opened, seed) for seed in experiment.seeds}
         changed = folder.open(experiment, opened.clip, opened.machine, resume=resume, overwrite=overwrite)
+        for seed, federation in dealt.items():
+            _save(opened, seed, federation)
         stack.enter_context(opened.reporter)
         if changed:
             what = listed(changed)
@@ -118,10 +130,8 @@ def run(
         return _play(opened, processes)
 
 
-def _opened(
-    experiment: Experiment, folder: RunFolder, reporter: Reporter, begun: Mapping[str, str], processes: int = 1
-) -> _Run:
-    """Everything that is loaded once in a process. `begun`: the machine that the run was begun on."""
+def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
+    """Everything that is loaded once in a process."""
     for what, given in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         twice = [each for place, each in enumerate(given) if each in given[:place]]
         if twice:
@@ -136,9 +146,7 @@ def _opened(
     clip = clips.load(model.name, revision=model.revision, offline=model.offline).to(place.device)
     if not isinstance(experiment.data, ScenesData):
         clip.preprocess = preprocess.chosen(clip.preprocess, experiment.data.preprocess)
-    decided = machine.decide(experiment.compute, place, clip.text.width, begun, processes)
-    torch.set_num_threads(decided.threads)
-    return _Run(experiment, folder, reporter, clip, place, decided, chosen)
+    return _Run(experiment, folder, reporter, clip, place, chosen)
 
 
 def _play(run: _Run, processes: int) -> Results:
@@ -147,7 +155,7 @@ def _play(run: _Run, processes: int) -> Results:
     left = {seed: [name for name in names if run.folder.point(seed, name).result() is None] for seed in seeds}
     if processes > 1 and any(left.values()):
         todo = workers.chunks(left, processes)
-        run.failed = workers.play(run.experiment, run.folder.path, todo, run.reporter, processes)
+        run.failed = workers.play(run.experiment, run.folder.path, todo, run.reporter, processes, run.machine)
     points: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     # Seed by seed: a seed's images are drawn and encoded once for all methods.
     for seed in seeds:
@@ -161,43 +169,58 @@ def _play(run: _Run, processes: int) -> Results:
 
 def _tried(run: _Run, seed: int, name: str) -> dict[str, Any] | None:
     """A point's result; None if it failed, which is remembered and told."""
-    try:
-        return _point(run, seed, name)
-    except StorageError:
-        raise
-    except FedvlmError as error:
-        run.failed.setdefault(name, {})[seed] = Failure.of(error)
-        run.reporter.warn(f"seed {seed} {name}: {error}")
-        return None
+    found = attempt(partial(_point, run, seed, name))
+    if not isinstance(found, Failure):
+        return found
+    run.failed.setdefault(name, {})[seed] = found
+    run.reporter.warn(f"seed {seed} {name}: {found.message}")
+    return None
 
 
-def work(experiment: Experiment, folder: Path, reporter: Reporter) -> Callable[[int, str], None]:
+def work(experiment: Experiment, folder: Path, machine: Machine) -> Callable[[int, str], None]:
     """What another process does with its points of a run whose folder is open: play them one after another."""
-    place = RunFolder(folder)
-    opened = _opened(experiment, place, reporter, place.machine())
+    opened = _opened(experiment, RunFolder(folder), Reporter(quiet=True))
+    opened.compute(machine)
     return lambda seed, name: (_point(opened, seed, name), None)[1]
 
 
 def _scene(run: _Run, seed: int) -> _Scene:
-    """The seed's federation, saved with its picture, or read back and compared where the run is taken up again."""
+    """What the points of a seed share."""
     if run.scene is not None and run.scene.seed == seed:
         return run.scene
+    federation = _federation(run, seed)
+    assert run.source is not None
+    assert run.activations is not None
+    validation = validated(run.source, run.experiment, seed)
+    run.scene = _Scene(seed, federation, validation, run.activations, _tuners(run, ZeroShot(), federation))
+    return run.scene
+
+
+def _federation(run: _Run, seed: int) -> Federation:
+    """The data dealt with a seed; drawn scenes are others with each."""
     settings = run.experiment
     if run.source is None or isinstance(settings.data, ScenesData):
-        run.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
+        with enough_memory("data"):
+            run.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
         run.activations = _activations(run.clip, run.source, run.device, settings)
-    assert run.activations is not None
-    federation = federate(run.source, settings, seed)
+    return federate(run.source, settings, seed)
+
+
+def _save(run: _Run, seed: int, federation: Federation) -> None:
+    """Keep who has which images, with a picture; where a run is taken up again, it must be the same."""
     folder = run.folder.path / f"seed-{seed}"
     saved = folder / "partition.json"
     if not saved.exists():
         draw_partition(federation, folder / "partition.png")
         durable.write_json(saved, federation.to_json(), private=True)
-    elif Federation.from_json(run.source, durable.read_json(saved)).digest() != federation.digest():
-        raise FedvlmError(f"{saved} is not the partition these settings and versions give: start with --overwrite")
-    validation = validated(run.source, settings, seed)
-    run.scene = _Scene(seed, federation, validation, run.activations, _tuners(run, ZeroShot(), federation))
-    return run.scene
+        return
+    if Federation.from_json(federation.source, durable.read_json(saved)).digest() != federation.digest():
+        raise FedvlmError(
+            f"{saved} is not the partition these settings and versions give (clients of a domain, for one, are called "
+            "after it now): start again in another folder, or with --overwrite"
+        )
+    for file in (saved, folder / "partition.png"):
+        durable.keep_private(file)
 
 
 def _tuners(run: _Run, method: Method, federation: Federation) -> Tuners:
@@ -282,7 +305,7 @@ def _claim(run: _Run, seed: int, name: str, *, write: bool) -> None:
     method = run.methods[name]
     wrong = [fault.name for fault in faults.of(method, run.experiment)]
     settings = method.config.model_dump(mode="json") | ({"faults": wrong} if wrong else {})
-    run.folder.point(seed, name).claim(method.name, settings, write=write)
+    run.folder.point(seed, name).claim(method.name, settings, results(run.experiment), write=write)
 
 
 def _played(run: _Run, scene: _Scene, name: str, point: Point) -> dict[str, Any]:

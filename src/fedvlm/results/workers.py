@@ -11,15 +11,16 @@ import os
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
 from fedvlm.errors import FedvlmError, StorageError
 from fedvlm.experiment import Experiment, parse
-from fedvlm.results.failure import Failure, Failures
+from fedvlm.results.failure import Failure, Failures, attempt
+from fedvlm.results.machine import Machine
 from fedvlm.results.progress import Reporter
 
 Chunk = tuple[int, list[str]]
@@ -46,16 +47,18 @@ News = tuple[Place | None, Failure | None]
 """A point that is over, failed or not; without a place, why a worker could not begin or nothing more can be kept."""
 
 
-def play(experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int) -> Failures:
+def play(
+    experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int, machine: Machine
+) -> Failures:
     """Play all chunks, and give what failed, after all others have been played.
 
-    Threads are those of the run's folder (`results.machine`): they change bytes.
+    All processes compute as `machine` says: with other threads they would give other bytes.
     """
     context = multiprocessing.get_context("spawn")
     waiting, news = context.Queue(), context.Queue()
     for chunk in todo:
         waiting.put(chunk)
-    arguments = (experiment.resolved(), str(folder), waiting, news, os.getpid())
+    arguments = (experiment.resolved(), str(folder), machine, waiting, news, os.getpid())
     team = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(min(processes, len(todo)))]
     for worker in team:
         worker.start()
@@ -91,14 +94,14 @@ def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> F
     return failed
 
 
-def _worker(settings: dict[str, Any], folder: str, waiting: Any, news: Any, parent: int) -> None:
+def _worker(settings: dict[str, Any], folder: str, machine: Machine, waiting: Any, news: Any, parent: int) -> None:
     """Play chunks until there are none. Ends when the parent does, however that ended."""
     from fedvlm.results.runner import work
 
     threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to tell
     try:
-        point = work(parse(settings), Path(folder), Reporter(quiet=True))
+        point = work(parse(settings), Path(folder), machine)
     except Exception as error:  # the others take its points
         news.put((None, Failure(f"{type(error).__name__}: {error}", False)))
         return
@@ -109,24 +112,10 @@ def _worker(settings: dict[str, Any], folder: str, waiting: Any, news: Any, pare
             return
         for name in names:
             try:
-                news.put(((seed, name), _failure(point, seed, name)))
+                news.put(((seed, name), attempt(partial(point, seed, name))))
             except StorageError as error:  # nobody can keep anything: the run ends when all have found out
                 news.put((None, Failure(str(error), False)))
                 return
-
-
-def _failure(point: Callable[[int, str], None], seed: int, name: str) -> Failure | None:
-    """Play a point; what it failed with, if it did. A fault of one method is no reason to stop the others."""
-    try:
-        point(seed, name)
-    except StorageError:
-        raise
-    except FedvlmError as error:
-        return Failure.of(error)
-    except Exception as error:
-        traceback.print_exc()
-        return Failure(f"{type(error).__name__}: {error}", False)
-    return None
 
 
 def _outlive(parent: int) -> None:

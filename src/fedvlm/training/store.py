@@ -30,7 +30,7 @@ from fedvlm.errors import FedvlmError
 
 FACTS = "facts.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_DAMAGE = (SafetensorError, ValueError, KeyError, TypeError)
+_DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, IndexError)
 """What reading a file of other bytes than were written ends in."""
 _UNREADABLE = (OSError, RuntimeError)
 """What it ends in where the system refuses; torch, which maps the file, has errors of its own for that."""
@@ -190,6 +190,7 @@ class Shelf:
                 keys = json.loads(opened.metadata()["keys"])
                 if len(keys) != opened.get_slice("rows").get_shape()[0]:
                     raise ValueError
+                new = {str(key): (file, row) for row, key in enumerate(keys)}
         except _DAMAGE:
             _delete(file)
             self.damaged.add(file)
@@ -197,7 +198,7 @@ class Shelf:
         except _UNREADABLE:
             return
         self.seen.add(file)
-        self.places |= {key: (file, row) for row, key in enumerate(keys) if key not in self.places}
+        self.places = new | self.places
 
     def _forget(self, file: Path) -> None:
         """Look again, at the next `find`, where its rows may be: there, or in another file that has them too."""
