@@ -195,3 +195,11 @@ def test_pfedmoap_has_no_experts_for_who_was_never_in_the_pool(
     gates = tensors.select(last.personal[LATE], ["gating.*"])
     given = last.server if settings.get("share") else chosen.initial
     assert all(torch.equal(tensor, given[name]) for name, tensor in gates.items())
+
+
+def test_visits_are_listed_in_the_order_of_who_trains(clip: FrozenCLIP, fed: Federation) -> None:
+    """Trained clients by name, then the late ones, however many train together."""
+    for together in (1, 3):
+        _, records = small.run(task("promptfl", clip, fed, together=together, every=100))
+        assert [visit.client for visit in records[0].visits] == ["site-0", "site-2", "site-3"]
+        assert [visit.client for visit in records[2].visits] == ["site-0", "site-2", "site-3", LATE]
