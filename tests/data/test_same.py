@@ -49,7 +49,7 @@ def test_a_copy_of_a_test_image_is_not_trained_on(root: Path, copied: str) -> No
     assert keys(source) == {*TRAIN, *TEST}
     assert source.warnings == (
         f"1 image is a copy of another (used once): train/cat/{copied} = test/cat/4.png",
-        f"1 photograph is among the training and the validation or test images: train/cat/{copied} = test/cat/4.png",
+        f"1 photograph is among the training and the validation or test images (tested on, not trained on): train/cat/{copied} = test/cat/4.png",
     )
 
 
@@ -91,7 +91,7 @@ def test_keep_uses_every_file_and_tells_all_counts(root: Path) -> None:
         '2 images are copies of others (every file is used): train/cat/again.png = test/cat/4.png, train/dog/same.bmp = '
         "train/cat/0.png",
         "1 photograph stands under two labels: train/cat/0.png ('cat') = train/dog/same.bmp ('dog')",
-        "1 photograph is among the training and the validation or test images: train/cat/again.png = test/cat/4.png",
+        "1 photograph is among the training and the validation or test images (every file is used): train/cat/again.png = test/cat/4.png",
     )  # fmt: skip
 
 

@@ -73,9 +73,7 @@ def test_threads_are_those_the_run_was_begun_with(monkeypatch: pytest.MonkeyPatc
     assert (elsewhere.threads, elsewhere.together) == (8, 1)
     chosen = machine.decide(ComputeSection(threads=3, together=2), CPU, large, begun)
     assert (chosen.threads, chosen.together) == (3, 2)
-    assert machine.decide(free, CPU, large, {"threads": "100000", "together": "-1"}) == machine.decide(
-        plain, CPU, large
-    )
+    assert machine.decide(free, CPU, large, {"threads": "100000", "together": "-1"}) == machine.decide(free, CPU, large)
     assert machine.differences(begun, chosen.as_json()) == ["threads 8 then, 3 now", "together 1 then, 2 now"]
 
 

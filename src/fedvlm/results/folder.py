@@ -155,10 +155,13 @@ class RunFolder:
 
     def check(self, experiment: Experiment, clip: FrozenCLIP, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that `open` would refuse; nothing is changed."""
-        if overwrite:
+        file = self.path / "experiment.json"
+        if overwrite and file.exists():
             belongings.check(self.path)
-        elif found := self._known():
-            self._refuse(found, experiment, clip, resume=resume)
+        elif file.exists():
+            self._refuse(self._known(), experiment, clip, resume=resume)
+        elif any(not there.name.startswith(".") for there in self.path.iterdir()):
+            raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
 
     def open(
         self, experiment: Experiment, clip: FrozenCLIP, machine: Machine, *, resume: bool, overwrite: bool
@@ -167,27 +170,20 @@ class RunFolder:
 
         Gives what was of another version, or on another machine, when it was begun.
         """
-        file = self.path / "experiment.json"
-        if overwrite and file.exists():
+        self.check(experiment, clip, resume=resume, overwrite=overwrite)
+        if overwrite:
             belongings.clear(self.path)
-        here = {"versions": versions(), "machine": machine.as_json()}
-        begun: dict[str, Any] = dict(here)
-        changed = list[str]()
-        if file.exists():
-            found = self._known()
-            self._refuse(found, experiment, clip, resume=resume)
-            # What an older run does not tell is from now on what it goes on with.
-            begun = {key: now | found.get(key, {}) for key, now in here.items()}
-            changed = [line for key, now in here.items() for line in differences(begun[key], now)]
-            later = [*found.get("later", []), *([here] if changed and here not in found.get("later", []) else [])]
-            begun |= {"later": later} if later else {}
-            if found.get("digest") == experiment.digest() and later == found.get("later", []):
-                return changed
-        elif any(not there.name.startswith(".") for there in self.path.iterdir()):
-            raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
+        found, here = self._known(), {"versions": versions(), "machine": machine.as_json()}
+        # What an older run does not tell is from now on what it goes on with.
+        begun: dict[str, Any] = {key: now | found.get(key, {}) for key, now in here.items()}
+        changed = [line for key, now in here.items() for line in differences(begun[key], now)]
+        later = list(found.get("later", []))
+        later += [here] if changed and here not in later else []
         known = {"digest": experiment.digest(), "basis": experiment.basis(), "model": clip.digest,
-                 "weights": clip.weights}  # fmt: skip
-        durable.write_json(file, {**known, **begun, "experiment": experiment.resolved()})
+                 "weights": clip.weights, **begun, **({"later": later} if later else {}),
+                 "experiment": experiment.resolved()}  # fmt: skip
+        if known != found:
+            durable.write_json(self.path / "experiment.json", known)
         return changed
 
     def _refuse(self, found: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
