@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -116,8 +116,9 @@ def run(
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
                 _claim(opened, seed, name, write=False)
-        # Before anything is deleted or trained: that the data are there and can be dealt with every seed.
+        # Before anything is deleted or trained: data that can be dealt with every seed, methods that fit the CLIP.
         dealt = {seed: _federation(opened, seed) for seed in experiment.seeds}
+        said, terms = _contract(opened, _scene(opened, experiment.seeds[0]))
         changed = folder.open(experiment, opened.clip, opened.machine, resume=resume, overwrite=overwrite)
         for seed, federation in dealt.items():
             _save(opened, seed, federation)
@@ -127,7 +128,8 @@ def run(
             opened.reporter.warn(f"the run was begun elsewhere or with other versions ({what}): results may differ")
         if crowded := machine.crowded(opened.machine, processes):
             opened.reporter.warn(crowded)
-        return _play(opened, processes)
+        _announce(opened, said, terms)
+        return _written(opened, _play(opened, processes), said)
 
 
 def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
@@ -149,9 +151,9 @@ def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _R
     return _Run(experiment, folder, reporter, clip, place, chosen)
 
 
-def _play(run: _Run, processes: int) -> Results:
+def _play(run: _Run, processes: int) -> dict[str, dict[int, dict[str, Any]]]:
+    """Every finished point's result, by method and seed."""
     seeds, names = run.experiment.seeds, list(run.methods)
-    said = _announce(run, _scene(run, seeds[0]))
     left = {seed: [name for name in names if run.folder.point(seed, name).result() is None] for seed in seeds}
     if processes > 1 and any(left.values()):
         todo = workers.chunks(left, processes)
@@ -164,7 +166,7 @@ def _play(run: _Run, processes: int) -> Results:
                 points[name][seed] = found
     if run.failed.keys() == points.keys():
         raise FedvlmError("\n".join(["no method has a result with every seed:", *failure.told(run.failed)]))
-    return _written(run, points, said)
+    return points
 
 
 def _tried(run: _Run, seed: int, name: str) -> dict[str, Any] | None:
@@ -235,11 +237,16 @@ def _activations(clip: FrozenCLIP, source: Source, device: Device, settings: Exp
     return Activations(clip, source.records, device, int(compute.cache_gib * GIB), store, DTYPES[compute.kept_as])
 
 
-def _announce(run: _Run, scene: _Scene) -> str:
-    """Say the contract, what the data could not satisfy, and whether zero-shot is above chance. Gives the contract."""
+def _contract(run: _Run, scene: _Scene) -> tuple[str, list[contract.Terms]]:
+    """What is said before training, and each method's line of it."""
     tasks = {name: _task(run, scene, name) for name in run.methods}
     lines = [contract.terms(name, task) for name, task in tasks.items()]
-    text = contract.text(run.experiment, run.clip, scene.federation, lines, _wrong(tasks), run.folder.path)
+    return contract.text(run.experiment, run.clip, scene.federation, lines, _wrong(tasks), run.folder.path), lines
+
+
+def _announce(run: _Run, text: str, lines: Sequence[contract.Terms]) -> None:
+    """Say and keep the contract, tell what the data could not satisfy, and whether zero-shot is above chance."""
+    scene = _scene(run, run.experiment.seeds[0])
     durable.write_text(run.folder.path / "contract.txt", text + "\n")
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
     run.reporter.say(text)
@@ -251,7 +258,6 @@ def _announce(run: _Run, scene: _Scene) -> str:
     if found < chance.above_chance(count, classes):
         run.reporter.warn(chance.AT_CHANCE)
     run.reporter.say()
-    return text
 
 
 def _wrong(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
