@@ -152,8 +152,8 @@ def test_all_is_said_as_all() -> None:
         "permuted_names", "detached_labels"}  # fmt: skip
 
 
-class KilledError(Exception):
-    pass
+class KilledError(BaseException):
+    """The process dies: nothing may see it as an error of one method."""
 
 
 def test_a_killed_point_with_faults_starts_again_and_ends_the_same(
