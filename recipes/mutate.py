@@ -93,8 +93,8 @@ def reasons(place: Place) -> dict[tuple[str, ...], str]:
     return {tuple(row[key] for key in FACTS): row["why"] for row in rows}
 
 
-def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: killed by room, then every survivor with its reason."""
+def report(place: Place, rows: Sequence[Mapping[str, Any]], every: int) -> str:
+    """Markdown: how many of all mutants were tried, killed by room, every survivor with its reason."""
     rooms, lines = dict[str, Counter[str]](), list[str]()
     for row in sorted(rows, key=lambda row: (row["path"], row["line"])):
         inside = Path(row["path"]).relative_to(f"src/{place.package}")
@@ -108,7 +108,17 @@ def report(place: Place, rows: Sequence[Mapping[str, Any]]) -> str:
         killed, same, left = (count[key] for key in ("killed", "equivalent", "survived"))
         share = f"{100 * killed / (killed + left):.1f} %" if killed + left else "-"
         table.append(f"| {name} | {killed + same + left} | {killed} | {same} | {left} | {share} |")
-    return "\n".join([*table, "", "| survivor | change | why |", "|---|---|---|", *lines])
+    return "\n".join(
+        [
+            f"{len(rows)} of {every} mutants were tried.",
+            "",
+            *table,
+            "",
+            "| survivor | change | why |",
+            "|---|---|---|",
+            *lines,
+        ]
+    )
 
 
 def stubs(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -153,10 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.stubs:
         print(stubs(rows))
     elif asked.report is None:
-        print(report(place, rows))
+        print(report(place, rows, len(every)))
     else:
         before, _, rest = asked.report.read_text().partition(BEGIN)
-        asked.report.write_text(f"{before}{BEGIN}\n{report(place, rows)}\n{END}{rest.partition(END)[2]}")
+        asked.report.write_text(f"{before}{BEGIN}\n{report(place, rows, len(every))}\n{END}{rest.partition(END)[2]}")
 
 
 def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> None:

@@ -121,6 +121,7 @@ def test_survivors_are_found_and_a_run_goes_on_where_it_was(place: Place) -> Non
     said = run(place)
     assert outcomes(place) == expected
     assert "5 mutants, 5 to try" in said
+    assert "5 of 5 mutants were tried." in said
     assert "| together | 5 | 1 | 0 | 4 | 20.0 % |" in said
     lines = place.results.read_text().splitlines()
     place.results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])
