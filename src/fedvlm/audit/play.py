@@ -10,7 +10,7 @@ from typing import Any
 
 from fedvlm import faults
 from fedvlm.audit.plan import RIGHT, Variant
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError
 from fedvlm.results import failure, runner
 from fedvlm.results.progress import Reporter
 from fedvlm.results.statistics import Estimate, estimate, sign_flip
@@ -82,7 +82,7 @@ def _run(variant: Variant, folder: Path, *, quiet: bool, processes: int) -> Foun
             return {(variant.name, name): str(error) for name in variant.labels}
         each = [_run(variant.only(name), folder, quiet=quiet, processes=processes) for name in variant.labels]
         return {key: value for one in each for key, value in one.items()}
-    failed = {name: listed(failure.told({label: done.failed[label]}), 3)
+    failed = {name: failure.reasons(done.failed, label)
               for name, label in variant.labels.items() if label in done.failed}  # fmt: skip
     if failed and variant.name == RIGHT:
         raise FedvlmError("\n".join(failed.values()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedvlm import durable
 from fedvlm.data import federate, load_source
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError
 from fedvlm.published.plan import Job, Plan
 from fedvlm.published.schema import Column
 from fedvlm.results import failure, runner
@@ -67,7 +67,7 @@ def _run(job: Job, out: Path, made: Made, quiet: bool) -> None:
     # With faults (which the report lists as changed settings) methods are called otherwise.
     names = dict(zip(chosen.methods, found.points, strict=True))
     for row in (row for row in job.rows if names[row] in found.failed):
-        made.failures[job.run, row] = listed(failure.told({names[row]: found.failed[names[row]]}), 3)
+        made.failures[job.run, row] = failure.reasons(found.failed, names[row])
     for seed in chosen.seeds:
         saved = durable.read_json(folder / f"seed-{seed}" / "partition.json")
         domains = {c["name"]: c["domain"] for c in saved["clients"] if not c.get("late")}

@@ -40,8 +40,7 @@ def compare(
     found = comparison.compare(experiment.name, done.complete, chosen, target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
     notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
-    failed = {name: failure.words(each, len(experiment.seeds)) for name, each in done.failed.items()}
-    found = replace(found, notes=notes, failed=failed)
+    found = replace(found, notes=notes, failed=failure.in_words(done.failed, len(experiment.seeds)))
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from fedvlm.errors import DivergenceError, FedvlmError, StorageError
+from fedvlm.errors import DivergenceError, FedvlmError, StorageError, listed
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,16 @@ def words(failures: Mapping[int, Failure], seeds: int) -> str:
     """What stands in a table in the place of numbers, such as `diverged (2 of 11 seeds)`."""
     what = "diverged" if all(one.diverged for one in failures.values()) else "failed"
     return f"{what} ({len(failures)} of {seeds} seed{'s' * (seeds > 1)})"
+
+
+def in_words(failures: Failures, seeds: int) -> dict[str, str]:
+    """`words` by method."""
+    return {name: words(by_seed, seeds) for name, by_seed in failures.items()}
+
+
+def reasons(failures: Failures, name: str) -> str:
+    """Why one method has no numbers, in one line."""
+    return listed(told({name: failures[name]}), 3)
 
 
 def told(failures: Failures) -> list[str]:

@@ -349,7 +349,7 @@ def _written(run: _Run, points: dict[str, dict[int, dict[str, Any]]], said: str)
     """The tables and the picture of the methods that have a result with every seed; the others are told in words."""
     folder, name = run.folder.path, run.experiment.name
     whole = {method: list(by_seed.values()) for method, by_seed in points.items() if method not in run.failed}
-    failed = {method: failure.words(each, len(run.experiment.seeds)) for method, each in run.failed.items()}
+    failed = failure.in_words(run.failed, len(run.experiment.seeds))
     found, late = table.rows(whole), table.late_rows(whole)
     durable.write_json(folder / "table.json", table.as_json(found + late, failed))
     durable.write_text(folder / "table.csv", table.as_csv(found + late, failed))
