@@ -80,6 +80,8 @@ class _Run:
     methods: dict[str, Method]
     machine: Machine = field(init=False)
     source: Source | None = None
+    dealt: dict[int, Federation] = field(default_factory=dict)
+    """By seed."""
     activations: Activations | None = None
     scene: _Scene | None = None
     """Of the seed that was played last."""
@@ -117,11 +119,12 @@ def run(
             for name in opened.methods:
                 _claim(opened, seed, name, write=False)
         # Before anything is deleted or trained: data that can be dealt with every seed, methods that fit the CLIP.
-        dealt = {seed: _federation(opened, seed) for seed in experiment.seeds}
+        for seed in experiment.seeds:
+            _federation(opened, seed)
         said, terms = _contract(opened, _scene(opened, experiment.seeds[0]))
         changed = folder.open(experiment, opened.clip, opened.machine, resume=resume, overwrite=overwrite)
-        for seed, federation in dealt.items():
-            _save(opened, seed, federation)
+        for seed in experiment.seeds:
+            _save(opened, seed, _federation(opened, seed))
         stack.enter_context(opened.reporter)
         if changed:
             what = listed(changed)
@@ -191,9 +194,9 @@ def _scene(run: _Run, seed: int) -> _Scene:
     if run.scene is not None and run.scene.seed == seed:
         return run.scene
     federation = _federation(run, seed)
-    assert run.source is not None
-    assert run.activations is not None
-    validation = validated(run.source, run.experiment, seed)
+    if run.activations is None or run.activations.records is not federation.source.records:
+        run.activations = _activations(run.clip, federation.source, run.device, run.experiment)
+    validation = validated(federation.source, run.experiment, seed)
     run.scene = _Scene(seed, federation, validation, run.activations, _tuners(run, ZeroShot(), federation))
     return run.scene
 
@@ -201,11 +204,12 @@ def _scene(run: _Run, seed: int) -> _Scene:
 def _federation(run: _Run, seed: int) -> Federation:
     """The data dealt with a seed; drawn scenes are others with each."""
     settings = run.experiment
+    if seed in run.dealt:
+        return run.dealt[seed]
     if run.source is None or isinstance(settings.data, ScenesData):
         with enough_memory("data"):
             run.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
-        run.activations = _activations(run.clip, run.source, run.device, settings)
-    return federate(run.source, settings, seed)
+    return run.dealt.setdefault(seed, federate(run.source, settings, seed))
 
 
 def _save(run: _Run, seed: int, federation: Federation) -> None:
