@@ -160,15 +160,7 @@ def tested(place: Place, slot: Path, files: Iterable[str], plugin: object, *more
         # The examples that one mutant failed on must not wait for the next one.
         settings.register_profile("mutate", database=None, derandomize=True, deadline=None)
         settings.load_profile("mutate")
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        f"--rootdir={place.root}",
-        f"--basetemp={slot / 'tmp'}",
-    ]
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={place.root}", f"--basetemp={slot / 'tmp'}"]
     return int(pytest.main([*options, *more, *files], plugins=[plugin]))
 
 

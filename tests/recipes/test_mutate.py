@@ -99,6 +99,8 @@ def place(tmp_path: Path) -> Place:
     (package / "__init__.py").write_text("")
     (package / "over.py").write_text(SOURCE)
     (tmp_path / "tests" / "test_over.py").write_text(TEST)
+    # As strict as ours: an option that names a marker of before ended every child.
+    (tmp_path / "pyproject.toml").write_bytes((RECIPES.parent / "pyproject.toml").read_bytes())
     return Place(tmp_path, "tiny")
 
 
