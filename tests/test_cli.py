@@ -8,16 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from called import call, process
 
 from fedvlm import cli
 
 SMALL = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
          "partition.clients=3", "rounds=1", "methods=zero_shot,pfedmma"]  # fmt: skip
-
-
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedvlm", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"} | environment)
 
 
 def test_run_prints_contract_then_progress_then_table(tmp_path: Path) -> None:
@@ -51,7 +47,7 @@ def test_a_method_that_diverges_is_told_and_the_exit_code_is_one(tmp_path: Path)
 
 @pytest.mark.parametrize("verb", ["methods", "presets"])
 def test_lists(verb: str) -> None:
-    done = call(verb)
+    done = process(verb)
     assert done.returncode == 0
     assert {"methods": "pfedmoap", "presets": "fedvlm run quickstart"}[verb] in done.stdout
 
@@ -121,7 +117,7 @@ def test_a_mistake_is_one_message(
 
 
 def test_an_offline_hub_id(tmp_path: Path) -> None:
-    done = call("run", "quickstart", "model.name=openai/clip-vit-base-patch16", "--out", str(tmp_path / "r"),
+    done = process("run", "quickstart", "model.name=openai/clip-vit-base-patch16", "--out", str(tmp_path / "r"),
                 HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))  # fmt: skip
     assert done.returncode == 2
     assert "hf download openai/clip-vit-base-patch16" in done.stderr
@@ -142,7 +138,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         pytest.skip("mounting is not allowed here")
     try:
         many = [*SMALL, "rounds=4", "methods=local_mma,pfedmma"]
-        done = call("run", "quickstart", *many, "--out", str(disk / "r"))
+        done = process("run", "quickstart", *many, "--out", str(disk / "r"))
         assert done.returncode == 2, done.stdout
         assert "the disk is full" in done.stderr
         assert "Traceback" not in done.stderr

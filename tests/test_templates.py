@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
+from called import call
 
 from fedvlm import experiment, methods, plain, presets
 from fedvlm.errors import FedvlmError
@@ -86,7 +85,7 @@ def test_a_data_sets_name_is_its_template_for_every_method(name: str) -> None:
 
 def test_a_bad_template_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
     words = ["run", "quickstart", "evaluation.template=a {x}", "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "fedvlm", *words], capture_output=True, text=True)
+    done = call(*words)
     assert done.returncode == 2
     assert done.stderr.startswith("fedvlm: setting 'evaluation.template': 'a {x}' is no template")
     assert not (tmp_path / "out").exists()

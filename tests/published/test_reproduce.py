@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import called
 import pytest
+from called import Done
 
 from fedvlm import experiment, plain, presets
 from fedvlm.errors import FedvlmError
@@ -111,9 +110,8 @@ def test_a_method_that_diverged_in_a_run_is_a_failure_and_the_others_have_number
     assert "seed 0 coop: round 1, client 0: coop" in made.failures["dtd", "coop"]
 
 
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedvlm", "reproduce", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"} | environment)
+def call(*words: str) -> Done:
+    return called.call("reproduce", *words)
 
 
 def test_the_list_of_tables(tmp_path: Path) -> None:
@@ -134,7 +132,7 @@ def test_a_dry_run_without_weights_and_data_says_what_to_get(tmp_path: Path) -> 
 
 def test_missing_weights_are_told_where_the_data_is_there(shared: Path, tmp_path: Path) -> None:
     done = call("pfedmoap-1", "--columns", "caltech", "--rows", "zero_shot", "--data", str(shared / "data"),
-                "--out", str(tmp_path / "r"), HF_HUB_OFFLINE="1")  # fmt: skip
+                "--out", str(tmp_path / "r"))  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "hf download timm/resnet50_clip.openai" in done.stdout
     stored = json.loads((tmp_path / "r" / "reproduce.json").read_text())
@@ -173,7 +171,7 @@ def test_a_whole_run_on_real_photographs(shared: Path, tmp_path: Path) -> None:
 
 def test_images_are_counted_without_weights(shared: Path, tmp_path: Path) -> None:
     done = call("pfedmoap-5", "--columns", "caltech", "--rows", "test", "--data", str(shared / "data"),
-                "--out", str(tmp_path), HF_HUB_OFFLINE="1")  # fmt: skip
+                "--out", str(tmp_path))  # fmt: skip
     assert done.returncode == 0, done.stderr
     cell = json.loads((tmp_path / "reproduce.json").read_text())["cells"][0]
     assert (cell["ours"]["mean"], cell["difference"], cell["caveats"]) == (2465, 0, [])

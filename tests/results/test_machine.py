@@ -24,7 +24,7 @@ from fedvlm.training import device as devices
 from fedvlm.training.device import Device
 
 SMALL = ["data.shots=2", "data.val_per_class=2", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
-         "partition.clients=3", "rounds=2", "methods=zero_shot,coop,pfedmma,pfedmoap", "seeds=0,1"]  # fmt: skip
+         "partition.clients=3", "rounds=2", "methods=pfedmma,pfedmoap", "seeds=0,1"]  # fmt: skip
 CPU = Device(torch.device("cpu"))
 
 
@@ -51,7 +51,7 @@ def compared(folder: Path, processes: int, cores: int) -> dict[str, bytes]:
 def test_processes_and_cores_change_no_byte(tmp_path: Path) -> None:
     """The review's case: with 4 or 8 cores workers had other thread counts than the single process."""
     whole = compared(tmp_path / "1", 1, 8)
-    assert len([name for name in whole if name.endswith("result.json")]) == 8
+    assert len([name for name in whole if name.endswith("result.json")]) == 4
     assert compared(tmp_path / "2", 2, 4) == whole
     assert compared(tmp_path / "8", 8, 8) == whole
 

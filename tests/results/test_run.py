@@ -98,7 +98,7 @@ def test_table_values_are_means_and_deviations_over_seeds(small) -> None:
     assert row.metrics["local"].std == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
-KILLED = [*SMALL, "rounds=6", "methods=promptfl,pfedmma,pfedmoap", "participation=0.67"]
+KILLED = [*SMALL, "rounds=4", "methods=pfedmma,pfedmoap", "participation=0.67"]
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
@@ -112,7 +112,7 @@ def test_kill_and_resume_ends_bit_for_bit(tmp_path: Path, moment: int, whole: di
     """SIGKILL after a growing number of ledger lines (in the middle of whatever comes next), then resume."""
     folder = tmp_path / "run"
     process = _start(folder)
-    lines = [3, 11, 26][moment]
+    lines = [2, 8, 18][moment]
     while process.poll() is None and _lines(folder) < lines:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -136,7 +136,7 @@ def _digests(folder: Path) -> dict:
     found = {
         str(f.parent.relative_to(folder)): json.loads(f.read_text())["digest"] for f in folder.rglob("result.json")
     }
-    assert len(found) == 3
+    assert len(found) == 2
     return found
 
 

@@ -91,7 +91,12 @@ class FrozenCLIP(CLIP):
         # On the meta device nothing is drawn: weights come from a file or from `initialise`, never from a global state.
         with torch.device("meta"):
             super().__init__(config)
-        self.to_empty(device="cpu")
+        # `to_empty` would import torch's compiler for this, which takes a second of every start.
+        for module in self.modules():
+            for name, one in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(one.shape, dtype=one.dtype)))
+            for name, one in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(one.shape, dtype=one.dtype))
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name

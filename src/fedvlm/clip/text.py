@@ -21,7 +21,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         width = shape.tower.width
         self.shape = shape
-        self.token_embedding = nn.Embedding(shape.vocabulary, width)
+        # Not drawn, as it is filled from a file: to draw without memory, torch would import its compiler (a second).
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(shape.vocabulary, width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(shape.context, width))
         self.transformer = Stack(shape.tower)
         self.ln_final = nn.LayerNorm(width, eps=shape.tower.eps)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from fedvlm.streams import stream
 from fedvlm.training.metrics import Metrics, harmonic_mean
@@ -39,7 +39,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, None, 1)
     spread = statistics.stdev(values) / math.sqrt(count)
-    return Estimate(mean, float(stats.t.ppf(0.975, count - 1)) * spread, count)
+    return Estimate(mean, float(special.stdtrit(count - 1, 0.975)) * spread, count)
 
 
 def sign_flip(differences: Sequence[float]) -> float | None:
@@ -54,6 +54,9 @@ def sign_flip(differences: Sequence[float]) -> float | None:
         return None
     if not values.any():
         return 1.0
+    # Here, because it takes a second to import and a run of one method does not need it.
+    from scipy import stats
+
     found = stats.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=EXACT, vectorized=True,
         alternative="two-sided", rng=stream(0, "sign flips"),
