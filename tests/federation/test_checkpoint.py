@@ -115,6 +115,39 @@ def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, m
     assert len(held) == 6
 
 
+def test_clients_that_just_fit_are_all_in_memory(tmp_path: Path) -> None:
+    names = [f"client {i}" for i in range(7)]
+    Checkpoint(tmp_path, 2**20).save(state(1, *names), 0)
+    for limit, kept in ((7 * 40, 7), (7 * 40 - 1, 6), (0, 0)):  # 40 bytes each
+        loaded = Checkpoint(tmp_path, limit).load()
+        assert loaded is not None
+        assert isinstance(loaded[0].personal, Clients)
+        assert len(loaded[0].personal.memory) == kept
+
+
+def test_a_file_is_read_once_for_all_clients_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"client {i}" for i in range(7)]
+    Checkpoint(tmp_path, 0).save(state(1, *names), 0)
+    loaded = Checkpoint(tmp_path, 0).load()
+    assert loaded is not None
+    read, load = list[Path](), tensors.load
+    monkeypatch.setattr(tensors, "load", lambda file: (read.append(file), load(file))[1])
+    loaded[0].personal.page = "", {}  # type: ignore[attr-defined]
+    assert [float(loaded[0].personal[name]["prompt"][0, 0]) for name in names] == [1.0 + n for n in range(7)]
+    assert len(read) == 1
+
+
+def test_a_client_is_there_from_when_it_is_added_until_it_is_deleted(tmp_path: Path) -> None:
+    clients = Checkpoint(tmp_path, 0).clients()
+    assert "client 0" not in clients
+    clients.update(state(1, "client 0").personal)
+    assert "client 0" in clients  # not written yet
+    clients.write()
+    assert "client 0" in clients  # in a file
+    del clients["client 0"]
+    assert "client 0" not in clients
+
+
 def test_another_folder_gets_everything(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "a").save(state(1, "x", "y"), 0)
     loaded = Checkpoint(tmp_path / "a").load()

@@ -58,6 +58,13 @@ def spied(method: Method) -> tuple[list[tuple[str, dict[str, Tensor]]], list[Upl
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_first_tensors_own_their_memory(name: str, clip: FrozenCLIP, fed: Federation) -> None:
+    """Not parts of a larger one: they are saved one by one, and a change of one must not change another."""
+    for tensor in small.task(brief(name), clip, fed).initial.values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_shared_and_private_are_disjoint_and_cover_all(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     method = brief(name)
     start = small.task(method, clip, fed).initial

@@ -82,6 +82,12 @@ ADAPTERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("joint", "hidden"), [(16, 1), (8, 1), (64, 4)])
+def test_cocoops_hidden_layer_has_a_sixteenth_of_the_joint_width_and_one_unit_at_least(joint: int, hidden: int) -> None:
+    clip = small.clip(small.vit_config(embed=joint))
+    assert initial(clip, small.method("cocoop"))["meta.down.weight"].shape == (hidden, joint)
+
+
 def test_fedclip_on_the_wider_features_of_rn50() -> None:
     assert tensors.count(initial(weightless("RN50"), methods.known()["fedclip"]({}))) == 2_099_200
 

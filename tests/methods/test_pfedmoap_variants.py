@@ -75,6 +75,16 @@ def test_the_linear_gate_is_trained_and_stays(clip: FrozenCLIP, fed: Federation)
         assert not torch.equal(own["gating.linear.weight"], chosen.initial["gating.linear.weight"])
 
 
+@pytest.mark.parametrize("settings", [{"select": "none"}, {"experts": 1}])
+def test_the_linear_gate_of_a_client_alone_weighs_its_own_prompt_only(
+    settings: dict[str, Any], clip: FrozenCLIP, fed: Federation
+) -> None:
+    alone = task(clip, fed, gate="linear", **settings)
+    assert {name: tuple(t.shape) for name, t in alone.initial.items() if "gating" in name} == {
+        "gating.linear.weight": (1, 8), "gating.linear.bias": (1,),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("gate", ["attention", "linear"])
 def test_the_averaged_gate_is_sent_both_ways_but_joins_no_pool(gate: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Table 7: everybody receives sum_i (n_i / n) gate_i; experts stay prompts; bytes are the declared ones."""

@@ -274,8 +274,8 @@ def test_a_method_without_novel_classes_has_a_score(tmp_path: Path) -> None:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fedvlm", "compare", "quickstart", *SMALL, "rounds=4", "seeds=0,1",
-               "methods=coop,zero_shot,pfedmoap,promptfl", "--processes", "2", "--out", str(folder)]  # fmt: skip
+    command = [sys.executable, "-m", "fedvlm", "compare", "quickstart", *SMALL, "rounds=3", "seeds=0,1",
+               "methods=coop,zero_shot,pfedmoap", "--processes", "2", "--out", str(folder)]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -294,7 +294,7 @@ def alive(process: int) -> bool:
     return state.exists() and ") Z" not in state.read_text()
 
 
-@pytest.mark.parametrize("moment", [1, 4])
+@pytest.mark.parametrize("moment", [1, 3])
 def test_killed_and_started_again_loses_no_point_and_repeats_none(tmp_path: Path, moment: int) -> None:
     """SIGKILL of the command while its workers play; the workers end with it."""
     folder = tmp_path / "c"
@@ -309,16 +309,16 @@ def test_killed_and_started_again_loses_no_point_and_repeats_none(tmp_path: Path
         time.sleep(0.05)
     assert not any(map(alive, team))
     before = finished(folder)
-    assert moment <= len(before) < 8
+    assert moment <= len(before) < 6
     assert len(team) >= 2
     ledgers = {file.parent: (file.parent / "ledger.jsonl").read_bytes() for file in before}
     assert start(folder).wait() == 0
     assert {file: file.read_bytes() for file in before} == before
     assert {place: (place / "ledger.jsonl").read_bytes() for place in ledgers} == ledgers
-    assert len(finished(folder)) == 8
+    assert len(finished(folder)) == 6
     for file in folder.glob("seed-*/*/ledger.jsonl"):
         rounds = [line["round"] for line in map(json.loads, file.read_text().splitlines()) if line["kind"] == "round"]
-        assert rounds in ([0], [1, 2, 3, 4])
+        assert rounds in ([0], [1, 2, 3])
 
 
 def test_the_comparison_of_results_by_hand() -> None:

@@ -246,6 +246,45 @@ def test_what_is_held_and_clearing_it(clip: FrozenCLIP, records: list[Record], t
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def shelf_files(root: Path) -> dict[int, list[Path]]:
+    """The files of rows by their shelf's entry."""
+    return {held.facts["entry"]: list(held.path.rglob("*.safetensors")) for held in Store(root, MANY).held()}
+
+
+@pytest.mark.parametrize("order", [[2, 3], [3, 2]])
+def test_the_most_recently_used_shelf_is_listed_first(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, order: list[int]
+) -> None:
+    for entry in (2, 3):
+        new(clip, records, tmp_path / "c").prepare(KEYS, entry)
+    for age, entry in enumerate(order):
+        for file in shelf_files(tmp_path / "c")[entry]:
+            os.utime(file, (1000 - age, 1000 - age))
+    held = Store(tmp_path / "c", MANY).held()
+    assert [(item.facts["entry"], item.used) for item in held] == [(order[0], 1000), (order[1], 999)]
+
+
+def test_a_shelf_without_rows_is_listed_and_cleared_too(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path
+) -> None:
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    for file in shelf_files(tmp_path / "c")[2]:
+        file.unlink()
+    (held,) = Store(tmp_path / "c", MANY).held()
+    assert (held.files, held.size, held.used) == (0, 0, (held.path / "facts.json").stat().st_mtime)
+    Store(tmp_path / "c", MANY).clear()
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_rows_that_are_read_count_as_used(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
+    """Otherwise what every run reads would give way before what one run wrote last."""
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    (file,) = shelf_files(tmp_path / "c")[2]
+    os.utime(file, (1000, 1000))
+    rows(new(clip, records, tmp_path / "c"))
+    assert file.stat().st_mtime > 1000
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVLM_CACHE", "/x")
     assert folder() == Path("/x/activations")

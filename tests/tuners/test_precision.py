@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fedvlm import methods
 from fedvlm.errors import FedvlmError
+from fedvlm.methods.base import Step
 from fedvlm.training.device import Device
 from fedvlm.training.evaluation import outputs
 
@@ -35,6 +36,24 @@ def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
     assert in_bfloat16(found.base.logits) < 0.1
     assert found.novel is not None
     assert in_bfloat16(found.novel.logits) < 0.1
+
+
+@pytest.mark.parametrize(("name", "keys"), [("fedmgp", ("text", "images")), ("fedpgp", ("general", "text"))])
+def test_terms_of_a_loss_are_computed_in_float32(name: str, keys: tuple[str, ...]) -> None:
+    """Cosines of what the encoders gave in half precision are sums of many products: rounded once, not in every one."""
+    frozen, draw = small.clip(), torch.Generator().manual_seed(0)
+    method = small.method(name, **({"mu": 1.0} if name == "fedpgp" else {"diversity": 1.0}))
+    tuner = method.tuner(frozen, small.BASE, "a photo of a {}.")
+    groups = method.config.groups if name == "fedmgp" else 0
+    shape = (groups, 4, 16) if groups else (4, 16)
+    made = {key: F.normalize(torch.randn(shape, generator=draw), dim=-1).bfloat16() for key in keys}
+    logits = torch.randn((4, groups, 4) if groups else (4, 4), generator=draw)
+    half, full = (
+        method.loss(Step(logits, torch.arange(4), tensors, {}, classifier, tuner))
+        for tensors, classifier in (({}, made), ({}, {key: value.float() for key, value in made.items()}))
+    )
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
 
 
 def test_classes_do_not_tie_at_the_top() -> None:

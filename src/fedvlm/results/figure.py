@@ -43,6 +43,9 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         _labelled(panel, name, "round")
     _headed(figure, axes, title)
+    # Laid out once for both files.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return [_write(figure, folder / f"rounds.{kind}", kind) for kind in ("png", "svg")]
 
 
