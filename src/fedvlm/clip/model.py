@@ -93,10 +93,10 @@ class FrozenCLIP(CLIP):
             super().__init__(config)
         # `to_empty` would import torch's compiler for this, which takes a second of every start.
         for module in self.modules():
-            for name, one in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty(one.shape, dtype=one.dtype)))
-            for name, one in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty(one.shape, dtype=one.dtype))
+            for key, one in module.named_parameters(recurse=False):
+                setattr(module, key, nn.Parameter(torch.empty(one.shape, dtype=one.dtype)))
+            for key, buffer in module.named_buffers(recurse=False):
+                setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype))
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
