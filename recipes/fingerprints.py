@@ -1,0 +1,120 @@
+"""`python recipes/fingerprints.py OUT.json`: digests of what runs give, to see after a change that no number moved.
+
+    python recipes/fingerprints.py build/before.json                   # before the change
+    python recipes/fingerprints.py build/after.json --against build/before.json
+
+Every method on quickstart; some of them on common_style, with remembered views, with a late client, with visits after
+the last round, with faults, and where `--photographs DIR` names data, on Office-Caltech10; `fedvlm verify --path all`
+where `--reference DIR` names reference outputs. Of each point: the final tensors, the ledger without clocks, the result
+without clocks; of each run: contract and tables. Ten minutes on two cores. Exit code 1 where something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fedvlm
+
+FEW = "methods=zero_shot,coop,promptfl,local_mma,fedmma,pfedmma,pfedmoap,fedlora,fedmgp"
+CLOCKS = ("seconds", "train_s", "evaluate_s", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Play:
+    """A run: a preset or file, and settings."""
+
+    what: str
+    words: tuple[str, ...]
+
+
+PLAYS = {
+    "quickstart": Play("quickstart", ("methods=all", "rounds=4")),
+    "common_style": Play("common_style", (FEW, "rounds=2")),
+    "views": Play("quickstart", (FEW, "rounds=2", "views=2")),
+    "late": Play("newcomer", (FEW, "rounds=2", "participation=0.6")),
+    "fine_tune": Play("quickstart", (FEW, "rounds=2", "method.all.fine_tune=2", "evaluation.every=1")),
+    "faults": Play("quickstart", ("methods=pfedmoap,pfedmma,promptfl_prox,coop", "rounds=3", "participation=0.7",
+                                  "faults=all")),
+}  # fmt: skip
+OFFICE = "benchmarks/photographs/office.toml"
+
+
+def sha(value: object) -> str:
+    """Of bytes, or of JSON."""
+    data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def without_clocks(value: Any) -> Any:
+    """The same tables without what the clock says."""
+    if isinstance(value, Mapping):
+        return {key: without_clocks(each) for key, each in value.items() if key not in CLOCKS}
+    return [without_clocks(each) for each in value] if isinstance(value, list) else value
+
+
+def of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Fingerprints of a run folder."""
+    for result in sorted(folder.glob("seed-*/*/result.json")):
+        point, place = json.loads(result.read_text()), f"{name}/{result.parent.name}"
+        ledger = [json.loads(line) for line in (result.parent / "ledger.jsonl").read_text().splitlines()]
+        # The result's own digest covers its numbers too: tensors are told apart from them.
+        yield f"{place}: tensors", sha(point["tensors"])
+        yield f"{place}: ledger", sha(without_clocks(ledger))
+        yield f"{place}: result", sha(without_clocks(point))
+    for partition in sorted(folder.glob("seed-*/partition.json")):
+        yield f"{name}: {partition.parent.name} partition", sha(partition.read_bytes())
+    yield f"{name}: contract", sha((folder / "contract.txt").read_text().replace(str(folder), "FOLDER"))
+    yield f"{name}: table", sha(without_clocks(json.loads((folder / "table.json").read_text())))
+    settings = json.loads((folder / "experiment.json").read_text())
+    yield f"{name}: settings", sha([settings["experiment"], settings["digest"]])
+
+
+def verified(reference: Path) -> str:
+    """Fingerprint of the verdicts and figures of all paths."""
+    command = [sys.executable, "-m", "fedvlm", "verify", str(reference), "--path", "all"]
+    return sha(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def main() -> None:
+    """Play, write, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--only", help="names of runs, with commas")
+    parser.add_argument("--photographs", type=Path, help="the folder of Office-Caltech10")
+    parser.add_argument("--reference", type=Path)
+    asked = parser.parse_args()
+    plays = dict(PLAYS)
+    if asked.photographs:
+        plays["photographs"] = Play(OFFICE, (f"data.path={asked.photographs}", FEW, "rounds=1"))
+    if asked.only:
+        plays = {name: plays[name] for name in asked.only.split(",")}
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, play in plays.items():
+            print(name, flush=True)
+            fedvlm.run(play.what, *play.words, out=Path(place) / name)
+            found |= of(name, Path(place) / name)
+    if asked.reference:
+        found["verify"] = verified(asked.reference)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    if asked.against:
+        before = json.loads(asked.against.read_text())
+        before = {key: value for key, value in before.items() if key.split("/")[0].split(":")[0] in {*plays, "verify"}}
+        apart = [key for key in (before | found) if before.get(key) != found.get(key)]
+        print(f"{len(found)} fingerprints, {len(apart)} differ", *apart, sep="\n  ")
+        sys.exit(bool(apart))
+
+
+if __name__ == "__main__":
+    main()
