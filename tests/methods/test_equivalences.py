@@ -15,6 +15,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.federation import engine
 from fedvlm.federation.engine import State
+from fedvlm.methods import known
 from fedvlm.methods.base import Step
 from fedvlm.streams import stream, torch_stream
 from fedvlm.training.evaluation import mixed, outputs
@@ -387,3 +388,17 @@ def test_kgcoop_stays_near_the_experiments_template_where_no_anchor_is_named(cli
         ids, ends = clip.tokenizer([expected.replace("{}", name) for name in names])
         text = clip.encode_text(ids, ends)
         assert (tuner.anchor - text / text.norm(dim=-1, keepdim=True)).abs().max() < 1e-5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in known().items() if "place" in kind.Config.model_fields])
+def test_every_prompt_stands_where_its_setting_says(name: str, clip: FrozenCLIP) -> None:
+    """The same tensors before, around and behind the class name are three different texts."""
+    pixels, found = torch.randn(2, 3, 16, 16, generator=torch_stream(0, "pixels")), []
+    for place in ("end", "middle", "front"):
+        tuner = small.method(name, place=place).tuner(clip, small.BASE, "a photo of a {}.")
+        start = tuner.init(torch_stream(0, "init"))
+        found.append(
+            tuner.logits(start, tuner.classifier(start, tuner.prepare({})), clip.visual.hidden(pixels, tuner.entry))
+        )
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (found[one] - found[other]).abs().max() > 1e-3

@@ -347,6 +347,10 @@ def test_the_comparison_of_results_by_hand() -> None:
     against = compare("x", {"m": {0: better}, "zero_shot": {0: plain}}, "zero_shot", Target("hm", 0.8))
     assert "area" not in against.rows[0].differences  # it cannot be smaller
     assert against.rows[0].rounds == [None]
+    # hm is 1/2 after the first round and 2 / (1 + 1 / 0.5) = 2/3 after the second; z's is 9/14 from the first on.
+    harmonic = compare("x", {"m": {0: better}, "z": {0: plain}}, "z", Target("hm", 0.6))
+    assert [row.rounds for row in harmonic.rows] == [[2], [1]]
+    assert compare("x", {"m": {0: better | {"curve": {}}}}, "m", Target("hm", 0.6)).rows[0].rounds == [None]
 
 
 class Ended:

@@ -91,3 +91,13 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     tensors = gate.init(16, torch_stream(0, "gate"))
     with pytest.raises(FedvlmError, match="heads"):
         gate.keys_values(tensors, features(2, 1, 16), 3)
+
+
+@pytest.mark.parametrize("how", ["stride", "average"])
+def test_pooling_is_of_channels_whatever_stands_before_them(how: gate.Pooling) -> None:
+    """Of one client's features `[B, E]` and of several clients' or experts' `[C, B, E]` alike."""
+    features = torch.randn(3, 5, 12, generator=torch_stream(0, "features"))
+    expected = torch.stack([gate.pool(one, 4, how) for one in features])
+    assert torch.equal(gate.pool(features, 4, how), expected)
+    assert expected.shape == (3, 5, 3)
+    assert torch.equal(expected[0, 0, 1], features[0, 0, 4] if how == "stride" else features[0, 0, 4:8].mean())
