@@ -56,6 +56,15 @@ def test_fedamps_mixture_by_hand(attraction: float) -> None:
         assert (received(method, server, i) - expected).abs().max() < 1e-6
 
 
+def test_fedamps_mixture_does_not_depend_on_the_order_of_the_pool() -> None:
+    """A pool that was read from disk is in another order. Two prompts that cancel show in which order it is summed."""
+    sizes = {"a": 0.0, "b": 1e18, "c": -1e18, "d": 1.0}
+    method, server = amp({name: torch.full((2, 3), size) for name, size in sizes.items()})
+    turned = [dict(reversed(server.items())), {name: server[name] for name in sorted(server, key=lambda n: n[::-1])}]
+    turned.append({name: server[name] for name in sorted(server, key=lambda n: "bdca".find(n[-1]))})
+    assert all(torch.equal(received(method, other, "a"), received(method, server, "a")) for other in turned)
+
+
 def test_fedamp_keeps_twins_together() -> None:
     """Equal prompts everywhere: nothing to mix, no division by a mean distance of zero; and full attraction of twins."""
     same = dict.fromkeys(prompts(3), torch.ones(2, 3))

@@ -85,3 +85,13 @@ def test_tensors_start_from_the_published_distribution(
         assert 0.97 * size < float(values.abs().max()) <= size
     else:
         assert float(values.abs().max()) > 2.5 * size
+
+
+def test_fedtpgs_attention_starts_as_torchs_where_all_widths_are_equal() -> None:
+    """`nn.MultiheadAttention` then draws q, k and v as one matrix `[3 D, D]`: Xavier's bound is (6 / 4 D)^(1/2)."""
+    clip = small.clip(small.vit_config(embed=TEXT))
+    theirs = torch.nn.MultiheadAttention(TEXT, 2).in_proj_weight.detach()
+    for part in "qkv":
+        values = drawn(clip, "fedtpg", {}, f"attention.{part}.weight")
+        assert values.abs().max() == pytest.approx(float(theirs.abs().max()), rel=0.02)
+        assert values.abs().max() <= (6 / (4 * TEXT)) ** 0.5

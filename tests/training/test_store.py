@@ -285,6 +285,32 @@ def test_rows_that_are_read_count_as_used(clip: FrozenCLIP, records: list[Record
     assert file.stat().st_mtime > 1000
 
 
+def test_what_a_killed_process_left_lies_on_the_shelf_and_is_swept(
+    clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it wrote rows: they are not taken for a file, and a later run deletes them when they are old."""
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".safetensors"):
+            raise OSError("killed")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedvlm.training.store._delete", lambda path: None)  # nobody tidies up after SIGKILL
+        patch.setattr(os, "replace", killed)
+        with pytest.warns(UserWarning, match="not kept on disk"):
+            new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    (held,) = Store(tmp_path / "c", MANY).held()
+    (left,) = (file for file in held.path.iterdir() if file.name != "facts.json")
+    assert held.files == 0
+    new(clip, records, tmp_path / "c").prepare(KEYS, 2)
+    assert left.exists()  # it may be somebody's who is still writing
+    os.utime(left, (1000, 1000))
+    new(clip, records, tmp_path / "c").prepare([(0, 7)], 2)
+    assert not left.exists()
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVLM_CACHE", "/x")
     assert folder() == Path("/x/activations")
