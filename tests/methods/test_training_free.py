@@ -100,11 +100,14 @@ def test_large_weights(clip: FrozenCLIP, fed: Federation, text: np.ndarray) -> N
     assert logits("majority", clip, fed, even).argmax(1).tolist() == [0] * 5
 
 
+@pytest.mark.parametrize("held", [LABELS, [0, 2, 2, 2, 2, 2, 2]], ids=["several of each", "one of a class"])
 @pytest.mark.parametrize("weight", [1.0, 0.2])
-def test_the_discriminant_by_numpy(weight: float, clip: FrozenCLIP, fed: Federation, text: np.ndarray) -> None:
+def test_the_discriminant_by_numpy(
+    weight: float, held: list[int], clip: FrozenCLIP, fed: Federation, text: np.ndarray
+) -> None:
     """mu' P x - mu' P mu / 2 with P = E ((n - 1) S + tr(S) I)^-1; S by numpy's covariance of the centred images."""
-    known, images, labels = unit(features(7, 1)), unit(features(5, 2)), np.array(LABELS)
-    means = np.stack([known[labels == k].mean(0) if k in LABELS else known.mean(0) + text[k] - text[[0, 2]].mean(0)
+    known, images, labels = unit(features(7, 1)), unit(features(5, 2)), np.array(held)
+    means = np.stack([known[labels == k].mean(0) if k in held else known.mean(0) + text[k] - text[[0, 2]].mean(0)
                       for k in range(4)])  # fmt: skip
     covariance = np.cov((known - means[labels]).T)
     precision = 16 * np.linalg.inv(6 * covariance + np.trace(covariance) * np.eye(16))
@@ -112,7 +115,7 @@ def test_the_discriminant_by_numpy(weight: float, clip: FrozenCLIP, fed: Federat
     for b, image in enumerate(images):
         for k, mean in enumerate(means):
             expected[b, k] += weight * (mean @ precision @ image - mean @ precision @ mean / 2)
-    assert near(logits("gaussian", clip, fed, weight=weight), expected)
+    assert near(logits("gaussian", clip, fed, held, weight=weight), expected)
 
 
 def test_the_discriminant_of_one_image_of_each_class_is_finite(clip: FrozenCLIP, fed: Federation) -> None:
