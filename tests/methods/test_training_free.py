@@ -81,6 +81,13 @@ def test_the_prior_by_hand(weight: float, clip: FrozenCLIP, fed: Federation, tex
     assert near(logits("majority", clip, fed), np.broadcast_to(bonus, (5, 4)))
 
 
+@pytest.mark.parametrize("images", [4, 2])
+def test_the_prior_of_as_many_images_as_classes_and_of_fewer(images: int, clip: FrozenCLIP, fed: Federation) -> None:
+    """All of class 2: (0 + 1, 0 + 1, n + 1, 0 + 1), divided by the largest."""
+    bonus = -np.log(images + 1) * np.array([1, 1, 0, 1])
+    assert near(logits("majority", clip, fed, [2] * images), np.broadcast_to(bonus, (5, 4)))
+
+
 def test_the_documented_bonus() -> None:
     """2 of 20 classes with 16 images of each: the default weight puts own classes 1.4 log 17 = 4 above the others."""
     weight = build("zero_shot_prior").config.weight  # type: ignore[attr-defined]
