@@ -94,9 +94,9 @@ class FrozenCLIP(CLIP):
         # `to_empty` would import torch's compiler for this, which takes a second of every start.
         for module in self.modules():
             for key, one in module.named_parameters(recurse=False):
-                setattr(module, key, nn.Parameter(torch.empty(one.shape, dtype=one.dtype)))
+                setattr(module, key, nn.Parameter(torch.empty(one.shape, dtype=one.dtype, device="cpu")))
             for key, buffer in module.named_buffers(recurse=False):
-                setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype))
+                setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
