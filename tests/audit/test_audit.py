@@ -6,16 +6,16 @@ import csv
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from called import call
 from rich.console import Console
 
 import fedvlm
-from fedvlm import cli, experiment, faults, methods, plain, presets
+from fedvlm import experiment, faults, methods, plain, presets
 from fedvlm.audit.plan import variants
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
@@ -194,13 +194,6 @@ def test_test_selection_reports_the_best_round(tmp_path: Path) -> None:
 AUDIT = [*SMALL, "data.styles=sketch", "evaluation.general=all", "methods=pfedmma,zero_shot", "seeds=0,1"]
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedvlm", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit that was stopped in the middle of a point and repeated."""
@@ -215,10 +208,9 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
             yield from play(task, state)
 
         patch.setattr(engine, "play", counted)
-        patch.setattr(sys, "argv", ["fedvlm", "audit", "quickstart", *AUDIT, "--out", str(out), "--quiet"])
         with pytest.raises(KilledError):
-            cli.main()
-        assert call(patch, "audit", "quickstart", *AUDIT, "--out", str(out), "--quiet") == 0
+            call("audit", "quickstart", *AUDIT, "--out", str(out), "--quiet")
+        assert call("audit", "quickstart", *AUDIT, "--out", str(out), "--quiet").returncode == 0
         (out / "plays.json").write_text(json.dumps(plays))
     return out
 
@@ -297,14 +289,13 @@ def test_an_audit_chooses_its_faults_itself() -> None:
         variants(Experiment(faults=["all"]))
 
 
-def test_a_fault_that_fails_is_told_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fault_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     """Two domains, two clients, which the settings do not say: there is no client 5 to be dropped."""
     words = [*SMALL, "partition.kind=domain", "partition.one_domain_each=false", "data.styles=sketch,neon", "methods=coop",
              "rounds=1"]  # fmt: skip
-    assert call(monkeypatch, "audit", "quickstart", *words, "--out", str(tmp_path / "a"), "--quiet") == 1
-    assert "coop [missing_client] FAILED: fault 'missing_client' needs 6 clients, here are 2" in capsys.readouterr().out
+    done = call("audit", "quickstart", *words, "--out", str(tmp_path / "a"), "--quiet")
+    assert done.returncode == 1
+    assert "coop [missing_client] FAILED: fault 'missing_client' needs 6 clients, here are 2" in done.stdout
     rows = json.loads((tmp_path / "a" / "audit.json").read_text())["rows"]
     assert {row["fault"] for row in rows if row["failed"]} == {"missing_client"}
     whole = next(row for row in rows if row["fault"] == "all")
@@ -336,7 +327,7 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
     assert ("promptfl", "half_precision") in failed
 
 
-def test_the_list_of_faults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call(monkeypatch, "audit") == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in faults.known())
+def test_the_list_of_faults() -> None:
+    done = call("audit")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in faults.known())

@@ -43,10 +43,7 @@ def draw(results: Curves, rounds: int, title: str, folder: Path) -> list[Path]:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         _labelled(panel, name, "round")
     _headed(figure, axes, title)
-    # Laid out once for both files.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return [_write(figure, folder / f"rounds.{kind}", kind) for kind in ("png", "svg")]
+    return _write(figure, folder, "rounds")
 
 
 def _line(
@@ -108,7 +105,7 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
         panel.set_ylim(low[1] - room[1], high[1] + room[1])
     _labelled(panel, "", "mean of Base and Novel, %")
     _headed(figure, [panel], f"{found.name}: moved towards zero-shot", "Local, %")
-    return [_write(figure, folder / f"tradeoff.{kind}", kind) for kind in ("png", "svg")]
+    return _write(figure, folder, "tradeoff")
 
 
 @_WORDS
@@ -147,7 +144,7 @@ def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, m
         panel.set_xticks(range(len(found)), list(found))
         _labelled(panel, name, key)
     _headed(figure, axes, title)
-    return [_write(figure, folder / f"sweep.{kind}", kind) for kind in ("png", "svg")]
+    return _write(figure, folder, "sweep")
 
 
 def _labelled(panel: Axes, title: str, x: str) -> None:
@@ -170,9 +167,14 @@ def _place(point: Mapping[str, float]) -> tuple[float, float]:
     return 100 * general(dict(point)), 100 * point.get("local", 0.0)
 
 
-def _write(figure: Figure, path: Path, kind: str) -> Path:
-    data = BytesIO()
+def _write(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """`name.png` and `name.svg`, laid out once for both."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     # No date: the same results give the same bytes.
-    figure.savefig(data, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    durable.write_bytes(path, data.getvalue())
-    return path
+    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
+        data = BytesIO()
+        figure.savefig(data, format=path.suffix[1:], dpi=150, metadata=metadata)
+        durable.write_bytes(path, data.getvalue())
+    return paths
