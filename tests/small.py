@@ -18,15 +18,17 @@ from fedvlm.clip.config import ClipConfig, ResNet, Text, Transformer, ViT
 from fedvlm.clip.preprocess import Preprocess
 from fedvlm.clip.tokenizer import Tokenizer
 from fedvlm.data import Client, Federation, Record, Source
-from fedvlm.federation.client import Task
-from fedvlm.federation.engine import RoundRecord, State, play, start
+from fedvlm.federation.records import RoundRecord
+from fedvlm.federation.setup import site_keys
+from fedvlm.federation.simulation import FederationState, Schedule, Simulation, run_rounds, start
+from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import build
-from fedvlm.methods.base import Method
+from fedvlm.methods.base import EvalPoint, Method
 from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
-from fedvlm.training.activations import TEST, Activations, Key
+from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
-from fedvlm.training.evaluation import Bench
+from fedvlm.training.site import Site
 from fedvlm.tuners.base import Tuner
 
 CPU = Device(torch.device("cpu"))
@@ -174,9 +176,9 @@ def method(name: str, **settings: Any) -> Method:
     return build(name, {"all": SETTINGS["all"], name: SETTINGS.get(name, {}) | settings})
 
 
-def bench(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Bench:
-    """A new bench: nothing remembered from before."""
-    return Bench(
+def site(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Site:
+    """A new site with all clients: nothing remembered from before."""
+    return Site(
         chosen.tuner(frozen, fed.base_names, "a photo of a {}."),
         chosen.tuner(frozen, fed.novel_names, "a photo of a {}."),
         fed,
@@ -190,32 +192,28 @@ def random(tuner: Tuner, scale: float, draw: torch.Generator) -> Named:
     return {name: scale * torch.randn(tensor.shape, generator=draw) for name, tensor in tuner.init(draw).items()}
 
 
-def needed(fed: Federation) -> set[Key]:
-    """The test view of every record that some client trains on or is evaluated on."""
-    lists = [*fed.tests.values(), *(one.local for one in fed.clients), *(one.train for one in fed.clients)]
-    return {(index, TEST) for indices in lists for index in indices}
-
-
-def task(
+def simulation(
     chosen: Method, frozen: FrozenCLIP, fed: Federation, *, rounds: int = 3, seed: int = 1, limit: int = 1 << 30,
-    device: Device = CPU, **more: Any,
-) -> Task:  # fmt: skip
-    """A new task, as a new process would make it."""
-    table = bench(chosen, frozen, fed, limit=limit, device=device)
-    table.activations.prepare(needed(fed), table.base.entry)
-    return Task(chosen, table, table.base.init(torch_stream(seed, "init")), seed, rounds, **more)
+    device: Device = CPU, views: str | int = "none", report: EvalPoint | None = None, participation: float = 1.0,
+    every: int = 1, clients_per_step: int = 1, **more: Any,
+) -> Simulation:  # fmt: skip
+    """A new simulation, as a new process would make it. `more`: fields of `Simulation`."""
+    place = site(chosen, frozen, fed, limit=limit, device=device)
+    place.activations.prepare(site_keys(fed, "none"), place.base.entry)
+    spec = RunSpec(chosen, place.base.init(torch_stream(seed, "init")), seed, rounds, views, report)
+    return Simulation(spec, place, Schedule(participation, every, clients_per_step), **more)
 
 
-def run(chosen: Task, state: State | None = None) -> tuple[State, list[RoundRecord]]:
-    """Play what is left of a task."""
+def run(chosen: Simulation, state: FederationState | None = None) -> tuple[FederationState, list[RoundRecord]]:
+    """Run what is left of a simulation."""
     begun, records = state or start(chosen), []
     last = begun
-    for last, record in play(chosen, begun):  # noqa: B007
+    for last, record in run_rounds(chosen, begun):  # noqa: B007
         records.append(record)
     return last, records
 
 
-def fingerprint(state: State) -> dict[str, str]:
+def fingerprint(state: FederationState) -> dict[str, str]:
     """Digests of everything that is durable."""
     return {"round": str(state.round), "server": tensors.digest(state.server)} | {
         f"client {name}": tensors.digest(own) for name, own in sorted(state.personal.items())

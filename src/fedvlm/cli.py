@@ -206,6 +206,7 @@ def verify(
     if path != "all" and path not in ways:
         raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
     place = devices.choose(experiment.ComputeSection(device=device))
+    devices.configure_process(place)
     console, failed = _console(), 0
     for name in ways if path == "all" else [path]:
         groups = reference.verify(folder, ways[name], place)
@@ -225,7 +226,7 @@ def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path
     findings = examine(out)
     console = _console()
     for f in findings:
-        mark = "ok  " if f.good else "MEND"
+        mark = "ok  " if f.good else "FIX "
         console.print(f"{mark} {f.what:24} {f.found}", highlight=False, markup=False, soft_wrap=True)
         if f.advice:
             console.print(f"     {'':24} -> {f.advice}", highlight=False, markup=False, soft_wrap=True)
@@ -384,6 +385,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "fedvlm: interrupted; --resume continues (audit, compare, reproduce, sweep: say it again)", highlight=False
+            "fedvlm: interrupted; --resume continues (audit, compare, reproduce, sweep: run it again)", highlight=False
         )
         sys.exit(130)

@@ -7,13 +7,13 @@ method's configuration class.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedvlm import durable
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.templates import Template
 
@@ -80,6 +80,8 @@ class FileData(Section):
     """Training images per class (and domain); all of them where not given."""
     novel: Literal["half", "none"] = "half"
     """`half`: the first ceil(C/2) classes are base, the rest novel; `none`: every class is base."""
+    classes: list[str] = []
+    """Class names in the order of their numbers at every site; images of others are left out. Empty: the data's own."""
     include: list[str] = []
     """The only labels to use (the papers take 10 of DomainNet's 345); all of them where empty."""
     exclude: list[str] = []
@@ -306,11 +308,11 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """SHA-256 of what can change results: everything but the name, the device and the bounds of caches."""
-        return _digest(self._counted())
+        return durable.json_digest(self._counted())
 
     def basis(self) -> str:
         """The same without methods, seeds and methods' settings: what all points of a comparison have in common."""
-        return _digest({key: value for key, value in self._counted().items() if key not in _POINTS})
+        return durable.json_digest({key: value for key, value in self._counted().items() if key not in _POINTS})
 
     def _counted(self) -> dict[str, Any]:
         settings = self.model_dump(mode="json", exclude={"name"})
@@ -323,14 +325,10 @@ class Experiment(Section):
         return settings
 
 
-LATER = {"": {"faults"}, "data": {"on_duplicate", "grey_bits"}, "partition": {"late"}}
+LATER = {"": {"faults"}, "data": {"on_duplicate", "grey_bits", "classes"}, "partition": {"late"}}
 """Settings that came later, by table: digests leave them out while they have their defaults (or name nothing), so that
 runs that were begun before there were any can be resumed."""
 _POINTS = ("methods", "seeds", "method")
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def parse(settings: dict[str, Any]) -> Experiment:

@@ -19,7 +19,7 @@ from fedvlm import experiment, faults, methods, plain, presets
 from fedvlm.audit.plan import variants
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
-from fedvlm.federation import engine
+from fedvlm.federation import simulation
 from fedvlm.results.compare import compare
 from fedvlm.results.comparison_text import as_rich as as_rich_comparison
 from fedvlm.results.folder import Point
@@ -199,15 +199,15 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit that was stopped in the middle of a point and repeated."""
     out, plays = tmp_path_factory.mktemp("audit") / "a", []
     with pytest.MonkeyPatch.context() as patch:
-        play = engine.play
+        play = simulation.run_rounds
 
         def counted(task: Any, state: Any) -> Iterator[Any]:
-            plays.append((task.method.name, task.seed, task.faults))
+            plays.append((task.spec.method.name, task.spec.seed, task.faults))
             if len(plays) == 12:
                 raise KilledError
             yield from play(task, state)
 
-        patch.setattr(engine, "play", counted)
+        patch.setattr(simulation, "run_rounds", counted)
         with pytest.raises(KilledError):
             call("audit", "quickstart", *AUDIT, "--out", str(out), "--quiet")
         assert call("audit", "quickstart", *AUDIT, "--out", str(out), "--quiet").returncode == 0
@@ -309,14 +309,14 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
     from fedvlm.errors import DivergenceError
     from fedvlm.results import runner
 
-    played = runner._played
+    played = runner._run_point
 
     def unlucky(run: Any, scene: Any, name: str, point: Any) -> dict[str, Any]:
         if name == "coop [half_precision]":
             raise DivergenceError("coop: its loss is no longer finite")
         return played(run, scene, name, point)
 
-    monkeypatch.setattr(runner, "_played", unlucky)
+    monkeypatch.setattr(runner, "_run_point", unlucky)
     words = [*SMALL, "methods=coop,promptfl", "rounds=1", "seeds=0"]
     chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
     planned = [each for each in variants(chosen) if each.name in ("right", "half_precision")]

@@ -14,29 +14,32 @@ from torch.nn import functional as F
 from fedvlm import faults
 from fedvlm.experiment import Experiment
 from fedvlm.faults.optimisers import swing
-from fedvlm.federation.client import Task, assemble, batches
-from fedvlm.federation.engine import downlink, play, start
+from fedvlm.federation.client import batches
+from fedvlm.federation.simulation import Simulation, run_rounds, start
 from fedvlm.methods.base import Method
+from fedvlm.training.descent import optimizer
 
 
-def faulty(name: str, task: Task, **settings: Any) -> Task:
+def faulty(name: str, task: Simulation, **settings: Any) -> Simulation:
     experiment = Experiment.model_validate({"faults": [name], **settings})
-    return faults.Built(task.method, experiment).task(task)
+    return faults.Built(task.spec.method, experiment).simulation(task)
 
 
-def prompt_task(**settings: Any) -> Task:
+def prompt_task(**settings: Any) -> Simulation:
     method = small.method("promptfl", **{"epochs": 1, "momentum": 0.9, "weight_decay": 0.0, **settings})
-    return small.task(method, small.clip(), small.federation(), rounds=2)
+    return small.simulation(method, small.clip(), small.federation(), rounds=2)
 
 
-def gradients(task: Task, method: Method, start_: Tensor, client: int, round_: int, rate: Any, buffer: Any,
+def gradients(task: Simulation, method: Method, start_: Tensor, client: int, round_: int, rate: Any, buffer: Any,
               half: bool = False) -> tuple[Tensor, Any, list[float]]:  # fmt: skip
     """A visit written out: v <- 0.9 v + g, P <- P - rate(step) v. Gives the prompt, v, the rates used."""
     prompt, used = start_.clone(), []
     squeeze = (lambda x: x.half().float()) if half else (lambda x: x)
     prompt = squeeze(prompt)
-    tuner = task.bench.base
-    for step, (hidden, labels) in enumerate(batches(task, round_, task.bench.federation.clients[client])):
+    tuner = task.site.base
+    for step, (hidden, labels) in enumerate(
+        batches(task.spec, task.site, round_, task.site.federation.clients[client])
+    ):
         leaf = prompt.clone().requires_grad_()
         logits = tuner.logits({"prompt": leaf}, tuner.classifier({"prompt": leaf}, {}), hidden)
         (grad,) = torch.autograd.grad(F.cross_entropy(logits, labels), [leaf])
@@ -47,21 +50,21 @@ def gradients(task: Task, method: Method, start_: Tensor, client: int, round_: i
     return prompt, buffer, used
 
 
-def first_round(task: Task) -> list[Tensor]:
+def first_round(task: Simulation) -> list[Tensor]:
     """The prompts of all clients after round 0, in visiting order."""
-    state, _ = next(play(task, start(task)))
+    state, _ = next(run_rounds(task, start(task)))
     return [state.personal[name]["prompt"] for name in sorted(state.personal)]
 
 
 def test_momentum_passes_from_client_to_client() -> None:
     task = prompt_task()
     found = first_round(faulty("shared_optimiser", task))
-    begin, rate = task.initial["prompt"], float(task.method.config.lr)
+    begin, rate = task.spec.initial["prompt"], float(task.spec.method.config.lr)
     buffer = None
     for client, prompt in enumerate(found):
-        expected, buffer, _ = gradients(task, task.method, begin, client, 0, lambda step: rate, buffer)
+        expected, buffer, _ = gradients(task, task.spec.method, begin, client, 0, lambda step: rate, buffer)
         torch.testing.assert_close(prompt, expected, rtol=1e-5, atol=1e-6)
-    alone, _, _ = gradients(task, task.method, begin, 1, 0, lambda step: rate, None)
+    alone, _, _ = gradients(task, task.spec.method, begin, 1, 0, lambda step: rate, None)
     torch.testing.assert_close(first_round(task)[1], alone, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(alone, found[1], rtol=1e-3, atol=1e-4)
 
@@ -69,13 +72,13 @@ def test_momentum_passes_from_client_to_client() -> None:
 def test_momentum_passes_on_to_the_next_round() -> None:
     task = prompt_task()
     shared = faulty("shared_optimiser", task)
-    begin, rate = task.initial["prompt"], float(task.method.config.lr)
+    begin, rate = task.spec.initial["prompt"], float(task.spec.method.config.lr)
     state, _ = small.run(shared)
-    buffer, server, sizes = None, begin, [len(c.train) for c in task.bench.federation.clients]
+    buffer, server, sizes = None, begin, [len(c.train) for c in task.site.federation.clients]
     for round_ in range(2):
         prompts = []
         for client in range(len(sizes)):
-            prompt, buffer, _ = gradients(task, task.method, server, client, round_, lambda step: rate, buffer)
+            prompt, buffer, _ = gradients(task, task.spec.method, server, client, round_, lambda step: rate, buffer)
             prompts.append(prompt)
         server = sum(size * prompt for size, prompt in zip(sizes, prompts, strict=True)) / sum(sizes)
     torch.testing.assert_close(state.server["prompt"], server, rtol=1e-4, atol=1e-5)
@@ -97,15 +100,15 @@ def test_the_rate_swings_as_released() -> None:
 def test_the_counter_runs_on_from_client_to_client() -> None:
     task = prompt_task(epochs=2)
     found = first_round(faulty("oscillating_rate", task))
-    begin, rate, seen = task.initial["prompt"], float(task.method.config.lr), []
+    begin, rate, seen = task.spec.initial["prompt"], float(task.spec.method.config.lr), []
     for client, prompt in enumerate(found):
-        per_epoch = math.ceil(len(task.bench.federation.clients[client].train) / 4)
+        per_epoch = math.ceil(len(task.site.federation.clients[client].train) / 4)
 
         def at(step: int, client: int = client, per_epoch: int = per_epoch) -> float:
             k = 2 * client + step // per_epoch
             return rate * (0.005 if k == 0 else 0.5 * (1 + math.cos(math.pi * (k - 1) / 2)))
 
-        expected, _, used = gradients(task, task.method, begin, client, 0, at, None)
+        expected, _, used = gradients(task, task.spec.method, begin, client, 0, at, None)
         torch.testing.assert_close(prompt, expected, rtol=1e-5, atol=1e-6)
         seen += used
     assert len(set(seen)) > 3
@@ -114,22 +117,24 @@ def test_the_counter_runs_on_from_client_to_client() -> None:
 def test_the_gates_rate_does_not_swing() -> None:
     """With the prompt's rate at zero a visit moves the gate alone, exactly as without the fault."""
     method = small.method("pfedmoap", lr=0.0)
-    right = small.task(method, small.clip(), small.federation(), rounds=2)
-    wrong = faulty("oscillating_rate", small.task(method, small.clip(), small.federation(), rounds=2))
+    right = small.simulation(method, small.clip(), small.federation(), rounds=2)
+    wrong = faulty("oscillating_rate", small.simulation(method, small.clip(), small.federation(), rounds=2))
     assert small.fingerprint(small.run(right)[0]) == small.fingerprint(small.run(wrong)[0])
 
 
 def test_a_gate_with_the_prompts_rate_does_not_swing_either() -> None:
     method = small.method("pfedmoap", lr=0.05, gate_lr=0.05)
-    wrong = faulty("oscillating_rate", small.task(method, small.clip(), small.federation(), rounds=1))
-    made = wrong.conduct.optimiser(wrong.method, {n: t.clone().requires_grad_() for n, t in wrong.initial.items()}, 1.0)
+    wrong = faulty("oscillating_rate", small.simulation(method, small.clip(), small.federation(), rounds=1))
+    made = wrong.procedure._made(  # type: ignore[attr-defined]
+        optimizer, wrong.spec.method, {n: t.clone().requires_grad_() for n, t in wrong.spec.initial.items()}, 1.0
+    )
     for group in made.param_groups:
         (leaf,) = group["params"]
         leaf.grad = torch.zeros_like(leaf)
     made.step()
     rates = {group["params"][0].shape: group["lr"] for group in made.param_groups}
-    assert rates[wrong.initial["prompt"].shape] == pytest.approx(0.05 * 0.005)
-    assert rates[wrong.initial["gating.q.weight"].shape] == 0.05
+    assert rates[wrong.spec.initial["prompt"].shape] == pytest.approx(0.05 * 0.005)
+    assert rates[wrong.spec.initial["gating.q.weight"].shape] == 0.05
 
 
 def halves(tensor: Tensor) -> bool:
@@ -138,7 +143,7 @@ def halves(tensor: Tensor) -> bool:
 
 @pytest.mark.parametrize("name", ["promptfl", "pfedmoap", "promptfl_prox", "coop", "fedotp"])
 def test_half_precision_holds_nothing_but_half_precision(name: str) -> None:
-    task = faulty("half_precision", small.task(small.method(name), small.clip(), small.federation(), rounds=2))
+    task = faulty("half_precision", small.simulation(small.method(name), small.clip(), small.federation(), rounds=2))
     state, _ = small.run(task)
     held = [*state.server.values(), *(t for own in state.personal.values() for t in own.values())]
     assert held
@@ -148,16 +153,16 @@ def test_half_precision_holds_nothing_but_half_precision(name: str) -> None:
 def test_half_precision_step_by_step() -> None:
     task = prompt_task()
     wrong = faulty("half_precision", task)
-    begin, rate = task.initial["prompt"], float(task.method.config.lr)
+    begin, rate = task.spec.initial["prompt"], float(task.spec.method.config.lr)
     for client, prompt in enumerate(first_round(wrong)):
-        expected, _, _ = gradients(task, task.method, begin, client, 0, lambda step: rate, None, half=True)
+        expected, _, _ = gradients(task, task.spec.method, begin, client, 0, lambda step: rate, None, half=True)
         torch.testing.assert_close(prompt, expected, rtol=2e-3, atol=6e-5)
 
 
 def test_momentum_is_half_precision_too() -> None:
     task = faulty("half_precision", prompt_task())
-    leaves = {"prompt": task.initial["prompt"].clone().requires_grad_()}
-    made = task.conduct.optimiser(task.method, leaves, 1.0)
+    leaves = {"prompt": task.spec.initial["prompt"].clone().requires_grad_()}
+    made = task.procedure._made(optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         leaves["prompt"].grad = torch.randn(leaves["prompt"].shape, generator=draw) * 1e-3
@@ -170,7 +175,7 @@ def test_small_steps_vanish_in_half_precision() -> None:
     """Near 0.02 one unit in the last place is 1.5e-5: a step of a tenth of it changes nothing."""
     task = faulty("half_precision", prompt_task(lr=1.0, momentum=0.0))
     leaves = {"prompt": torch.full((3, 24), 0.02).half().float().requires_grad_()}
-    made = task.conduct.optimiser(task.method, leaves, 1.0)
+    made = task.procedure._made(optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     before = leaves["prompt"].detach().clone()
     leaves["prompt"].grad = torch.full((3, 24), 1.5e-6)
     made.step()
@@ -180,5 +185,5 @@ def test_small_steps_vanish_in_half_precision() -> None:
 def test_downlink_is_what_visits_start_from() -> None:
     """The oracle above starts every visit at the server's prompt."""
     task = prompt_task()
-    received = downlink(task, start(task), task.bench.federation.clients[0])
-    assert torch.equal(assemble(task, None, received)["prompt"], task.initial["prompt"])
+    received = task.procedure.downlink(task.spec, start(task), task.site.federation.clients[0].name)
+    assert torch.equal(task.spec.assemble(None, received)["prompt"], task.spec.initial["prompt"])

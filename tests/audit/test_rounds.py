@@ -10,9 +10,8 @@ import torch
 
 from fedvlm import faults
 from fedvlm.experiment import Experiment
-from fedvlm.faults.rounds import best
-from fedvlm.federation.client import visit
-from fedvlm.federation.engine import downlink, start
+from fedvlm.federation.client import train_client
+from fedvlm.federation.simulation import start
 from fedvlm.methods.base import Step
 
 
@@ -20,52 +19,55 @@ from fedvlm.methods.base import Step
     ("name", "field", "anchor"), [("promptfl_prox", "mu", "prompt"), ("fedamp", "decay", "anchor")]
 )
 def test_the_penalty_has_a_value_and_no_gradient(name: str, field: str, anchor: str) -> None:
-    right = small.task(small.method(name, **{field: 3.0}), small.clip(), small.federation())
-    wrong = faults.Built(right.method, Experiment(faults=["detached_penalty"])).task(right)
+    right = small.simulation(small.method(name, **{field: 3.0}), small.clip(), small.federation())
+    wrong = faults.Built(right.spec.method, Experiment(faults=["detached_penalty"])).simulation(right)
     received = {anchor: torch.zeros(3, 24)}
     gradient, value = {}, {}
     for key, task in (("right", right), ("wrong", wrong)):
-        prompt = right.initial["prompt"].clone().requires_grad_()
+        prompt = right.spec.initial["prompt"].clone().requires_grad_()
         logits = torch.zeros(2, 4, requires_grad=True)
-        loss = task.method.loss(Step(logits, torch.tensor([0, 1]), {"prompt": prompt}, received, {}, task.bench.base))
+        loss = task.spec.method.loss(Step(logits, torch.tensor([0, 1]), {"prompt": prompt}, received, {}))
         loss.backward()
         gradient[key], value[key] = prompt.grad, float(loss.detach())
     assert value["right"] == value["wrong"]
-    torch.testing.assert_close(gradient["right"], 3.0 * right.initial["prompt"])
+    torch.testing.assert_close(gradient["right"], 3.0 * right.spec.initial["prompt"])
     assert gradient["wrong"] is None
 
 
 def test_fedprox_is_then_promptfl() -> None:
-    made = small.task(small.method("promptfl_prox", mu=5.0), small.clip(), small.federation())
-    wrong = faults.Built(made.method, Experiment(faults=["detached_penalty"])).task(made)
-    plain = small.task(small.method("promptfl"), small.clip(), small.federation())
+    made = small.simulation(small.method("promptfl_prox", mu=5.0), small.clip(), small.federation())
+    wrong = faults.Built(made.spec.method, Experiment(faults=["detached_penalty"])).simulation(made)
+    plain = small.simulation(small.method("promptfl"), small.clip(), small.federation())
     assert small.fingerprint(small.run(wrong)[0]) == small.fingerprint(small.run(plain)[0])
     assert small.fingerprint(small.run(made)[0]) != small.fingerprint(small.run(plain)[0])
 
 
 def test_local_training_begins_again_every_round() -> None:
-    made = small.task(small.method("coop"), small.clip(), small.federation(), rounds=3)
-    wrong = faults.Built(made.method, Experiment(faults=["restarted_local"])).task(made)
+    made = small.simulation(small.method("coop"), small.clip(), small.federation(), rounds=3)
+    wrong = faults.Built(made.spec.method, Experiment(faults=["restarted_local"])).simulation(made)
     state, _ = small.run(wrong)
-    for client in made.bench.federation.clients:
-        alone = visit(made, 2, client, None, downlink(made, start(made), client))
+    for client in made.site.federation.clients:
+        alone = train_client(
+            made.spec, made.site, 2, client, None, made.procedure.downlink(made.spec, start(made), client.name)
+        )
         assert torch.equal(state.personal[client.name]["prompt"], alone.personal["prompt"])
 
 
 def test_the_best_round_is_the_first_with_the_highest_local() -> None:
     curve = [{"local": value, "base": -value} for value in (0.3, 0.7, 0.5, 0.7)]
-    assert best(curve) == 1
-    assert best([{"base": 0.1}, {"base": 0.9}, {"base": 0.2}]) == 2
-    task = small.task(small.method("pfedmma"), small.clip(), small.federation())
-    assert task.conduct.result(curve) == 3
+    task = small.simulation(small.method("pfedmma"), small.clip(), small.federation(), rounds=2)
+    wrong = faults.Built(task.spec.method, Experiment(faults=["test_selection"])).simulation(task)
+    assert wrong.procedure.result(curve) == 1
+    assert wrong.procedure.result([{"base": 0.1}, {"base": 0.9}, {"base": 0.2}]) == 2
+    assert task.procedure.result(curve) == 3
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "promptfl", "pfedmma", "pfedmoap", "fedamp"])
 def test_without_faults_a_task_is_the_same_object(name: str) -> None:
-    task = small.task(small.method(name), small.clip(), small.federation())
-    built = faults.Built(task.method, Experiment())
-    assert built.task(task) is task
-    assert built.federation(task.bench.federation, 0) is task.bench.federation
+    task = small.simulation(small.method(name), small.clip(), small.federation())
+    built = faults.Built(task.spec.method, Experiment())
+    assert built.simulation(task) is task
+    assert built.federation(task.site.federation, 0) is task.site.federation
 
 
 EVERY = [
@@ -82,8 +84,8 @@ def test_every_fault_runs_on_every_method_that_has_it_and_repeats(fault: type[fa
     def played() -> tuple[dict[str, str], list[dict[str, float]]]:
         method, fed = small.method(name), small.federation((8, 6, 3, 4, 4, 3, 4))
         built = faults.Built(method, experiment)
-        task = small.task(method, small.clip(), built.federation(fed, 1), rounds=3, participation=0.67)
-        state, records = small.run(built.task(replace(task, validation=task.bench)))
+        task = small.simulation(method, small.clip(), built.federation(fed, 1), rounds=3, participation=0.67)
+        state, records = small.run(built.simulation(replace(task, validation=task.site)))
         return small.fingerprint(state), [means for record in records for means in record.means.values()]
 
     first, again = played(), played()

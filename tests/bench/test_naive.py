@@ -13,7 +13,7 @@ from fedvlm.bench.naive import Decoded, plain
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.federation.client import Task
+from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import build
 
 TEMPLATE = "a photo of a {}."
@@ -30,16 +30,16 @@ def fed() -> Federation:
     return small.federation()
 
 
-def slow(task: Task, clip: FrozenCLIP) -> Task:
+def slow(task: Simulation, clip: FrozenCLIP) -> Simulation:
     """The same task in the released procedure."""
-    federation = task.bench.federation
-    bench = replace(
-        task.bench,
-        base=plain(task.method, clip, federation.base_names, TEMPLATE),
-        novel=plain(task.method, clip, federation.novel_names, TEMPLATE),
+    federation = task.site.federation
+    site = replace(
+        task.site,
+        base=plain(task.spec.method, clip, federation.base_names, TEMPLATE),
+        novel=plain(task.spec.method, clip, federation.novel_names, TEMPLATE),
         activations=Decoded(clip, federation.source.records, small.CPU, 0),
     )
-    return replace(task, bench=bench)
+    return replace(task, site=site)
 
 
 @pytest.mark.parametrize("views", ["none", 2, "online"])
@@ -47,7 +47,7 @@ def slow(task: Task, clip: FrozenCLIP) -> Task:
 def test_a_federated_run_is_the_same(name: str, views: Any, clip: FrozenCLIP, fed: Federation) -> None:
     if name.endswith("mma") and clip.config == CLIPS["resnet"]:
         pytest.skip("adapters need a transformer")
-    ours = small.task(small.method(name), clip, fed, rounds=2, views=views)
+    ours = small.simulation(small.method(name), clip, fed, rounds=2, views=views)
     fast, records = small.run(ours)
     other, expected = small.run(slow(ours, clip))
     for mine, theirs in ((fast.server, other.server), *((fast.personal[c], other.personal[c]) for c in fast.personal)):

@@ -70,7 +70,7 @@ def test_only_some_clients_take_part(tmp_path: Path) -> None:
     tiny = replace(cifar, preset="quickstart", model=None, words=(*SMALL, "partition.clients=6", "participation=0.5"))
     side = Side("exact", protocols.settings(tiny, tmp_path, None), Sizes(), tmp_path)
     counts = side.measure().counts
-    assert counts["steps per round"] == 3 * side.task.method.config.epochs  # type: ignore[attr-defined]
+    assert counts["steps per round"] == 3 * side.run.spec.method.config.epochs  # type: ignore[attr-defined]
     assert (counts["experts per round"], counts["prompts per round"], counts["clients"]) == (3 * 3, 3, 6)
 
 

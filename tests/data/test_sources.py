@@ -139,6 +139,25 @@ def test_only_some_labels_can_be_used(tmp_path: Path) -> None:
     assert source.classnames == ("ant", "cow")
 
 
+def test_two_sites_with_other_folders_number_classes_alike(tmp_path: Path) -> None:
+    """The list is the experiment's: a class that a site lacks keeps its number, one that is not in the list is left out."""
+    one = photos(tmp_path / "one", "cat/1.png", "emu/1.png", "dog/1.png")
+    other = photos(tmp_path / "other", "dog/2.png", "ant/1.png", "fox/1.png")
+    classes = ["fox", "dog", "cat"]
+    found = [folder_of(root, classes=classes) for root in (one, other)]
+    assert [source.classnames for source in found] == [("fox", "dog", "cat")] * 2
+    assert [{(r.name, r.label) for r in source.records} for source in found] == [
+        {("dog", 1), ("cat", 2)}, {("fox", 0), ("dog", 1)},
+    ]  # fmt: skip
+    assert "1 class is not in data.classes and left out: emu" in found[0].warnings
+    assert "1 class has no usable image (kept in the list of names): fox" in found[0].warnings
+    assert class_lists(found[0], FolderData(source="folder", path="x", classes=classes)) == ((0, 1), (2,))
+    with pytest.raises(
+        FedvlmError, match=r"other has no class of data\.classes: it has ant, dog, fox.*names Dog, whale"
+    ):
+        folder_of(other, classes=["Dog", "whale"])
+
+
 def test_coop_keeps_its_own_label_order(tmp_path: Path) -> None:
     photos(tmp_path, "jpg/a/1.jpg", "jpg/b/1.jpg", "jpg/b/2.jpg", "jpg/a/2.jpg")
     splits = {

@@ -11,14 +11,14 @@ import torch
 
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import checkpoint, engine
+from fedvlm.federation import checkpoint, simulation
 from fedvlm.federation.checkpoint import Checkpoint, Clients
-from fedvlm.federation.engine import State
+from fedvlm.federation.simulation import FederationState
 
 
-def state(round_: int, *names: str, value: float | None = None) -> State:
+def state(round_: int, *names: str, value: float | None = None) -> FederationState:
     number = float(round_) if value is None else value
-    return State(
+    return FederationState(
         round_,
         {"prompt": torch.full((2, 3), number)},
         {
@@ -28,7 +28,7 @@ def state(round_: int, *names: str, value: float | None = None) -> State:
     )
 
 
-def same(a: State, b: State) -> bool:
+def same(a: FederationState, b: FederationState) -> bool:
     return small.fingerprint(a) == small.fingerprint(b)
 
 
@@ -45,20 +45,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert loaded[1] == 1234
 
 
-def stored(folder: Path, *rounds: State) -> State:
+def stored(folder: Path, *rounds: FederationState) -> FederationState:
     """The rounds as an engine makes them: each with a copy of the clients before and its own trained ones."""
     checkpoint = Checkpoint(folder)
-    now = State(0, {}, checkpoint.clients())
+    now = FederationState(0, {}, checkpoint.clients())
     for round_ in rounds:
         personal = copy(now.personal)
         personal.update(round_.personal)
-        now = State(round_.round, round_.server, personal)
+        now = FederationState(round_.round, round_.server, personal)
         checkpoint.save(now, round_.round)
     return now
 
 
 def test_clients_that_did_not_take_part_keep_their_file(tmp_path: Path) -> None:
-    second = State(2, {"prompt": torch.zeros(1)}, {"b": {"prompt": torch.ones(1)}})
+    second = FederationState(2, {"prompt": torch.zeros(1)}, {"b": {"prompt": torch.ones(1)}})
     now = stored(tmp_path, state(1, "a", "b", "c"), second)
     assert {file.name for file in tmp_path.iterdir()} == {
         "checkpoint.json", "server-0002.safetensors", "clients-0001.safetensors", "clients-0002.safetensors",
@@ -66,7 +66,7 @@ def test_clients_that_did_not_take_part_keep_their_file(tmp_path: Path) -> None:
     loaded = Checkpoint(tmp_path).load()
     assert loaded is not None
     assert same(loaded[0], now)
-    assert same(now, State(2, second.server, {**state(1, "a", "b", "c").personal, **second.personal}))
+    assert same(now, FederationState(2, second.server, {**state(1, "a", "b", "c").personal, **second.personal}))
 
 
 def test_files_that_nobody_needs_are_swept(tmp_path: Path) -> None:
@@ -86,22 +86,25 @@ def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, m
     first, names = folder.clients(), [f"client {i}" for i in range(7)]
     first.update(state(1, *names).personal)
     assert len(list(tmp_path.iterdir())) == 2
-    folder.save(State(1, {}, first), 0)
+    folder.save(FederationState(1, {}, first), 0)
     assert sum(tensors.nbytes(own) for own in first.memory.values()) <= limit
     assert len(first.memory) == 7 or limit < 2**20
     second = copy(first)
     second.update(state(9, *names[:4]).personal)
     assert len(second) == 7
-    assert same(State(1, {}, first), state(1, *names)) is False  # the server differs
-    assert same(State(1, {}, first), State(1, {}, state(1, *names).personal))
-    assert same(State(1, {}, second), State(1, {}, state(1, *names).personal | state(9, *names[:4]).personal))
+    assert same(FederationState(1, {}, first), state(1, *names)) is False  # the server differs
+    assert same(FederationState(1, {}, first), FederationState(1, {}, state(1, *names).personal))
+    assert same(
+        FederationState(1, {}, second),
+        FederationState(1, {}, state(1, *names).personal | state(9, *names[:4]).personal),
+    )
     loaded = folder.load()
     assert loaded is not None
-    assert same(loaded[0], State(1, {}, first)), "what is not in the manifest has not happened"
-    folder.save(State(2, {}, second), 0)
+    assert same(loaded[0], FederationState(1, {}, first)), "what is not in the manifest has not happened"
+    folder.save(FederationState(2, {}, second), 0)
     loaded = folder.load()
     assert loaded is not None
-    assert same(loaded[0], State(2, {}, second))
+    assert same(loaded[0], FederationState(2, {}, second))
     held = loaded[0].personal
     assert isinstance(held, Clients)
     assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
@@ -168,9 +171,9 @@ def test_a_client_whose_name_begins_like_another(tmp_path: Path) -> None:
 
 
 def test_methods_without_state_can_be_saved(tmp_path: Path) -> None:
-    Checkpoint(tmp_path).save(State(5, {}, {}), 7)
-    assert Checkpoint(tmp_path).load() == (State(5, {}, {}), 7)
-    local = State(1, {}, {"a": {"prompt": torch.ones(2)}})
+    Checkpoint(tmp_path).save(FederationState(5, {}, {}), 7)
+    assert Checkpoint(tmp_path).load() == (FederationState(5, {}, {}), 7)
+    local = FederationState(1, {}, {"a": {"prompt": torch.ones(2)}})
     Checkpoint(tmp_path / "b").save(local, 7)
     loaded = Checkpoint(tmp_path / "b").load()
     assert loaded is not None
@@ -209,11 +212,11 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, where: str) -> list[int]:
     return calls
 
 
-def play(task: Any, folder: Path, limit: int = 1 << 30) -> State:
+def play(task: Any, folder: Path, limit: int = 1 << 30) -> FederationState:
     """A run as it is made durable: each round's checkpoint, taken up where it stands."""
     loaded = Checkpoint(folder, limit).load()
-    now = begun = loaded[0] if loaded else engine.start(task, Checkpoint(folder, limit).clients())
-    for now, record in engine.play(task, begun):
+    now = begun = loaded[0] if loaded else simulation.start(task, Checkpoint(folder, limit).clients())
+    for now, record in simulation.run_rounds(task, begun):
         Checkpoint(folder, limit).save(now, record.round)
         held = now.personal
         assert isinstance(held, Clients)
@@ -236,7 +239,7 @@ def test_a_crash_at_any_write_loses_at_most_a_round(
     clip, fed = small.clip(), small.federation(sizes=(5, 3, 2))
 
     def task() -> Any:
-        return small.task(small.method("pfedmoap", epochs=1), clip, fed, rounds=3, participation=0.67, every=100)
+        return small.simulation(small.method("pfedmoap", epochs=1), clip, fed, rounds=3, participation=0.67, every=100)
 
     in_memory = small.run(task())[0]
     whole = play(task(), tmp_path / "whole", limit)

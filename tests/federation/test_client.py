@@ -30,14 +30,14 @@ def fed() -> Federation:
 def test_online_views_are_fresh_for_every_client_round_and_epoch(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = small.task(small.method("promptfl", epochs=2), clip, fed, views="online", seed=7)
+    task = small.simulation(small.method("promptfl", epochs=2), clip, fed, views="online", seed=7)
     asked: list[tuple[Any, ...]] = []
     hidden = torch.zeros(1)
     monkeypatch.setattr(
-        task.bench.activations, "online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
+        task.site.activations, "online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
     )
     for client, round_ in VISITS:
-        list(batches(task, round_, fed.clients[client]))
+        list(batches(task.spec, task.site, round_, fed.clients[client]))
     assert set(asked) == {
         (7, "view", fed.clients[client].name, round_, epoch) for client, round_ in VISITS for epoch in (0, 1)
     }
@@ -45,18 +45,18 @@ def test_online_views_are_fresh_for_every_client_round_and_epoch(
 
 def seen(clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch, views: Any, seed: int) -> dict[Any, Any]:
     """The view of every image, by client, round and epoch."""
-    task = small.task(small.method("promptfl", epochs=2), clip, fed, views=views, seed=seed)
+    task = small.simulation(small.method("promptfl", epochs=2), clip, fed, views=views, seed=seed)
     asked: list[list[tuple[int, int]]] = []
 
     def get(indices: list[int], entry: object, chosen: list[int]) -> torch.Tensor:
         asked.append(list(zip(indices, chosen, strict=True)))
         return torch.zeros(len(indices), 1)
 
-    monkeypatch.setattr(task.bench.activations, "get", get)
+    monkeypatch.setattr(task.site.activations, "get", get)
     found = {}
     for client, round_ in VISITS:
         asked.clear()
-        list(batches(task, round_, fed.clients[client]))
+        list(batches(task.spec, task.site, round_, fed.clients[client]))
         for epoch in (0, 1):
             half = len(asked) // 2
             pairs = [pair for batch in asked[epoch * half :][:half] for pair in batch]

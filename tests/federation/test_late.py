@@ -15,14 +15,13 @@ from torch import Tensor
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
-from fedvlm.federation import engine
+from fedvlm.federation import server, simulation
 from fedvlm.federation.checkpoint import Checkpoint
-from fedvlm.federation.client import Task
-from fedvlm.federation.engine import RoundRecord
+from fedvlm.federation.records import RoundRecord
+from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods import known
 from fedvlm.methods.base import Uplink
-from fedvlm.training.evaluation import evaluate, outputs
-from fedvlm.training.metrics import summary
+from fedvlm.training.evaluation import evaluate, outputs, summary
 
 EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
@@ -51,9 +50,9 @@ def late(fed: Federation, names: Sequence[str]) -> Federation:
     return replace(fed, clients=tuple(replace(client, late=client.name in names) for client in fed.clients))
 
 
-def task(name: str, clip: FrozenCLIP, fed: Federation, visits: int = 1, **more: Any) -> Task:
+def task(name: str, clip: FrozenCLIP, fed: Federation, visits: int = 1, **more: Any) -> Simulation:
     tuned = {"fine_tune": visits} if known()[name].trains else {}
-    return small.task(small.method(name, **tuned), clip, fed, **{"rounds": 2} | more)
+    return small.simulation(small.method(name, **tuned), clip, fed, **{"rounds": 2} | more)
 
 
 def said(record: RoundRecord) -> Any:
@@ -68,24 +67,27 @@ def test_nothing_depends_on_late_clients(
     name: str, together: int, clip: FrozenCLIP, fed: Federation, without: Federation
 ) -> None:
     """Bit for bit: the server's state, everybody's own tensors, losses, accuracies, bytes."""
-    how: dict[str, Any] = {"together": together, "participation": 0.7}
+    how: dict[str, Any] = {"clients_per_step": together, "participation": 0.7}
     here, alone = task(name, clip, fed, **how), task(name, clip, without, **how)
-    mine, theirs = list(engine.play(here, engine.start(here))), list(engine.play(alone, engine.start(alone)))
+    mine, theirs = (
+        list(simulation.run_rounds(here, simulation.start(here))),
+        list(simulation.run_rounds(alone, simulation.start(alone))),
+    )
     assert [said(record) for _, record in mine] == [said(record) for _, record in theirs]
     for (state, _), (other, record) in zip(mine, theirs, strict=True):
         prints = small.fingerprint(state)
         tuned = prints.pop(f"client {LATE}", None)
         assert prints == small.fingerprint(other)
-        assert bool(tuned) == (record.round > here.rounds)
+        assert bool(tuned) == (record.round > here.spec.rounds)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_late_clients_send_nothing_and_are_in_no_average(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(name, clip, fed)
     sent: list[Uplink] = []
-    real = chosen.method.aggregate
-    chosen.method.aggregate = lambda server, ups: sent.extend(ups) or real(server, ups)  # type: ignore[method-assign,func-returns-value]
-    for state, record in engine.play(chosen, engine.start(chosen)):
+    real = chosen.spec.method.aggregate
+    chosen.spec.method.aggregate = lambda server, ups: sent.extend(ups) or real(server, ups)  # type: ignore[method-assign,func-returns-value]
+    for state, record in simulation.run_rounds(chosen, simulation.start(chosen)):
         names = [visit.client for visit in record.visits]
         assert (LATE in names) == (record.round > 2)
         assert all(LATE not in clients for clients in record.clients.values())
@@ -103,7 +105,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     chosen = task(name, clip, both, every=5)
     last, records = small.run(chosen)
     found = [record.late for record in records]
-    if not chosen.method.trains:
+    if not chosen.spec.method.trains:
         assert [list(moments) for moments in found] == [["on_arrival"]]
     else:
         assert [list(moments) for moments in found] == [[], ["on_arrival"], ["after_tuning"]]
@@ -111,12 +113,12 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     expected = {}
     for client in both.late:
         state = replace(last, round=2)
-        received = engine.downlink(chosen, state, client)
-        own = chosen.method.assemble(chosen.initial, received)
-        expected[client.name] = evaluate(outputs(chosen.bench, client, own, received))
+        received = server.downlink(chosen.spec, state, client.name)
+        own = chosen.spec.method.assemble(chosen.spec.initial, received)
+        expected[client.name] = evaluate(outputs(chosen.site, client, own, received))
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in received.items()}
         assert arrival.down_bytes[client.name] == sizes
-    assert arrival.clients == expected
+    assert arrival.clients == {name: one.values for name, one in expected.items()}
     assert arrival.means.items() >= summary(expected).items()
 
 
@@ -126,7 +128,7 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, f
     assert [list(record.late) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
     for stop in (2, 3):
         first, checkpoint = task(name, clip, fed, visits=2), Checkpoint(tmp_path / str(stop), 0)
-        for state, _ in engine.play(first, engine.start(first, checkpoint.clients())):
+        for state, _ in simulation.run_rounds(first, simulation.start(first, checkpoint.clients())):
             checkpoint.save(state, 0)
             if state.round == stop:
                 break
@@ -152,20 +154,20 @@ def test_share_of_a_round_is_of_those_who_train(clip: FrozenCLIP) -> None:
     six = late(small.federation(sizes=(4, 4, 4, 4, 4, 4)), ["site-0", "site-5"])
     chosen = task("coop", clip, six, participation=0.5)
     for round_ in range(2):
-        names = {client.name for client in engine.chosen(chosen, round_)}
+        names = {client.name for client in simulation.sample_clients(chosen, round_)}
         assert len(names) == 2
         assert not names & {"site-0", "site-5"}
-    assert [client.name for client in engine.chosen(chosen, 2)] == [f"site-{n}" for n in (1, 2, 3, 4, 0, 5)]
+    assert [client.name for client in simulation.sample_clients(chosen, 2)] == [f"site-{n}" for n in (1, 2, 3, 4, 0, 5)]
 
 
 def test_its_own_visits_start_from_what_it_received(clip: FrozenCLIP, fed: Federation) -> None:
     """With a rate of 0 nothing is learned: the late client keeps the shared tensors and the common start."""
-    chosen = small.task(small.method("pfedmma", fine_tune=2, lr=0.0), clip, fed, rounds=2)
-    moved = {name: tensor + 1 for name, tensor in chosen.method.server(chosen.initial).items()}
-    start = engine.State(2, moved)
+    chosen = small.simulation(small.method("pfedmma", fine_tune=2, lr=0.0), clip, fed, rounds=2)
+    moved = {name: tensor + 1 for name, tensor in chosen.spec.method.server(chosen.spec.initial).items()}
+    start = FederationState(2, moved)
     last, records = small.run(chosen, start)
     own = last.personal[LATE]
-    for name, tensor in chosen.initial.items():
+    for name, tensor in chosen.spec.initial.items():
         assert torch.equal(own[name], moved.get(name, tensor))
     assert last.server is moved
     # What it trains comes down once.
@@ -179,27 +181,27 @@ def test_pfedmoap_has_no_experts_for_who_was_never_in_the_pool(
     settings: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:
     """The server picks experts by a client's own prompt, and a late client sends none: not even after its own visits."""
-    chosen = small.task(small.method("pfedmoap", fine_tune=2, **settings), clip, fed, rounds=3, every=100)
+    chosen = small.simulation(small.method("pfedmoap", fine_tune=2, **settings), clip, fed, rounds=3, every=100)
     seen: list[dict[str, Tensor]] = []
-    real = chosen.method.downlink
+    real = chosen.spec.method.downlink
 
     def spy(server: dict[str, Tensor], client: str, draw: Any) -> dict[str, Tensor]:
         found = real(server, client, draw)
         seen.extend([found] if client == LATE else [])
         return found
 
-    chosen.method.downlink = spy  # type: ignore[method-assign]
+    chosen.spec.method.downlink = spy  # type: ignore[method-assign]
     last, _ = small.run(chosen)
     assert seen
     assert not [name for message in seen for name in message if "experts" in name]
     gates = tensors.select(last.personal[LATE], ["gating.*"])
-    given = last.server if settings.get("share") else chosen.initial
+    given = last.server if settings.get("share") else chosen.spec.initial
     assert all(torch.equal(tensor, given[name]) for name, tensor in gates.items())
 
 
 def test_visits_are_listed_in_the_order_of_who_trains(clip: FrozenCLIP, fed: Federation) -> None:
     """Trained clients by name, then the late ones, however many train together."""
     for together in (1, 3):
-        _, records = small.run(task("promptfl", clip, fed, together=together, every=100))
+        _, records = small.run(task("promptfl", clip, fed, clients_per_step=together, every=100))
         assert [visit.client for visit in records[0].visits] == ["site-0", "site-2", "site-3"]
         assert [visit.client for visit in records[2].visits] == ["site-0", "site-2", "site-3", LATE]

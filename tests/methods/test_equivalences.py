@@ -13,20 +13,20 @@ from torch.nn import functional as F
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
-from fedvlm.federation import engine
-from fedvlm.federation.engine import State
+from fedvlm.federation import server
+from fedvlm.federation.simulation import FederationState
 from fedvlm.methods import known
 from fedvlm.methods.base import Step
 from fedvlm.streams import stream, torch_stream
 from fedvlm.training.evaluation import mixed, outputs
-from fedvlm.training.local import Visitor, train_together
+from fedvlm.training.local import LocalJob, train_together
 
 TEMPLATE = "a photo of a {}."
 
 
-def final(name: str, clip: FrozenCLIP, fed: Federation, *, rounds: int = 2, **settings: Any) -> State:
+def final(name: str, clip: FrozenCLIP, fed: Federation, *, rounds: int = 2, **settings: Any) -> FederationState:
     """The state after all rounds."""
-    return small.run(small.task(small.method(name, **settings), clip, fed, rounds=rounds, every=100))[0]
+    return small.run(small.simulation(small.method(name, **settings), clip, fed, rounds=rounds, every=100))[0]
 
 
 def near(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
@@ -39,7 +39,7 @@ def alone() -> Federation:
 
 
 @pytest.fixture(scope="module")
-def promptfl(clip: FrozenCLIP, fed: Federation) -> State:
+def promptfl(clip: FrozenCLIP, fed: Federation) -> FederationState:
     return final("promptfl", clip, fed)
 
 
@@ -54,7 +54,9 @@ def test_one_client_that_shares_everything_trains_alone(
     assert tensors.digest(one.server) == tensors.digest(other.personal["site-0"])
 
 
-def test_fedper_with_every_token_shared_is_promptfl(clip: FrozenCLIP, fed: Federation, promptfl: State) -> None:
+def test_fedper_with_every_token_shared_is_promptfl(
+    clip: FrozenCLIP, fed: Federation, promptfl: FederationState
+) -> None:
     assert torch.equal(final("fedper", clip, fed, shared_tokens=3).server["prompt.shared"], promptfl.server["prompt"])
 
 
@@ -74,7 +76,7 @@ def test_fedpers_first_round_is_promptfls_with_the_first_tokens_averaged(clip: F
         assert torch.equal(split.personal[name]["prompt.private"], own["prompt"][2:])
 
 
-def test_promptfolio_with_theta_zero_is_promptfl(clip: FrozenCLIP, fed: Federation, promptfl: State) -> None:
+def test_promptfolio_with_theta_zero_is_promptfl(clip: FrozenCLIP, fed: Federation, promptfl: FederationState) -> None:
     found = final("promptfolio", clip, fed, theta=0.0)
     assert near(found.server["prompt.general"], promptfl.server["prompt"])
 
@@ -103,7 +105,9 @@ def test_promptfolio_mixes_normalised_features_without_normalising_again(clip: F
     assert near(tuner.logits(start, tuner.classifier(start, {}), hidden), 0.75 * each[0] + 0.25 * each[1])
 
 
-def test_fedpgp_without_contrast_and_product_is_promptfl(clip: FrozenCLIP, fed: Federation, promptfl: State) -> None:
+def test_fedpgp_without_contrast_and_product_is_promptfl(
+    clip: FrozenCLIP, fed: Federation, promptfl: FederationState
+) -> None:
     found = final("fedpgp", clip, fed, mu=0.0, spread=0.0)
     assert near(found.server["sigma"], promptfl.server["prompt"])
     for own in found.personal.values():
@@ -116,7 +120,7 @@ def test_fedpgp_without_contrast_and_product_is_promptfl(clip: FrozenCLIP, fed: 
     [("kgcoop", "weight"), ("pfedprompt", "weight"), ("promptfl_prox", "mu"), ("promptfl_ft", "fine_tune")],
 )
 def test_without_its_addition_it_is_promptfl(
-    name: str, setting: str, clip: FrozenCLIP, fed: Federation, promptfl: State
+    name: str, setting: str, clip: FrozenCLIP, fed: Federation, promptfl: FederationState
 ) -> None:
     found = final(name, clip, fed, **{setting: 0 if setting == "fine_tune" else 0.0})
     assert tensors.digest(found.server) == tensors.digest(promptfl.server)
@@ -124,7 +128,7 @@ def test_without_its_addition_it_is_promptfl(
 
 
 def test_pfedprompts_prompt_is_promptfls_whatever_the_memorys_weight(
-    clip: FrozenCLIP, fed: Federation, promptfl: State
+    clip: FrozenCLIP, fed: Federation, promptfl: FederationState
 ) -> None:
     """The prompt is trained on the text branch alone."""
     assert small.fingerprint(final("pfedprompt", clip, fed, weight=3.0)) == small.fingerprint(promptfl)
@@ -146,17 +150,17 @@ def test_the_three_mma_differ_in_what_they_share_only(
     assert small.fingerprint(one) == small.fingerprint(other)
 
 
-def test_fine_tuning_is_one_plain_visit_more(clip: FrozenCLIP, fed: Federation, promptfl: State) -> None:
+def test_fine_tuning_is_one_plain_visit_more(clip: FrozenCLIP, fed: Federation, promptfl: FederationState) -> None:
     """Every client from the final prompt, on its own images, by torch's own SGD; nothing is sent."""
-    task = small.task(small.method("promptfl_ft"), clip, fed, rounds=2, every=100)
+    task = small.simulation(small.method("promptfl_ft"), clip, fed, rounds=2, every=100)
     state, records = small.run(task)
     assert torch.equal(state.server["prompt"], promptfl.server["prompt"])
     assert records[-1].round == 3
-    tuner = task.bench.base
+    tuner = task.site.base
     for client in fed.clients:
         prompt = torch.nn.Parameter(promptfl.server["prompt"].clone())
-        hidden = task.bench.activations.get(client.train, tuner.entry)
-        labels = task.bench.labels(client.train)
+        hidden = task.site.activations.get(client.train, tuner.entry)
+        labels = task.site.labels(client.train)
         sgd = torch.optim.SGD([prompt], lr=0.05, momentum=0.9, weight_decay=5e-4)
         for epoch in range(2):
             order = stream(1, "order", client.name, 2, epoch).permutation(len(labels))
@@ -171,9 +175,9 @@ def test_fine_tuning_is_one_plain_visit_more(clip: FrozenCLIP, fed: Federation, 
 
 def step(task: Any, trained: dict[str, Tensor], received: dict[str, Tensor]) -> Step:
     hidden, labels = torch.randn(6, 16, generator=torch_stream(0, "hidden")), torch.tensor([0, 1, 2, 3, 1, 0])
-    tuner = task.bench.base
+    tuner = task.site.base
     classifier = tuner.classifier(trained, {})
-    return Step(tuner.logits(trained, classifier, hidden), labels, trained, received, classifier, tuner)
+    return Step(tuner.logits(trained, classifier, hidden), labels, trained, received, classifier)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +188,9 @@ def test_the_penaltys_gradient(name: str, setting: str, anchor: str, clip: Froze
     prompt, other = (torch.randn(3, 24, generator=torch_stream(n, "prompt")) for n in (0, 1))
     found = []
     for mu in (0.7, 0.0):
-        task = small.task(small.method(name, **{setting: mu}), clip, fed)
+        task = small.simulation(small.method(name, **{setting: mu}), clip, fed)
         leaf = prompt.clone().requires_grad_()
-        task.method.loss(step(task, {"prompt": leaf}, {anchor: other})).backward()
+        task.spec.method.loss(step(task, {"prompt": leaf}, {anchor: other})).backward()
         assert leaf.grad is not None
         found.append(leaf.grad)
     assert (found[0] - found[1] - 0.7 * (prompt - other)).abs().max() < 1e-5
@@ -204,7 +208,7 @@ def test_the_penaltys_gradient_of_clients_side_by_side(
     after = []
     for mu in (0.7, 0.0):
         method = small.method(name, lr=0.1, momentum=0.0, weight_decay=0.0, **{setting: mu})
-        visitors = [Visitor({"prompt": p}, {anchor: q}, [batch]) for p, q in zip(prompts, others, strict=True)]
+        visitors = [LocalJob({"prompt": p}, {anchor: q}, [batch]) for p, q in zip(prompts, others, strict=True)]
         after.append(train_together(method, method.tuner(clip, fed.base_names, ""), visitors, small.CPU))
     for held, free, prompt, other in zip(*after, prompts, others, strict=True):
         moved = free.tensors["prompt"] - held.tensors["prompt"]
@@ -212,19 +216,19 @@ def test_the_penaltys_gradient_of_clients_side_by_side(
 
 
 def test_kgcoops_pull_is_one_minus_the_mean_cosine(clip: FrozenCLIP, fed: Federation) -> None:
-    task, plain = (small.task(small.method("kgcoop", weight=w, anchor="the {}"), clip, fed) for w in (3.0, 0.0))
+    task, plain = (small.simulation(small.method("kgcoop", weight=w, anchor="the {}"), clip, fed) for w in (3.0, 0.0))
     given = step(task, {"prompt": torch.randn(3, 24, generator=torch_stream(0, "prompt"))}, {})
     with torch.no_grad():
         cosines = [F.cosine_similarity(given.classifier["text"][k], clip.classifier([name], "the {}")[0], dim=0)
                    for k, name in enumerate(fed.base_names)]  # fmt: skip
-        found = task.method.loss(given) - plain.method.loss(given)
+        found = task.spec.method.loss(given) - plain.spec.method.loss(given)
     assert found.item() == pytest.approx(3.0 * (1 - sum(map(float, cosines)) / 4), rel=1e-5)
 
 
 def test_fedpgps_contrast_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
     """-log(e^(a/tau) / (e^(a/tau) + e^(b/tau))), a: general to written, b: general to personal, mean over classes."""
     task, plain = (
-        small.task(small.method("fedpgp", mu=mu, temperature=0.3, product_rank=2), clip, fed) for mu in (1.7, 0.0)
+        small.simulation(small.method("fedpgp", mu=mu, temperature=0.3, product_rank=2), clip, fed) for mu in (1.7, 0.0)
     )
     draw = torch_stream(0, "sigma")
     own = {
@@ -239,16 +243,18 @@ def test_fedpgps_contrast_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
     a, b = ((general * other).sum(-1).double() / 0.3 for other in (written, personal))
     expected = 1.7 * -(a.exp() / (a.exp() + b.exp())).log().mean()
     assert near(given.classifier["text"], personal)
-    assert (task.method.loss(given) - plain.method.loss(given)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (task.spec.method.loss(given) - plain.spec.method.loss(given)).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_fedpgps_contrast_teaches_prompt_and_product(clip: FrozenCLIP, fed: Federation) -> None:
     """Both of the contrast's cosines have gradients; the written texts are what they are."""
-    task = small.task(small.method("fedpgp", mu=1.0, product_rank=2), clip, fed)
-    start = {n: torch.randn(t.shape, generator=torch_stream(0, n)) for n, t in task.initial.items()}
+    task = small.simulation(small.method("fedpgp", mu=1.0, product_rank=2), clip, fed)
+    start = {n: torch.randn(t.shape, generator=torch_stream(0, n)) for n, t in task.spec.initial.items()}
     leaves, own = ({name: tensor.clone().requires_grad_() for name, tensor in start.items()} for _ in range(2))
     given = step(task, leaves, {})
-    (task.method.loss(given) - F.cross_entropy(given.logits, given.labels)).backward()
+    (task.spec.method.loss(given) - F.cross_entropy(given.logits, given.labels)).backward()
     prompt = small.method("promptfl").tuner(clip, fed.base_names, "")
     general, personal = prompt.features(own["sigma"]), prompt.features(own["sigma"] + own["u"] @ own["v"])
     written = F.normalize(clip.classifier(fed.base_names, TEMPLATE), dim=-1)
@@ -263,8 +269,10 @@ def test_fedpgps_contrast_teaches_prompt_and_product(clip: FrozenCLIP, fed: Fede
 
 @pytest.mark.parametrize("objective", ["contrastive", "classes"])
 def test_fedclips_loss_by_a_loop(objective: str, clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(small.method("fedclip", objective=objective), clip, fed)
-    own = {name: torch.randn(tensor.shape, generator=torch_stream(0, name)) for name, tensor in task.initial.items()}
+    task = small.simulation(small.method("fedclip", objective=objective), clip, fed)
+    own = {
+        name: torch.randn(tensor.shape, generator=torch_stream(0, name)) for name, tensor in task.spec.initial.items()
+    }
     given = step(task, own, {})
     hidden = torch.randn(6, 16, generator=torch_stream(0, "hidden")).double()
     first, second = (torch.nn.Linear(16, 16, dtype=torch.float64) for _ in range(2))
@@ -281,7 +289,7 @@ def test_fedclips_loss_by_a_loop(objective: str, clip: FrozenCLIP, fed: Federati
         rows = [captions, images] if objective == "contrastive" else [logits[i].tolist()]
         right = i if objective == "contrastive" else y
         total += sum(float(torch.tensor(row).double().logsumexp(0)) - row[right] for row in rows) / len(rows)
-    assert task.method.loss(given).item() == pytest.approx(total / 6, rel=1e-5)
+    assert task.spec.method.loss(given).item() == pytest.approx(total / 6, rel=1e-5)
 
 
 def test_cocoop_with_a_silent_network_is_promptfl(clip: FrozenCLIP, fed: Federation) -> None:
@@ -314,26 +322,26 @@ def test_fedotp_in_its_limits(clip: FrozenCLIP, fed: Federation) -> None:
 
 def test_fedotp_reads_all_patches_but_the_class_token(clip: FrozenCLIP, fed: Federation) -> None:
     """Its activations are finished features of the patches, from the task's own store."""
-    task = small.task(small.method("fedotp"), clip, fed)
-    hidden = task.bench.activations.get(fed.clients[0].train, task.bench.base.entry)
+    task = small.simulation(small.method("fedotp"), clip, fed)
+    hidden = task.site.activations.get(fed.clients[0].train, task.site.base.entry)
     assert hidden.shape == (11, 4, 16)
 
 
 @pytest.mark.parametrize("name", ["zero_shot_prior", "tip_adapter", "gaussian"])
 def test_training_free_methods_without_weight_are_zero_shot(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     plain, other = (
-        small.task(small.method(n, **how), clip, fed) for n, how in (("zero_shot", {}), (name, {"weight": 0.0}))
+        small.simulation(small.method(n, **how), clip, fed) for n, how in (("zero_shot", {}), (name, {"weight": 0.0}))
     )
     for client in fed.clients:
-        one, two = (outputs(task.bench, client, {}, {}) for task in (plain, other))
+        one, two = (outputs(task.site, client, {}, {}) for task in (plain, other))
         for part in ("base", "local", "novel"):
             assert near(getattr(one, part).logits, getattr(two, part).logits)
 
 
 @pytest.mark.parametrize("name", ["zero_shot_prior", "zero_shot_own", "tip_adapter", "gaussian"])
 def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip: FrozenCLIP, fed: Federation) -> None:
-    plain, other = (small.task(small.method(n), clip, fed) for n in ("zero_shot", name))
-    one, two = (outputs(task.bench, fed.clients[2], {}, {}) for task in (plain, other))
+    plain, other = (small.simulation(small.method(n), clip, fed) for n in ("zero_shot", name))
+    one, two = (outputs(task.site, fed.clients[2], {}, {}) for task in (plain, other))
     assert one.novel is not None
     assert two.novel is not None
     assert near(one.novel.logits, two.novel.logits)
@@ -342,13 +350,13 @@ def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip:
 
 def test_mixing_ends_at_the_method_and_at_zero_shot(clip: FrozenCLIP, fed: Federation) -> None:
     """And in between each logit lies where the weight says; a prior's weight w is its mixture at 1 - w / weight."""
-    zero, own = (small.task(small.method(name), clip, fed) for name in ("zero_shot", "zero_shot_prior"))
-    a, b = (outputs(task.bench, fed.clients[1], {}, {}) for task in (own, zero))
+    zero, own = (small.simulation(small.method(name), clip, fed) for name in ("zero_shot", "zero_shot_prior"))
+    a, b = (outputs(task.site, fed.clients[1], {}, {}) for task in (own, zero))
     assert torch.equal(mixed(a, b, 0.0).base.logits, a.base.logits)
     assert torch.equal(mixed(a, b, 1.0).base.logits, b.base.logits)
     assert near(mixed(a, b, 0.3).base.logits, 0.7 * a.base.logits + 0.3 * b.base.logits)
-    other = small.task(small.method("zero_shot_prior", weight=4.2), clip, fed)
-    assert near(mixed(a, b, -2.0).base.logits, outputs(other.bench, fed.clients[1], {}, {}).base.logits, 1e-4)
+    other = small.simulation(small.method("zero_shot_prior", weight=4.2), clip, fed)
+    assert near(mixed(a, b, -2.0).base.logits, outputs(other.site, fed.clients[1], {}, {}).base.logits, 1e-4)
     both = mixed(a, b, 1.0)
     assert both.local is not None
     assert both.novel is not None
@@ -359,9 +367,9 @@ def test_mixing_ends_at_the_method_and_at_zero_shot(clip: FrozenCLIP, fed: Feder
 def test_ffa_loras_average_is_exact_and_fedloras_is_not(clip: FrozenCLIP, fed: Federation) -> None:
     """Of merged weights W + c B A: that of the averaged tensors against the average over clients, weighted by images."""
     for name, exact in (("ffa_lora", True), ("fedlora", False)):
-        task = small.task(small.method(name, lr=0.05), clip, fed, rounds=2, every=100)
+        task = small.simulation(small.method(name, lr=0.05), clip, fed, rounds=2, every=100)
         state, _ = small.run(task)
-        fixed = task.bench.base.fixed  # type: ignore[attr-defined]
+        fixed = task.site.base.fixed  # type: ignore[attr-defined]
         gaps = []
         for block in (2, 3):
             products = {client: (own[f"vision.{block}.b"] @ (fixed | own)[f"vision.{block}.a"]).double()
@@ -374,10 +382,12 @@ def test_ffa_loras_average_is_exact_and_fedloras_is_not(clip: FrozenCLIP, fed: F
 
 
 def test_fedamp_without_attraction_holds_every_client_to_itself(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(small.method("fedamp", attraction=0.0), clip, fed, rounds=2, every=100)
+    task = small.simulation(small.method("fedamp", attraction=0.0), clip, fed, rounds=2, every=100)
     state, _ = small.run(task)
     for client in fed.clients:
-        assert torch.equal(engine.downlink(task, state, client)["anchor"], state.personal[client.name]["prompt"])
+        assert torch.equal(
+            server.downlink(task.spec, state, client.name)["anchor"], state.personal[client.name]["prompt"]
+        )
 
 
 @pytest.mark.parametrize("template", ["a photo of a {}.", "a blurred drawing of the {}"])

@@ -14,13 +14,14 @@ from torch import Tensor
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
-from fedvlm.federation import engine
-from fedvlm.federation.client import visit
+from fedvlm.federation import server, simulation
+from fedvlm.federation.client import train_client
+from fedvlm.federation.simulation import FederationState
 from fedvlm.methods.base import Uplink
 from fedvlm.methods.pfedmoap import PFedMoAP
 from fedvlm.streams import stream, torch_stream
 from fedvlm.training.device import Device
-from fedvlm.training.evaluation import Bench
+from fedvlm.training.site import Site
 
 NAMES = [f"site-{number}" for number in (3, 11, 0, 7, 2, 20, 1)]
 
@@ -160,12 +161,14 @@ def test_the_aggregate_is_weighted_by_images_over_those_who_took_part() -> None:
 
 def test_experts_of_a_round_are_those_of_the_round_before(clip: FrozenCLIP, fed: Federation) -> None:
     """A frozen snapshot: no client sees a prompt that was trained in the same round, whatever its place in the order."""
-    task = small.task(method(experts=10), clip, fed, rounds=3, every=100)
+    task = small.simulation(method(experts=10), clip, fed, rounds=3, every=100)
     sent: list[tuple[str, dict[str, Tensor]]] = []
-    real = task.method.downlink
-    task.method.downlink = lambda server, client, draw: sent.append((client, real(server, client, draw))) or sent[-1][1]  # type: ignore[method-assign,func-returns-value]
+    real = task.spec.method.downlink
+    task.spec.method.downlink = lambda server, client, draw: (
+        sent.append((client, real(server, client, draw))) or sent[-1][1]
+    )  # type: ignore[method-assign,func-returns-value]
     before: dict[str, Tensor] = {}
-    for state, record in engine.play(task, engine.start(task)):
+    for state, record in simulation.run_rounds(task, simulation.start(task)):
         messages = dict(sent[: len(fed.clients)])
         sent.clear()
         for client in fed.clients:
@@ -180,11 +183,13 @@ def test_experts_of_a_round_are_those_of_the_round_before(clip: FrozenCLIP, fed:
 
 
 def test_every_visit_starts_from_the_averaged_prompt_and_the_own_gate(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(method(), clip, fed, rounds=3, every=100)
+    task = small.simulation(method(), clip, fed, rounds=3, every=100)
     state, _ = small.run(task)
     client = fed.clients[1]
-    lazy = small.task(method(lr=0.0, gate_lr=0.0), clip, fed, rounds=3, every=100)
-    done = visit(lazy, 2, client, state.personal[client.name], engine.downlink(lazy, state, client))
+    lazy = small.simulation(method(lr=0.0, gate_lr=0.0), clip, fed, rounds=3, every=100)
+    done = train_client(
+        lazy.spec, lazy.site, 2, client, state.personal[client.name], server.downlink(lazy.spec, state, client.name)
+    )
     assert torch.equal(done.personal["prompt"], state.server["prompt"])
     for name, tensor in state.personal[client.name].items():
         if name.startswith("gating."):
@@ -192,14 +197,14 @@ def test_every_visit_starts_from_the_averaged_prompt_and_the_own_gate(clip: Froz
 
 
 def test_the_gate_is_first_trained_at_the_second_participation(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(method(), clip, fed, rounds=6, participation=0.5, every=100)
+    task = small.simulation(method(), clip, fed, rounds=6, participation=0.5, every=100)
     counts = dict.fromkeys((client.name for client in fed.clients), 0)
-    for state, record in engine.play(task, engine.start(task)):
+    for state, record in simulation.run_rounds(task, simulation.start(task)):
         for one in record.visits:
             counts[one.client] += 1
         for name, own in state.personal.items():
             gate = tensors.select(own, ["gating.*"])
-            untouched = all(torch.equal(tensor, task.initial[key]) for key, tensor in gate.items())
+            untouched = all(torch.equal(tensor, task.spec.initial[key]) for key, tensor in gate.items())
             assert untouched == (counts[name] < 2)
     assert max(counts.values()) > 2
 
@@ -207,9 +212,9 @@ def test_the_gate_is_first_trained_at_the_second_participation(clip: FrozenCLIP,
 def test_without_experts_it_is_promptfl(clip: FrozenCLIP, fed: Federation) -> None:
     """The first round of everybody: the same prompts, the same average."""
     shape = {"rounds": 1, "every": 100}
-    mixed, _ = small.run(small.task(method(), clip, fed, **shape))  # type: ignore[arg-type]
-    prompt = small.task(small.method("promptfl"), clip, fed, **shape)  # type: ignore[arg-type]
-    prompt.initial["prompt"].copy_(small.task(method(), clip, fed).initial["prompt"])
+    mixed, _ = small.run(small.simulation(method(), clip, fed, **shape))  # type: ignore[arg-type]
+    prompt = small.simulation(small.method("promptfl"), clip, fed, **shape)  # type: ignore[arg-type]
+    prompt.spec.initial["prompt"].copy_(small.simulation(method(), clip, fed).spec.initial["prompt"])
     plain, _ = small.run(prompt)
     assert torch.equal(mixed.server["prompt"], plain.server["prompt"])
 
@@ -235,28 +240,30 @@ def test_logits_are_equation_ten(clip: FrozenCLIP, fed: Federation, others: int,
 
 def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Federation) -> None:
     """The ablation that the paper lacks: gate alone, trained from the first round, nobody else's prompt."""
-    task = small.task(method(select="none"), clip, fed, rounds=1, every=100)
-    tuner = task.bench.base
+    task = small.simulation(method(select="none"), clip, fed, rounds=1, every=100)
+    tuner = task.site.base
     pixels = torch.randn(4, 3, 16, 16, generator=torch_stream(0, "pixels"))
     hidden = clip.visual.hidden(pixels, tuner.entry)
     ours = tuner.logits(
-        task.initial, tuner.classifier(task.initial, tuner.prepare({"prompt": task.initial["prompt"]})), hidden
+        task.spec.initial,
+        tuner.classifier(task.spec.initial, tuner.prepare({"prompt": task.spec.initial["prompt"]})),
+        hidden,
     )
-    w, start = naive.weights(clip), naive.doubled(task.initial)
+    w, start = naive.weights(clip), naive.doubled(task.spec.initial)
     image = torch.nn.functional.normalize(naive.image_features(pixels, w, clip.config), dim=-1)
     text = naive.prompt_features(clip, w, start["prompt"], fed.base_names)
     theirs = 20.0 * (naive.gate_logits(start, image, text[None], 8, 2, 10.0) + 0.5 * image @ text.T)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     state, records = small.run(task)
     assert all(
-        not torch.equal(own["gating.o.weight"], task.initial["gating.o.weight"]) for own in state.personal.values()
+        not torch.equal(own["gating.o.weight"], task.spec.initial["gating.o.weight"]) for own in state.personal.values()
     )
     assert all(one.down_bytes == {"prompt": 3 * 24 * 4} for one in records[0].visits)
 
 
 def test_one_expert_is_the_gate_over_the_own_prompt_too(clip: FrozenCLIP, fed: Federation) -> None:
     one, none = (
-        small.run(small.task(method(**how), clip, fed, rounds=2, every=100))[0]
+        small.run(small.simulation(method(**how), clip, fed, rounds=2, every=100))[0]
         for how in ({"experts": 1}, {"select": "none"})
     )
     assert small.fingerprint(one)["client site-0"] == small.fingerprint(none)["client site-0"]
@@ -302,32 +309,32 @@ def test_remembered_experts_do_not_depend_on_who_asked_first(clip: FrozenCLIP, f
     received = {"prompt": torch.zeros(3, 24), "experts.a": torch.randn(3, 24, generator=torch_stream(0, "expert"))}
     fresh = method().tuner(clip, fed.base_names, "").prepare(received)["experts"]
     tuner = method().tuner(clip, fed.base_names, "")
-    task = small.task(method(), clip, fed, device=device)
-    Bench(tuner, None, fed, task.bench.activations, 8).logits(tuner, task.initial, received, fed.tests["base"])
+    task = small.simulation(method(), clip, fed, device=device)
+    Site(tuner, None, fed, task.site.activations, 8).logits(tuner, task.spec.initial, received, fed.tests["base"])
     assert torch.equal(tuner.prepare(received)["experts"], fresh)
 
 
 def test_each_round_and_client_draws_from_its_own_stream(clip: FrozenCLIP, fed: Federation) -> None:
     """Selection does not depend on the order in which clients ask, nor on how many asked before."""
-    task = small.task(method(select="random", experts=2), clip, fed, rounds=3, every=100)
-    state, _ = small.run(small.task(method(select="random", experts=2), clip, fed, rounds=2, every=100))
-    forwards = {client.name: engine.downlink(task, state, client).keys() for client in fed.clients}
-    backwards = {client.name: engine.downlink(task, state, client).keys() for client in reversed(fed.clients)}
+    task = small.simulation(method(select="random", experts=2), clip, fed, rounds=3, every=100)
+    state, _ = small.run(small.simulation(method(select="random", experts=2), clip, fed, rounds=2, every=100))
+    forwards = {client.name: server.downlink(task.spec, state, client.name).keys() for client in fed.clients}
+    backwards = {client.name: server.downlink(task.spec, state, client.name).keys() for client in reversed(fed.clients)}
     assert forwards == backwards
     seen = set()
     for round_ in range(12):
-        later = engine.State(round_, state.server, state.personal)
-        sent = [engine.downlink(task, later, client)["experts.0000"] for client in fed.clients]
+        later = FederationState(round_, state.server, state.personal)
+        sent = [server.downlink(task.spec, later, client.name)["experts.0000"] for client in fed.clients]
         seen.add(tuple(tensors.digest({"expert": prompt}) for prompt in sent))
     assert len(seen) > 6
 
 
 def test_its_accuracy_is_that_after_training(clip: FrozenCLIP, fed: Federation) -> None:
     """Inference with the own last prompt, the own gate and experts from the pool that it trained with (3.1)."""
-    task = small.task(method(), clip, fed, rounds=2)
-    (before, _), (after, record) = engine.play(task, engine.start(task))
+    task = small.simulation(method(), clip, fed, rounds=2)
+    (before, _), (after, record) = simulation.run_rounds(task, simulation.start(task))
     client = fed.clients[0]
-    own, sent = after.personal[client.name], engine.downlink(task, before, client)
+    own, sent = after.personal[client.name], server.downlink(task.spec, before, client.name)
     w = naive.weights(clip)
     images = torch.stack([clip.preprocess.test(fed.source.records[i].image.open()) for i in client.local])
     logits = naive.mixture_logits(

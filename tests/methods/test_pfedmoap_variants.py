@@ -13,16 +13,16 @@ from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import engine, wire
-from fedvlm.federation.client import Task
+from fedvlm.federation import messages, server, simulation
+from fedvlm.federation.simulation import Simulation
 from fedvlm.streams import torch_stream
 
 PROMPT = 3 * 24 * 4
 GATE = 4 * (8 * 8 + 8) * 4
 
 
-def task(clip: FrozenCLIP, fed: Federation, rounds: int = 3, **settings: Any) -> Task:
-    return small.task(small.method("pfedmoap", **settings), clip, fed, rounds=rounds, every=100)
+def task(clip: FrozenCLIP, fed: Federation, rounds: int = 3, **settings: Any) -> Simulation:
+    return small.simulation(small.method("pfedmoap", **settings), clip, fed, rounds=rounds, every=100)
 
 
 @pytest.mark.parametrize("kind", ["attention", "linear"])
@@ -66,13 +66,13 @@ def pooled(features: torch.Tensor, how: str) -> torch.Tensor:
 
 def test_the_linear_gate_is_trained_and_stays(clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(clip, fed, gate="linear", heads=3)
-    assert {name: tuple(t.shape) for name, t in chosen.initial.items()} == {
+    assert {name: tuple(t.shape) for name, t in chosen.spec.initial.items()} == {
         "prompt": (3, 24), "gating.linear.weight": (3, 8), "gating.linear.bias": (3,),
     }  # fmt: skip
     state, _ = small.run(chosen)
     assert not [name for name in state.server if "gating" in name]
     for own in state.personal.values():
-        assert not torch.equal(own["gating.linear.weight"], chosen.initial["gating.linear.weight"])
+        assert not torch.equal(own["gating.linear.weight"], chosen.spec.initial["gating.linear.weight"])
 
 
 @pytest.mark.parametrize("settings", [{"select": "none"}, {"experts": 1}])
@@ -80,7 +80,7 @@ def test_the_linear_gate_of_a_client_alone_weighs_its_own_prompt_only(
     settings: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:
     alone = task(clip, fed, gate="linear", **settings)
-    assert {name: tuple(t.shape) for name, t in alone.initial.items() if "gating" in name} == {
+    assert {name: tuple(t.shape) for name, t in alone.spec.initial.items() if "gating" in name} == {
         "gating.linear.weight": (1, 8), "gating.linear.bias": (1,),
     }  # fmt: skip
 
@@ -89,23 +89,23 @@ def test_the_linear_gate_of_a_client_alone_weighs_its_own_prompt_only(
 def test_the_averaged_gate_is_sent_both_ways_but_joins_no_pool(gate: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Table 7: everybody receives sum_i (n_i / n) gate_i; experts stay prompts; bytes are the declared ones."""
     chosen = task(clip, fed, share=["*"], gate=gate)
-    names = set(chosen.initial)
+    names = set(chosen.spec.initial)
     size = GATE if gate == "attention" else (3 * 8 + 3) * 4
-    assert tensors.nbytes(wire.message(chosen.method, chosen.initial)) == PROMPT + size
-    least, most = chosen.method.downlink_bytes(PROMPT + size, len(fed.clients))
+    assert tensors.nbytes(messages.template(chosen.spec.method, chosen.spec.initial)) == PROMPT + size
+    least, most = chosen.spec.method.downlink_bytes(PROMPT + size, len(fed.clients))
     assert (least, most) == (PROMPT + size, PROMPT * 3 + size)
     sizes = {client.name: len(client.train) for client in fed.clients}
     seen = set()
-    for state, record in engine.play(chosen, engine.start(chosen)):
+    for state, record in simulation.run_rounds(chosen, simulation.start(chosen)):
         assert state.server.keys() == names | {f"pool.{name}" for name in sizes}
         assert all(state.server[f"pool.{name}"].shape == (3, 24) for name in sizes)
         for name in names - {"prompt"}:
             mean = sum(sizes[c] * own[name].double() for c, own in state.personal.items()) / sum(sizes.values())
             assert torch.allclose(state.server[name].double(), mean, atol=1e-6)
         for client in fed.clients:
-            sent = engine.downlink(chosen, state, client)
+            sent = server.downlink(chosen.spec, state, client.name)
             assert sent.keys() == names | {"experts.0000", "experts.0001"}
-            assert sum(wire.sizes(sent).values()) == most
+            assert sum(messages.sizes(sent).values()) == most
         seen |= {sum(visit.down_bytes.values()) for visit in record.visits}
     assert seen == {least, most}
 
@@ -114,15 +114,15 @@ def test_a_visit_starts_from_the_averaged_gate(clip: FrozenCLIP, fed: Federation
     chosen = task(clip, fed, share=["*"], rounds=2)
     state, _ = small.run(chosen)
     lazy = task(clip, fed, share=["*"], lr=0.0, gate_lr=0.0)
-    after, _ = next(engine.play(lazy, state))
+    after, _ = next(simulation.run_rounds(lazy, state))
     for own in after.personal.values():
-        assert all(torch.equal(own[name], state.server[name]) for name in chosen.initial)
+        assert all(torch.equal(own[name], state.server[name]) for name in chosen.spec.initial)
 
 
 def test_declared_bytes_of_a_gate_shared_in_part(clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(clip, fed, share=["prompt", "gating.q.*"], rounds=2)
     part = (8 * 8 + 8) * 4
-    assert chosen.method.downlink_bytes(PROMPT + part, 4) == (PROMPT + part, 3 * PROMPT + part)
+    assert chosen.spec.method.downlink_bytes(PROMPT + part, 4) == (PROMPT + part, 3 * PROMPT + part)
     _, records = small.run(chosen)
     assert {sum(v.down_bytes.values()) for v in records[1].visits} == {3 * PROMPT + part}
 

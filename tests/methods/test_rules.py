@@ -15,8 +15,8 @@ from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import engine, wire
-from fedvlm.federation.client import visit
+from fedvlm.federation import messages, server, simulation
+from fedvlm.federation.client import train_client
 from fedvlm.methods import build
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.streams import stream, torch_stream
@@ -87,20 +87,22 @@ def test_fedamps_newcomers_get_the_mean_and_a_lonely_client_itself() -> None:
 
 
 def test_fedamp_remembers_clients_that_were_not_there(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(small.method("fedamp"), clip, fed, rounds=5, participation=0.5, every=100)
+    task = small.simulation(small.method("fedamp"), clip, fed, rounds=5, participation=0.5, every=100)
     state, _ = small.run(task)
     for name, own in state.personal.items():
         assert torch.equal(state.server[f"pool.{name}"], own["prompt"])
     for client in fed.clients:
-        assert engine.downlink(task, state, client).keys() == {"anchor"}
+        assert server.downlink(task.spec, state, client.name).keys() == {"anchor"}
 
 
 def test_fedamps_visit_starts_from_the_own_prompt(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(small.method("fedamp"), clip, fed, rounds=3, every=100)
+    task = small.simulation(small.method("fedamp"), clip, fed, rounds=3, every=100)
     state, _ = small.run(task)
     client = fed.clients[0]
-    still = small.task(small.method("fedamp", lr=0.0), clip, fed, rounds=3, every=100)
-    done = visit(still, 2, client, state.personal[client.name], engine.downlink(still, state, client))
+    still = small.simulation(small.method("fedamp", lr=0.0), clip, fed, rounds=3, every=100)
+    done = train_client(
+        still.spec, still.site, 2, client, state.personal[client.name], server.downlink(still.spec, state, client.name)
+    )
     assert torch.equal(done.personal["prompt"], state.personal[client.name]["prompt"])
 
 
@@ -109,13 +111,15 @@ def mgp(**settings: Any) -> Method:
 
 
 def test_fedmgp_sends_its_drawn_groups_in_their_order_and_nothing_else(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(mgp(), clip, fed, rounds=3, every=100)
-    state = engine.start(task)
+    task = small.simulation(mgp(), clip, fed, rounds=3, every=100)
+    state = simulation.start(task)
     for _ in range(2):
-        before, (state, _) = state, next(engine.play(task, state))
+        before, (state, _) = state, next(simulation.run_rounds(task, state))
         for client in fed.clients:
             own = before.personal.get(client.name)
-            done = visit(task, before.round, client, own, engine.downlink(task, before, client))
+            done = train_client(
+                task.spec, task.site, before.round, client, own, server.downlink(task.spec, before, client.name)
+            )
             slots = done.personal["chosen"].tolist()
             assert len(set(slots)) == 2
             assert done.uplink.tensors.keys() == {f"global.{kind}.{i}" for kind in ("text", "vision") for i in (0, 1)}
@@ -125,7 +129,7 @@ def test_fedmgp_sends_its_drawn_groups_in_their_order_and_nothing_else(clip: Fro
 
 
 def test_fedmgps_server_averages_first_with_first_by_images(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.task(mgp(), clip, fed, rounds=1, every=100)
+    task = small.simulation(mgp(), clip, fed, rounds=1, every=100)
     state, _ = small.run(task)
     images = {client.name: len(client.train) for client in fed.clients}
     assert state.server.keys() == {f"global.{kind}.{i}" for kind in ("text", "vision") for i in (0, 1)}
@@ -139,22 +143,22 @@ def test_fedmgps_server_averages_first_with_first_by_images(clip: FrozenCLIP, fe
 def test_fedmgps_global_groups_return_to_the_drawn_places_and_nothing_else_changes(
     clip: FrozenCLIP, fed: Federation
 ) -> None:
-    task = small.task(mgp(), clip, fed, rounds=2, every=100)
+    task = small.simulation(mgp(), clip, fed, rounds=2, every=100)
     state, _ = small.run(task)
-    method, client = task.method, fed.clients[2]
+    method, client = task.spec.method, fed.clients[2]
     own = state.personal[client.name]
-    begun = method.assemble(own, engine.downlink(task, state, client))
+    begun = method.assemble(own, server.downlink(task.spec, state, client.name))
     slots = own["chosen"].tolist()
-    assert begun.keys() == task.initial.keys()
+    assert begun.keys() == task.spec.initial.keys()
     for kind in ("text", "vision"):
         for slot in range(4):
             expected = state.server[f"global.{kind}.{slots.index(slot)}"] if slot in slots else own[f"{kind}.{slot}"]
             assert torch.equal(begun[f"{kind}.{slot}"], expected)
-    still = small.task(mgp(lr=0.0), clip, fed, rounds=3, every=100)
-    done = visit(still, 2, client, own, engine.downlink(still, state, client))
+    still = small.simulation(mgp(lr=0.0), clip, fed, rounds=3, every=100)
+    done = train_client(still.spec, still.site, 2, client, own, server.downlink(still.spec, state, client.name))
     assert all(torch.equal(done.personal[name], tensor) for name, tensor in begun.items())
-    newcomer = method.assemble(task.initial, engine.downlink(task, state, client))
-    assert all(torch.equal(newcomer[name], tensor) for name, tensor in task.initial.items())
+    newcomer = method.assemble(task.spec.initial, server.downlink(task.spec, state, client.name))
+    assert all(torch.equal(newcomer[name], tensor) for name, tensor in task.spec.initial.items())
 
 
 def kept(method: Method, own: dict[str, Tensor], common: dict[str, Tensor], draws: int) -> Counter[tuple[int, ...]]:
@@ -195,11 +199,11 @@ def test_fedmgp_at_a_low_temperature_sends_the_likest_groups() -> None:
 
 def test_fedmgps_second_visit_of_fine_tuning_goes_on_from_the_first(clip: FrozenCLIP, fed: Federation) -> None:
     """The global groups come once, as every other method's shared tensors do."""
-    task = small.task(mgp(fine_tune=2), clip, fed, rounds=1, every=100)
-    states = [state for state, _ in engine.play(task, engine.start(task))]
+    task = small.simulation(mgp(fine_tune=2), clip, fed, rounds=1, every=100)
+    states = [state for state, _ in simulation.run_rounds(task, simulation.start(task))]
     assert len(states) == 3
-    assert engine.downlink(task, states[0], fed.clients[0]).keys() == states[0].server.keys()
-    assert engine.downlink(task, states[1], fed.clients[0]) == {}
+    assert server.downlink(task.spec, states[0], fed.clients[0].name).keys() == states[0].server.keys()
+    assert server.downlink(task.spec, states[1], fed.clients[0].name) == {}
     assert tensors.digest(states[2].server) == tensors.digest(states[0].server)
 
 
@@ -225,9 +229,9 @@ PRIVATE = {
 @pytest.mark.parametrize("name", PRIVATE)
 def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """baselines.md 8 to 15."""
-    task = small.task(small.method(name), clip, fed)
-    assert wire.private(task.method, task.initial).keys() == PRIVATE[name]
-    assert wire.message(task.method, task.initial).keys() == task.initial.keys() - PRIVATE[name]
+    task = small.simulation(small.method(name), clip, fed)
+    assert messages.private(task.spec.method, task.spec.initial).keys() == PRIVATE[name]
+    assert messages.template(task.spec.method, task.spec.initial).keys() == task.spec.initial.keys() - PRIVATE[name]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +239,6 @@ def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
 )
 def test_what_stays_of_lora(name: str, stays: str, clip: FrozenCLIP, fed: Federation) -> None:
     """FFA-LoRA has no A to send: it is the same everywhere from the start."""
-    task = small.task(small.method(name), clip, fed)
-    assert {key[-1] for key in wire.private(task.method, task.initial)} == set(stays)
-    assert {key[-1] for key in task.initial} == ({"b"} if name == "ffa_lora" else {"a", "b"})
+    task = small.simulation(small.method(name), clip, fed)
+    assert {key[-1] for key in messages.private(task.spec.method, task.spec.initial)} == set(stays)
+    assert {key[-1] for key in task.spec.initial} == ({"b"} if name == "ffa_lora" else {"a", "b"})

@@ -11,7 +11,7 @@ from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import engine, wire
+from fedvlm.federation import messages, simulation
 from fedvlm.methods import build, known
 from fedvlm.methods.base import Method
 
@@ -29,12 +29,12 @@ PARTS = {
 def test_a_part_of_the_adapters_is_what_crosses(part: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Widths 24 and 32, rank 4, two blocks. What is not named stays, and differs from client to client."""
     patterns, numbers = PARTS[part]
-    task = small.task(small.method("pfedmma", share=patterns), clip, fed, rounds=2, every=100)
-    assert tensors.count(wire.message(task.method, task.initial)) == numbers
+    task = small.simulation(small.method("pfedmma", share=patterns), clip, fed, rounds=2, every=100)
+    assert tensors.count(messages.template(task.spec.method, task.spec.initial)) == numbers
     state, _ = small.run(task)
-    assert state.server.keys() == tensors.select(task.initial, patterns).keys()
+    assert state.server.keys() == tensors.select(task.spec.initial, patterns).keys()
     one, other = (state.personal[client.name] for client in fed.clients[:2])
-    for name in task.initial.keys() - state.server.keys():
+    for name in task.spec.initial.keys() - state.server.keys():
         assert not one[name].equal(other[name])
 
 
@@ -43,7 +43,7 @@ def test_a_pattern_that_matches_nothing_is_refused(
     share: list[str], pattern: str, clip: FrozenCLIP, fed: Federation
 ) -> None:
     with pytest.raises(FedvlmError) as error:
-        small.task(small.method("pfedmma", share=share), clip, fed)
+        small.simulation(small.method("pfedmma", share=share), clip, fed)
     words = str(error.value)
     assert f"'{pattern}' matches no trained tensor" in words
     assert all(name in words for name in ("text.*.down.weight", "vision.*.up.bias", "shared.*.weight"))
@@ -67,8 +67,8 @@ def test_who_overrides_the_uplink_says_so() -> None:
 @pytest.mark.parametrize("share", [[], ["*"]], ids=["nothing", "everything"])
 def test_nothing_or_everything_may_be_shared(name: str, share: list[str], clip: FrozenCLIP, fed: Federation) -> None:
     settings: dict[str, Any] = {"share": share} | ({"select": "none"} if name == "pfedmoap" else {})
-    task = small.task(small.method(name, **settings), clip, fed, rounds=2, every=100)
-    start = engine.start(task)
+    task = small.simulation(small.method(name, **settings), clip, fed, rounds=2, every=100)
+    start = simulation.start(task)
     state, records = small.run(task, start)
     assert all(bool(visit.up_bytes) == bool(share) for visit in records[0].visits)
-    assert task.initial.keys() <= state.server.keys() if share else state.server == {}
+    assert task.spec.initial.keys() <= state.server.keys() if share else state.server == {}

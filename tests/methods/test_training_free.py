@@ -42,7 +42,7 @@ def logits(name: str, clip: FrozenCLIP, fed: Federation, labels: list[int] = LAB
     method = small.method(name, **settings)
     tuner = method.tuner(clip, fed.base_names, TEMPLATE)
     own = features(len(labels), 1), torch.tensor(labels)
-    start = small.task(method, clip, fed).initial
+    start = small.simulation(method, clip, fed).spec.initial
     classifier = tuner.classifier(start, tuner.prepare({}, lambda: own))
     return tuner.logits(start, classifier, features(5, 2)).double().numpy()
 
@@ -64,7 +64,7 @@ def test_the_memory_by_a_loop(
     known, images = unit(features(7, 1)), unit(features(5, 2))
     if name == "pfedprompt":
         method = small.method(name)
-        prompt = small.task(method, clip, fed).initial
+        prompt = small.simulation(method, clip, fed).spec.initial
         text = method.tuner(clip, fed.base_names, "").classifier(prompt, {})["text"].double().numpy()
     expected = zero(text)
     for b, image in enumerate(images):
@@ -133,13 +133,15 @@ def test_the_discriminant_of_one_image_of_each_class_is_finite(clip: FrozenCLIP,
 @pytest.mark.parametrize("name", ["tip_adapter", "gaussian", "zero_shot_prior", "pfedprompt"])
 def test_a_client_is_measured_with_its_own_images(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Two clients of one method differ though nothing was trained, and each by its own training images alone."""
-    task = small.task(small.method(name), clip, fed)
-    one, other = (outputs(task.bench, fed.clients[n], task.initial, {}).base.logits for n in (0, 2))
+    task = small.simulation(small.method(name), clip, fed)
+    one, other = (outputs(task.site, fed.clients[n], task.spec.initial, {}).base.logits for n in (0, 2))
     assert (one - other).abs().max() > 1e-3
-    tuner, client = task.bench.base, fed.clients[2]
-    own = task.bench.activations.get(client.train, tuner.entry), task.bench.labels(client.train)
-    hidden = task.bench.activations.get(fed.tests["base"], tuner.entry)
-    expected = tuner.logits(task.initial, tuner.classifier(task.initial, tuner.prepare({}, lambda: own)), hidden)
+    tuner, client = task.site.base, fed.clients[2]
+    own = task.site.activations.get(client.train, tuner.entry), task.site.labels(client.train)
+    hidden = task.site.activations.get(fed.tests["base"], tuner.entry)
+    expected = tuner.logits(
+        task.spec.initial, tuner.classifier(task.spec.initial, tuner.prepare({}, lambda: own)), hidden
+    )
     assert (other - expected).abs().max() < 1e-5
 
 

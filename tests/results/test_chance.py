@@ -12,7 +12,8 @@ import small
 
 import fedvlm
 from fedvlm.data import Client, Federation, Record, Source, load_source
-from fedvlm.results import chance, runner
+from fedvlm.federation import setup
+from fedvlm.results import chance
 
 SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=6", "data.base_classes=10", "data.novel_classes=4",
          "partition.clients=3", "rounds=1", "methods=zero_shot", "seeds=0")  # fmt: skip
@@ -29,7 +30,7 @@ def test_permuted_labels_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     if wrong:
-        monkeypatch.setattr(runner, "load_source", lambda *given, **more: permuted(load_source(*given, **more)))
+        monkeypatch.setattr(setup, "load_source", lambda *given, **more: permuted(load_source(*given, **more)))
     fedvlm.run("quickstart", *SMALL, out=tmp_path / "r", quiet=False)
     said = capsys.readouterr().out
     assert "sampled base images" in said

@@ -208,14 +208,14 @@ def test_a_method_that_diverges_costs_no_other_its_row(diverged: tuple[Compariso
 def test_no_mean_is_taken_over_the_seeds_that_did_not_diverge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedvlm.results import runner
 
-    played = runner._played
+    played = runner._run_point
 
     def unlucky(run: Any, scene: Any, name: str, point: Any) -> dict[str, Any]:
         if (name, scene.seed) == ("coop", 1):
             raise DivergenceError("round 2, client 0: coop: its loss is no longer finite")
         return played(run, scene, name, point)
 
-    monkeypatch.setattr(runner, "_played", unlucky)
+    monkeypatch.setattr(runner, "_run_point", unlucky)
     found = comparing.compare(settings(methods=["coop", "zero_shot"]), tmp_path / "c")
     assert found.failed == {"coop": "diverged (1 of 3 seeds)"}
     assert [row.method for row in found.rows] == ["zero_shot"]
@@ -390,16 +390,16 @@ def test_what_a_point_fails_with_is_told_but_a_full_disk_ends_all() -> None:
 def test_what_cannot_be_dealt_with_a_later_seed_is_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedvlm.results import runner
+    from fedvlm.federation import setup
 
-    federate = runner.federate
+    federate = setup.federate
 
     def dealt(source: Any, chosen: Any, seed: int) -> Any:
         if seed == 2:
             raise FedvlmError("seed 2 has no images")
         return federate(source, chosen, seed)
 
-    monkeypatch.setattr(runner, "federate", dealt)
+    monkeypatch.setattr(setup, "federate", dealt)
     with pytest.raises(FedvlmError, match="seed 2 has no images"):
         comparing.compare(settings(methods=["zero_shot"]), tmp_path / "c")
     assert not list(tmp_path.rglob("seed-*"))
@@ -448,7 +448,7 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
     from fedvlm.methods import build
     from fedvlm.training.activations import Activations
     from fedvlm.training.device import Device
-    from fedvlm.training.evaluation import Bench, accuracies, outputs
+    from fedvlm.training.evaluation import Site, accuracies, outputs
 
     chosen = settings()
     source, clip = load_source(chosen.data, 0), clips.load("embedded")
@@ -456,13 +456,13 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
     assert fed is not None
     zero = build("zero_shot")
     tuners = [zero.tuner(clip, names, "a photo of a {}.") for names in (fed.base_names, fed.novel_names)]
-    bench = Bench(
+    bench = Site(
         tuners[0], tuners[1], fed, Activations(clip, source.records, Device(torch.device("cpu")), 1 << 30), 256
     )
     each = [accuracies(outputs(bench, client, {}, {})) for client in fed.clients]
     curves = json.loads((folder / "seed-0/zero_shot/result.json").read_text())["tradeoff"]
     for metric in ("local", "base", "novel"):
-        expected = statistics.fmean(one[metric] for one in each)
+        expected = statistics.fmean(one[metric].value for one in each)
         assert all(point[metric] == pytest.approx(expected) for point in curves["val"])
 
 

@@ -17,7 +17,7 @@ from fedvlm.tensors import Named
 
 def test_the_contract_of_a_run() -> None:
     clip, fed = small.clip(), small.federation()
-    lines = [contract.terms(name, small.task(small.method(name), clip, fed)) for name in ("pfedmma", "coop")]
+    lines = [contract.terms(name, small.simulation(small.method(name), clip, fed)) for name in ("pfedmma", "coop")]
     scenes = contract.text(Experiment(), clip, fed, lines)
     assert "clients     4, each with 3 to 11 training images" in scenes
     assert "coop: nothing" in scenes
@@ -38,7 +38,8 @@ def test_who_sees_what_leaves() -> None:
     """A mean of two tells each the other's; single prompts are told to be seen whole; who sends nothing is not named."""
     clip, fed = small.clip(), small.federation()
     lines = [
-        contract.terms(n, small.task(small.method(n), clip, fed)) for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
+        contract.terms(n, small.simulation(small.method(n), clip, fed))
+        for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
     ]
     said = contract.text(Experiment(), clip, fed, lines).split("other clients see:\n")[1].splitlines()
     assert said == [
@@ -53,7 +54,7 @@ def test_who_sees_what_leaves() -> None:
 
 def test_columns_never_touch_and_visits_after_the_last_round_are_told() -> None:
     clip, fed = small.clip(), small.federation()
-    line = contract.terms("promptfl_ft", small.task(small.method("promptfl", fine_tune=20), clip, fed))
+    line = contract.terms("promptfl_ft", small.simulation(small.method("promptfl", fine_tune=20), clip, fed))
     wide = replace(line, trained=4_206_080, shared=4_206_080, up_bytes=16_824_320, down_bytes=(59_392, 16_824_320))
     text = contract.text(Experiment(), clip, fed, [wide]).splitlines()
     row = next(each for each in text if each.startswith("promptfl_ft"))

@@ -12,8 +12,8 @@ from torch import Tensor
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
-from fedvlm.training.descent import Descent
-from fedvlm.training.local import Visitor, train, train_together
+from fedvlm.training.descent import StackedOptimizer
+from fedvlm.training.local import LocalJob, train, train_together
 
 OPTIMISERS: list[dict[str, Any]] = [
     {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1},
@@ -46,7 +46,7 @@ def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     method = small.method("pfedmoap", lr=0.05, gate_lr=0.02, **config)
     draw = torch_stream(0, "start")
     start = {"prompt": torch.randn(4, 3, 5, generator=draw), "gating.q.bias": torch.randn(4, 5, generator=draw)}
-    descent = Descent(method, {name: tensor.clone() for name, tensor in start.items()}, 0.5)
+    descent = StackedOptimizer(method, {name: tensor.clone() for name, tensor in start.items()}, 0.5)
     alone = [{name: torch.nn.Parameter(tensor[c].clone()) for name, tensor in start.items()} for c in range(4)]
     torches = [
         theirs(config, [{"params": [one["prompt"]], "lr": 0.025}, {"params": [one["gating.q.bias"]], "lr": 0.01}])
@@ -74,7 +74,7 @@ def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
 def test_what_has_no_gradient_stays_even_under_decay(config: dict[str, Any]) -> None:
     method = small.method("pfedmoap", **config)
     start = {"prompt": torch.ones(2, 3, 5), "gating.q.bias": torch.ones(2, 5)}
-    descent = Descent(method, {name: tensor.clone() for name, tensor in start.items()}, 1.0)
+    descent = StackedOptimizer(method, {name: tensor.clone() for name, tensor in start.items()}, 1.0)
     rows = torch.tensor([0, 1])
     leaves = descent.leaves(rows)
     leaves["prompt"].square().sum().backward()
@@ -124,7 +124,7 @@ def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
     now = [{"prompt": prompt} for prompt in start]
     for part in (batches[:3], batches[3:]):
         now = [
-            done.tensors for done in train_together(method, tuner, [Visitor(one, {}, part) for one in now], small.CPU)
+            done.tensors for done in train_together(method, tuner, [LocalJob(one, {}, part) for one in now], small.CPU)
         ]
     for one, prompt in zip(now, start, strict=True):
         assert (one["prompt"] - plain(prompt, True)).abs().max() < 1e-5

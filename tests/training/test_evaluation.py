@@ -15,7 +15,9 @@ from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Memory
-from fedvlm.training.evaluation import REMEMBERED, Bench, evaluate, outputs, summary
+from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs, summary
+from fedvlm.training.metrics import Mean
+from fedvlm.training.site import CACHED, Site
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,8 @@ def fed() -> Federation:
     return replace(made, base=(2, 0, 3, 1), novel=(6, 4, 5), clients=clients)
 
 
-def bench(clip: FrozenCLIP, fed: Federation, **more: object) -> Bench:
-    return replace(small.bench(small.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
+def bench(clip: FrozenCLIP, fed: Federation, **more: object) -> Site:
+    return replace(small.site(small.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
 
 
 def by_hand(
@@ -57,7 +59,7 @@ def test_accuracies_of_a_client_by_hand(clip: FrozenCLIP, fed: Federation) -> No
     """Local: own images, all base classes; local_own: own classes only; base and novel: whole sets, their own names."""
     table = bench(clip, fed)
     for client in fed.clients:
-        result = evaluate(outputs(table, client, {}, {}))
+        result = evaluate(outputs(table, client, {}, {})).values
         logits, labels = by_hand(clip, fed, client.local, fed.base)
         names = [fed.base[k] for k in logits.argmax(1)]
         assert result["local"] == pytest.approx(np.mean([a == b for a, b in zip(names, labels, strict=True)]))
@@ -75,22 +77,22 @@ def test_accuracies_of_a_client_by_hand(clip: FrozenCLIP, fed: Federation) -> No
 
 def test_batches_make_no_difference(clip: FrozenCLIP, fed: Federation) -> None:
     client = fed.clients[0]
-    whole = evaluate(outputs(bench(clip, fed), client, {}, {}))
+    whole = evaluate(outputs(bench(clip, fed), client, {}, {})).values
     for batch in (1, 3):
-        assert evaluate(outputs(bench(clip, fed, batch=batch), client, {}, {})) == pytest.approx(whole)
+        assert evaluate(outputs(bench(clip, fed, batch=batch), client, {}, {})).values == pytest.approx(whole)
 
 
 def test_what_a_client_lacks_is_left_out(clip: FrozenCLIP, fed: Federation) -> None:
     client = fed.clients[0]
-    assert evaluate(outputs(bench(clip, fed), replace(client, local=()), {}, {})).keys() == {"base", "novel"}
-    assert "novel" not in evaluate(outputs(bench(clip, fed), replace(client, novel=None), {}, {}))
-    assert "novel" not in evaluate(outputs(bench(clip, fed, novel=None), client, {}, {}))
+    assert evaluate(outputs(bench(clip, fed), replace(client, local=()), {}, {})).values.keys() == {"base", "novel"}
+    assert "novel" not in evaluate(outputs(bench(clip, fed), replace(client, novel=None), {}, {})).values
+    assert "novel" not in evaluate(outputs(bench(clip, fed, novel=None), client, {}, {})).values
 
 
 def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> None:
     """A domain's client may own test images that the shared set lacks, and the other way round."""
     client = replace(fed.clients[0], local=fed.clients[0].train[:4])
-    result = evaluate(outputs(bench(clip, fed), client, {}, {}))
+    result = evaluate(outputs(bench(clip, fed), client, {}, {})).values
     logits, labels = by_hand(clip, fed, client.local, fed.base)
     assert result["local"] == pytest.approx(
         np.mean([fed.base[k] == label for k, label in zip(logits.argmax(1), labels, strict=True)])
@@ -99,15 +101,15 @@ def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> N
 
 def test_shared_sets_of_finished_features_are_gathered_once(clip: FrozenCLIP, fed: Federation) -> None:
     table = bench(clip, fed)
-    first = [evaluate(outputs(table, client, {}, {})) for client in fed.clients]
+    first = [evaluate(outputs(table, client, {}, {})).values for client in fed.clients]
     assert set(table.sets) == {("base", clip.visual.depth + 1), ("novel", clip.visual.depth + 1)}
     table.activations.memory.clear()
     asked: list[int] = []
     inner = table.activations.get
     table.activations.get = lambda indices, *more: (asked.extend(indices), inner(indices, *more))[1]  # type: ignore[method-assign]
-    assert [evaluate(outputs(table, client, {}, {})) for client in fed.clients] == first
+    assert [evaluate(outputs(table, client, {}, {})).values for client in fed.clients] == first
     assert not set(asked) & {*fed.tests["base"], *fed.tests["novel"]}
-    adapted = small.bench(small.method("pfedmma"), clip, fed)
+    adapted = small.site(small.method("pfedmma"), clip, fed)
     evaluate(outputs(adapted, fed.clients[0], adapted.base.init(torch.Generator()), {}))
     assert not adapted.sets, "activations inside the encoder would not fit"
 
@@ -122,7 +124,7 @@ def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federatio
 
 def test_an_empty_evaluation_set(clip: FrozenCLIP, fed: Federation) -> None:
     empty = replace(fed, tests={"base": fed.tests["base"], "novel": ()})
-    assert "novel" not in evaluate(outputs(bench(clip, empty), fed.clients[0], {}, {}))
+    assert "novel" not in evaluate(outputs(bench(clip, empty), fed.clients[0], {}, {})).values
 
 
 def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCLIP, fed: Federation) -> None:
@@ -131,7 +133,7 @@ def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCL
     table = bench(clip, fed)
     planted = table.activations.memory[clip.visual.depth + 1] = Memory(table.activations.device)
     planted.add([(i, TEST) for i in range(len(fed.source))], text[[record.label for record in fed.source.records]])
-    result = evaluate(outputs(table, fed.clients[0], {}, {}))
+    result = evaluate(outputs(table, fed.clients[0], {}, {})).values
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
 
 
@@ -170,7 +172,7 @@ def test_a_client_is_found_by_what_it_declares(fed: Federation) -> None:
     assert Path(fed.clients[0].name).name == fed.clients[0].name
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, table: Bench) -> list[int]:
+def asked(monkeypatch: pytest.MonkeyPatch, table: Site) -> list[int]:
     """Numbers of images the base tuner is asked about, call by call."""
     sizes, real = list[int](), table.base.logits
 
@@ -187,27 +189,27 @@ def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another client said is taken only while the tensors are the same numbers, changed in place or not."""
-    chosen = small.task(small.method("promptfl"), clip, fed)
-    sizes, count = asked(monkeypatch, chosen.bench), len(fed.tests["base"])
-    first = outputs(chosen.bench, fed.clients[0], chosen.initial, {})
-    copy = {name: tensor.clone() for name, tensor in chosen.initial.items()}
-    second = outputs(chosen.bench, fed.clients[1], copy, {})
+    chosen = small.simulation(small.method("promptfl"), clip, fed)
+    sizes, count = asked(monkeypatch, chosen.site), len(fed.tests["base"])
+    first = outputs(chosen.site, fed.clients[0], chosen.spec.initial, {})
+    copy = {name: tensor.clone() for name, tensor in chosen.spec.initial.items()}
+    second = outputs(chosen.site, fed.clients[1], copy, {})
     assert sizes == [count]
     assert torch.equal(first.base.logits, second.base.logits)
     copy["prompt"].neg_()
-    third = outputs(chosen.bench, fed.clients[1], copy, {})
+    third = outputs(chosen.site, fed.clients[1], copy, {})
     copy["prompt"][..., ::2] += 0.5
-    fourth = outputs(chosen.bench, fed.clients[1], copy, {})
+    fourth = outputs(chosen.site, fed.clients[1], copy, {})
     assert sizes == [count] * 3
-    for found, tensors in ((third, -chosen.initial["prompt"]), (fourth, copy["prompt"])):
-        fresh = small.bench(chosen.method, clip, fed)
+    for found, tensors in ((third, -chosen.spec.initial["prompt"]), (fourth, copy["prompt"])):
+        fresh = small.site(chosen.spec.method, clip, fed)
         expected = outputs(fresh, fed.clients[1], {"prompt": tensors}, {}).base.logits
         assert (found.base.logits - expected).abs().max() < 1e-5
     assert (third.base.logits - fourth.base.logits).abs().max() > 1e-4
 
 
 def test_a_bench_with_other_images_remembers_nothing(clip: FrozenCLIP, fed: Federation) -> None:
-    table = small.bench(small.method("zero_shot"), clip, fed)
+    table = small.site(small.method("zero_shot"), clip, fed)
     table.logits(table.base, {}, {}, "base")
     turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][::-1]})
     other = replace(table, federation=turned)
@@ -217,7 +219,7 @@ def test_a_bench_with_other_images_remembers_nothing(clip: FrozenCLIP, fed: Fede
 def test_a_model_made_from_own_images_answers_for_its_client_alone(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = small.bench(small.method("tip_adapter"), clip, fed)
+    table = small.site(small.method("tip_adapter"), clip, fed)
     sizes, count = asked(monkeypatch, table), len(fed.tests["base"])
     without = table.logits(table.base, {}, {}, "base")
     ones = [outputs(table, fed.clients[n], {}, {}).base.logits for n in (0, 2, 0)]
@@ -231,12 +233,12 @@ def test_the_calibration_error_is_of_all_own_images_together(clip: FrozenCLIP, f
     table = bench(clip, fed)
     found = [outputs(table, client, {}, {}) for client in fed.clients]
     own = [one.local for one in found if one.local is not None]
-    means = summary({str(n): evaluate(one) for n, one in enumerate(found)}, own)
+    means = summary({str(n): evaluate(one) for n, one in enumerate(found)})
     logits, labels = torch.cat([one.logits for one in own]), torch.cat([one.labels for one in own])
-    assert means["ece"] == metrics.calibration_error(logits, labels)
-    each = [metrics.calibration_error(one.logits, one.labels) for one in own]
+    assert means["ece"] == pytest.approx(metrics.calibration(logits, labels).error)
+    each = [metrics.calibration(one.logits, one.labels).error for one in own]
     assert means["ece"] < sum(each) / len(each)
-    assert "ece" not in summary({"a": {"base": 1.0}}, [])
+    assert "ece" not in summary({"a": ClientMetrics({"base": Mean(1.0, 1)}, None)})
 
 
 def test_a_client_with_other_experts_is_measured_anew(
@@ -244,7 +246,7 @@ def test_a_client_with_other_experts_is_measured_anew(
 ) -> None:
     """Equal tensors are not an equal model: with everything averaged, clients differ in the experts they got."""
     chosen = small.method("pfedmoap", share=["*"])
-    table = small.bench(chosen, clip, fed)
+    table = small.site(chosen, clip, fed)
     assert table.novel is not None
     tensors = small.random(table.base, 0.5, torch.Generator().manual_seed(1))
     prompts = torch.randn(2, *tensors["prompt"].shape, generator=torch.Generator().manual_seed(2))
@@ -253,7 +255,7 @@ def test_a_client_with_other_experts_is_measured_anew(
     assert len(sizes) == 2
     assert (found[0].base.logits - found[1].base.logits).abs().max() > 1e-3
     for n in (0, 1):
-        fresh = outputs(small.bench(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
+        fresh = outputs(small.site(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
         assert (found[n].base.logits - fresh.base.logits).abs().max() < 1e-5
         assert fresh.novel is not None
         assert (found[n].novel.logits - fresh.novel.logits).abs().max() < 1e-5  # type: ignore[union-attr]
@@ -262,10 +264,10 @@ def test_a_client_with_other_experts_is_measured_anew(
 def test_few_tuners_are_remembered_and_the_oldest_gives_way(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = small.bench(small.method("zero_shot"), clip, fed)
-    tuners = [small.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(REMEMBERED + 3)]
+    table = small.site(small.method("zero_shot"), clip, fed)
+    tuners = [small.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(CACHED + 3)]
     for tuner in tuners:
         table.logits(tuner, {}, {}, "base")
-        assert len(table.said) <= REMEMBERED
-    kept = [said.tuner for said in table.said.values()]
+        assert len(table.cached) <= CACHED
+    kept = [said.tuner for said in table.cached.values()]
     assert all(one is other for one, other in zip(kept, tuners[3:], strict=True))

@@ -11,7 +11,7 @@ import torch
 
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
-from fedvlm.federation import engine
+from fedvlm.federation import simulation
 from fedvlm.methods import known
 from fedvlm.results.verify import WAYS, verify
 from fedvlm.training import device as devices
@@ -38,9 +38,11 @@ def test_the_published_reference_outputs(golden: Path, path: str, gpu: Device) -
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_is_that_of_the_cpu(name: str, together: int, gpu: Device) -> None:
     fed = small.federation()
-    state, records = small.run(small.task(small.method(name), small.clip(), fed, rounds=2))
+    state, records = small.run(small.simulation(small.method(name), small.clip(), fed, rounds=2))
     other, twins = small.run(
-        small.task(small.method(name), small.clip().to(gpu.device), fed, rounds=2, together=together, device=gpu)
+        small.simulation(
+            small.method(name), small.clip().to(gpu.device), fed, rounds=2, clients_per_step=together, device=gpu
+        )
     )
     for one, two in zip(records, twins, strict=True):
         for a, b in zip(one.visits, two.visits, strict=True):
@@ -53,11 +55,11 @@ def test_a_run_is_that_of_the_cpu(name: str, together: int, gpu: Device) -> None
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first step of a visit to its last, every synchronisation is an error."""
-    task = small.task(
-        small.method(name, epochs=3), small.clip().to(gpu.device), small.federation(), together=together, rounds=3,
+    task = small.simulation(
+        small.method(name, epochs=3), small.clip().to(gpu.device), small.federation(), clients_per_step=together, rounds=3,
         device=gpu,
     )  # fmt: skip
-    played = engine.play(task, engine.start(task))
+    played = simulation.run_rounds(task, simulation.start(task))
     next(played)
     steps = 0
 
@@ -72,8 +74,8 @@ def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytes
 
     inner = local.train_together
 
-    def train_together(method: object, tuner: object, visitors: list[local.Visitor], *more: object) -> object:
-        seen = [local.Visitor(one.tensors, one.received, watched(one.batches)) for one in visitors]  # type: ignore[arg-type]
+    def train_together(method: object, tuner: object, visitors: list[local.LocalJob], *more: object) -> object:
+        seen = [local.LocalJob(one.tensors, one.received, watched(one.batches)) for one in visitors]  # type: ignore[arg-type]
         return inner(method, tuner, seen, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fedvlm.federation.client.train_together", train_together)
@@ -85,7 +87,7 @@ def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytes
 def test_the_same_bytes_twice(name: str, gpu: Device) -> None:
     def once() -> dict[str, str]:
         clip = small.clip().to(gpu.device)
-        task = small.task(small.method(name), clip, small.federation(), together=3, rounds=2, device=gpu)
+        task = small.simulation(small.method(name), clip, small.federation(), clients_per_step=3, rounds=2, device=gpu)
         return small.fingerprint(small.run(task)[0])
 
     assert once() == once()

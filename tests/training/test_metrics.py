@@ -14,28 +14,28 @@ LABELS = torch.tensor([0, 2, 2, 1, 2])
 
 
 def test_accuracy_by_hand() -> None:
-    assert metrics.accuracy(LOGITS, LABELS) == 3 / 5
-    assert metrics.accuracy(LOGITS[:1], LABELS[:1]) == 1.0
+    assert metrics.accuracy(LOGITS, LABELS).value == 3 / 5
+    assert metrics.accuracy(LOGITS[:1], LABELS[:1]).value == 1.0
 
 
 def test_accuracy_over_own_classes_by_hand() -> None:
     """Over classes 0 and 2 the guesses become 0, 2, 2, 0, 0."""
-    assert metrics.own_accuracy(LOGITS, LABELS, [0, 2]) == 3 / 5
-    assert metrics.own_accuracy(LOGITS, LABELS, [2, 0]) == 3 / 5
-    assert metrics.own_accuracy(LOGITS[1:], LABELS[1:], [1, 2]) == 3 / 4
-    assert metrics.own_accuracy(LOGITS, LABELS, [0, 1, 2]) == metrics.accuracy(LOGITS, LABELS)
-    assert metrics.own_accuracy(LOGITS, LABELS, [2]) == 3 / 5
+    assert metrics.own_accuracy(LOGITS, LABELS, [0, 2]).value == 3 / 5
+    assert metrics.own_accuracy(LOGITS, LABELS, [2, 0]).value == 3 / 5
+    assert metrics.own_accuracy(LOGITS[1:], LABELS[1:], [1, 2]).value == 3 / 4
+    assert metrics.own_accuracy(LOGITS, LABELS, [0, 1, 2]).value == metrics.accuracy(LOGITS, LABELS).value
+    assert metrics.own_accuracy(LOGITS, LABELS, [2]).value == 3 / 5
 
 
 def test_macro_f1_by_hand() -> None:
     """Class 0: TP 1, FP 1, FN 0 -> 2/3; class 1: TP 1, FP 1, FN 0 -> 2/3; class 2: TP 1, FP 0, FN 2 -> 1/2."""
-    assert metrics.macro_f1(LOGITS, LABELS) == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3, rel=1e-6)
+    assert metrics.macro_f1(LOGITS, LABELS).value == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3, rel=1e-6)
 
 
 def test_macro_f1_over_the_classes_present_only() -> None:
     """Guesses 0 and 2 for labels 0 and 0: class 0 has TP 1, FN 1 -> 2/3; classes 1 and 2 have no image."""
-    assert metrics.macro_f1(LOGITS[:2], torch.tensor([0, 0])) == pytest.approx(2 / 3, rel=1e-6)
-    assert metrics.macro_f1(LOGITS[:1], torch.tensor([1])) == 0.0
+    assert metrics.macro_f1(LOGITS[:2], torch.tensor([0, 0])).value == pytest.approx(2 / 3, rel=1e-6)
+    assert metrics.macro_f1(LOGITS[:1], torch.tensor([1])).value == 0.0
 
 
 def test_loss_by_hand() -> None:
@@ -46,8 +46,8 @@ def test_loss_by_hand() -> None:
         )
         / 5
     )
-    assert metrics.loss(LOGITS, LABELS) == pytest.approx(expected, rel=1e-12)
-    assert metrics.loss(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])) == pytest.approx(1000.0)
+    assert metrics.loss(LOGITS, LABELS).value == pytest.approx(expected, rel=1e-12)
+    assert metrics.loss(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])).value == pytest.approx(1000.0)
 
 
 def test_the_harmonic_mean_of_the_published_row() -> None:
@@ -80,14 +80,14 @@ def test_clients_that_lack_a_metric_are_left_out_of_its_mean() -> None:
 
 
 def test_accuracies_are_plain_numbers() -> None:
-    assert all(type(f(LOGITS, LABELS)) is float for f in (metrics.accuracy, metrics.macro_f1, metrics.loss))
+    assert all(type(f(LOGITS, LABELS).value) is float for f in (metrics.accuracy, metrics.macro_f1, metrics.loss))
 
 
 def test_the_calibration_error_by_hand() -> None:
     """Confidences 0.9, 0.9 (one right), 0.6 (right), 0.55 (wrong) in ten bins: |0.9 - 0.5| 2/4, 0.4 / 4, 0.55 / 4."""
     confidence, guess, label = [0.9, 0.9, 0.6, 0.55], [0, 1, 0, 1], [0, 0, 0, 0]
     rows = [[p, 1 - p] if g == 0 else [1 - p, p] for p, g in zip(confidence, guess, strict=True)]
-    found = metrics.calibration_error(torch.tensor(rows).double().log(), torch.tensor(label), bins=10)
+    found = metrics.calibration(torch.tensor(rows).double().log(), torch.tensor(label), bins=10).error
     assert found == pytest.approx(0.4 * 2 / 4 + 0.4 / 4 + 0.55 / 4)
 
 
@@ -100,5 +100,21 @@ def test_the_calibration_error_by_a_loop_over_bins() -> None:
         inside = (best >= k / 15) & (best < (k + 1) / 15)
         if inside.any():
             total += inside.mean() * abs(best[inside].mean() - right[inside].mean())
-    assert metrics.calibration_error(logits, labels) == pytest.approx(total)
-    assert metrics.calibration_error(torch.tensor([[1e3, 0.0]]), torch.tensor([0])) == 0.0
+    assert metrics.calibration(logits, labels).error == pytest.approx(total)
+    assert metrics.calibration(torch.tensor([[1e3, 0.0]]), torch.tensor([0])).error == 0.0
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_what_two_groups_tell_adds_up_to_what_both_together_tell(cut: int) -> None:
+    """So that a server needs nobody's logits. F1 is a mean over classes and adds up to one over both groups' classes."""
+    parts = [(LOGITS[:cut], LABELS[:cut]), (LOGITS[cut:], LABELS[cut:])]
+    for metric in (metrics.accuracy, metrics.loss):
+        one, other = (metric(*part) for part in parts)
+        assert (one + other).value == pytest.approx(metric(LOGITS, LABELS).value)
+        assert (one + other).count == 5
+    one_f1, other_f1 = (metrics.macro_f1(*part) for part in parts)
+    assert (one_f1 + other_f1).count == one_f1.count + other_f1.count
+    first, second = (metrics.calibration(*part) for part in parts)
+    whole = metrics.calibration(LOGITS, LABELS)
+    assert (first + second).gaps == pytest.approx(whole.gaps, abs=1e-15)
+    assert (first + second).error == pytest.approx(whole.error)

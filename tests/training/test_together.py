@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import client, engine
-from fedvlm.federation.client import Guest, visits
+from fedvlm.federation import client, server, simulation
+from fedvlm.federation.client import ClientInput, train_clients
+from fedvlm.federation.procedure import Around
 from fedvlm.methods import known
 from fedvlm.training import local
 
@@ -38,8 +39,8 @@ def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: 
     fed = small.federation()
     # Adam divides rounding by rounding where a gradient is nearly zero; its rules are compared in test_descent.
     method, rounds = small.method(name, epochs=1, optimiser="sgd"), 3 if "participation" in how else 2
-    alone, records = small.run(small.task(method, clip, fed, rounds=rounds, **how))
-    other, grouped = small.run(small.task(method, clip, fed, rounds=rounds, together=together, **how))
+    alone, records = small.run(small.simulation(method, clip, fed, rounds=rounds, **how))
+    other, grouped = small.run(small.simulation(method, clip, fed, rounds=rounds, clients_per_step=together, **how))
     for mine, theirs in (
         (alone.server, other.server),
         *((alone.personal[c], other.personal[c]) for c in alone.personal),
@@ -58,11 +59,11 @@ def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: 
 
 def test_a_client_that_diverges_is_named_alone(clip: FrozenCLIP) -> None:
     fed = small.federation()
-    task = small.task(small.method("pfedmma"), clip, fed, together=4)
-    state = engine.start(task)
-    state.personal["site-1"] = {name: torch.full_like(tensor, torch.nan) for name, tensor in task.initial.items()}
+    task = small.simulation(small.method("pfedmma"), clip, fed, clients_per_step=4)
+    state = simulation.start(task)
+    state.personal["site-1"] = {name: torch.full_like(tensor, torch.nan) for name, tensor in task.spec.initial.items()}
     with pytest.raises(FedvlmError, match=r"^round 1, client site-1: pfedmma: .*no longer finite"):
-        next(engine.play(task, state))
+        next(simulation.run_rounds(task, state))
 
 
 @pytest.mark.parametrize("together", [1, 3])
@@ -76,10 +77,10 @@ def test_no_step_waits_for_the_device(
     """
     # torch's Adam asks for its number of steps, which it keeps on the CPU.
     method = small.method(name, epochs=3, **({"optimiser": "sgd"} if together == 1 else {}))
-    task = small.task(method, clip, small.federation(), together=together, rounds=3)
-    state, _ = next(engine.play(task, engine.start(task)))
-    guests = [Guest(one, state.personal[one.name], engine.downlink(task, state, one))
-              for one in task.bench.federation.clients[:together]]  # fmt: skip
+    task = small.simulation(method, clip, small.federation(), clients_per_step=together, rounds=3)
+    state, _ = next(simulation.run_rounds(task, simulation.start(task)))
+    inputs = [ClientInput(one, state.personal[one.name], server.downlink(task.spec, state, one.name))
+              for one in task.site.federation.clients[:together]]  # fmt: skip
     calls = Counter[str]()
     inside, inner = [False], client.train_together
 
@@ -89,7 +90,7 @@ def test_no_step_waits_for_the_device(
             yield batch
         inside[0] = False
 
-    def train_together(method: Any, tuner: Any, visitors: list[local.Visitor], *more: Any) -> Any:
+    def train_together(method: Any, tuner: Any, visitors: list[local.LocalJob], *more: Any) -> Any:
         return inner(method, tuner, [replace(one, batches=watched(one.batches)) for one in visitors], *more)
 
     monkeypatch.setattr(client, "train_together", train_together)
@@ -113,7 +114,7 @@ def test_no_step_waits_for_the_device(
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        visits(task, 1, guests)
+        train_clients(task.spec, task.site, 1, inputs)
     assert calls["aten.sigmoid"] + calls["aten._log_softmax"] > 0
     waiting = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2"}
     assert not waiting & calls.keys()
@@ -128,8 +129,13 @@ def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
         made.append(factor)
         return torch.optim.SGD(leaves.values(), lr=0.0)
 
-    task = small.task(method, clip, fed, rounds=1, together=4)
-    task = replace(task, conduct=replace(task.conduct, optimiser=maker))
+    task = small.simulation(method, clip, fed, rounds=1, clients_per_step=4)
+
+    class Other(Around):
+        def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> Any:
+            return super().train_one(spec, site, round_, one, maker)
+
+    task = replace(task, procedure=Other(task.procedure))
     state, _ = small.run(task)
     assert made == [1.0] * 4
-    assert torch.equal(state.server["prompt"], task.initial["prompt"])
+    assert torch.equal(state.server["prompt"], task.spec.initial["prompt"])

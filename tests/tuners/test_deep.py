@@ -13,7 +13,7 @@ from torch import Tensor
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods.base import Step
 from fedvlm.streams import torch_stream
-from fedvlm.tuners.base import Tuner
+from fedvlm.tuners.base import Tuner, predict
 
 NAMES = ["red fox", "green_frog", "blue jay"]
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -24,10 +24,13 @@ def random(tuner: Tuner, seed: int = 0) -> dict[str, Tensor]:
     return small.random(tuner, 0.3, torch_stream(seed, "deep"))
 
 
-def logits(tuner: Any, tensors: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def logits(
+    tuner: Any, tensors: dict[str, Tensor], pixels: Tensor
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     hidden = tuner.clip.visual.hidden(pixels.flatten(0, -4), tuner.entry).unflatten(0, pixels.shape[:-3])
     classifier = tuner.classifier(tensors, {})
-    return tuner.logits(tensors, classifier, hidden), classifier
+    found, beside = predict(tuner, tensors, classifier, hidden)
+    return found, classifier, beside
 
 
 def maple_logits(clip: FrozenCLIP, tensors: dict[str, Tensor], pixels: Tensor, depth: int) -> Tensor:
@@ -45,7 +48,7 @@ def test_maple(clip: FrozenCLIP, pixels: Tensor, depth: int, tokens: int) -> Non
     tuner = small.method("maple", depth=depth, length=tokens, start=None).tuner(clip, NAMES, "")
     start = random(tuner)
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
-    ours, _ = logits(tuner, leaves, pixels)
+    ours, *_ = logits(tuner, leaves, pixels)
     theirs = maple_logits(clip, true, pixels, depth)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     torch.nn.functional.cross_entropy(ours, LABELS).backward()
@@ -61,9 +64,9 @@ def test_clients_side_by_side_are_clients_alone(name: str, clip: FrozenCLIP, pix
     each = [random(tuner, seed) for seed in range(3)]
     images = torch.stack([pixels, pixels.flip(0), pixels + 1])
     stacked = {key: torch.stack([one[key] for one in each]) for key in each[0]}
-    together, _ = logits(tuner, stacked, images)
+    together, *_ = logits(tuner, stacked, images)
     for one, own, row in zip(each, images, together, strict=True):
-        alone, _ = logits(tuner, one, own)
+        alone, *_ = logits(tuner, one, own)
         assert (row - alone).abs().max() < 1e-5 * alone.abs().max()
 
 
@@ -97,12 +100,12 @@ def test_fedmgp(clip: FrozenCLIP, pixels: Tensor, groups: int) -> None:
     tuner = method.tuner(clip, NAMES, "")
     start = random(tuner)
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
-    ours, classifier = logits(tuner, leaves, pixels)
+    ours, classifier, beside = logits(tuner, leaves, pixels)
     each, text, image = fedmgp_logits(clip, true, pixels, groups)
     assert ours.shape == (4, groups, 3)
     for j, expected in enumerate(each):
         assert (ours[:, j] - expected).abs().max() < 2e-5 * expected.abs().max()
-    loss = method.loss(Step(ours, LABELS, leaves, {}, classifier, tuner))
+    loss = method.loss(Step(ours, LABELS, leaves, {}, classifier, beside))
     alike = [(text[j] @ text[k].T).diagonal().mean() / 2 + (image[j] @ image[k].T).diagonal().mean() / 2
              for j in range(groups) for k in range(j)]  # fmt: skip
     expected_loss = torch.stack([naive.cross_entropy(one, LABELS) for one in each]).mean()

@@ -27,12 +27,12 @@ def in_bfloat16(logits: torch.Tensor) -> float:
 def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
     """Between 16 and 32 bfloat16 has steps of 0.125. Two rounds, so that experts and groups have a say."""
     frozen, fed = small.clip(), small.federation()
-    task = small.task(small.method(name), frozen, fed, rounds=2, device=HALF)
+    task = small.simulation(small.method(name), frozen, fed, rounds=2, device=HALF)
     state, _ = small.run(task)
     client = fed.clients[0]
-    received = task.method.downlink(state.server, client.name, small.draws("downlink"))
-    own = state.personal.get(client.name) or task.initial
-    found = outputs(task.bench, client, task.method.assemble(own, received), received)
+    received = task.spec.method.downlink(state.server, client.name, small.draws("downlink"))
+    own = state.personal.get(client.name) or task.spec.initial
+    found = outputs(task.site, client, task.spec.method.assemble(own, received), received)
     assert in_bfloat16(found.base.logits) < 0.1
     assert found.novel is not None
     assert in_bfloat16(found.novel.logits) < 0.1
@@ -41,16 +41,16 @@ def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
 @pytest.mark.parametrize(("name", "keys"), [("fedmgp", ("text", "images")), ("fedpgp", ("general", "text"))])
 def test_terms_of_a_loss_are_computed_in_float32(name: str, keys: tuple[str, ...]) -> None:
     """Cosines of what the encoders gave in half precision are sums of many products: rounded once, not in every one."""
-    frozen, draw = small.clip(), torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
     method = small.method(name, **({"mu": 1.0} if name == "fedpgp" else {"diversity": 1.0}))
-    tuner = method.tuner(frozen, small.BASE, "a photo of a {}.")
     groups = method.config.groups if name == "fedmgp" else 0
     shape = (groups, 4, 16) if groups else (4, 16)
     made = {key: F.normalize(torch.randn(shape, generator=draw), dim=-1).bfloat16() for key in keys}
+    anchor = F.normalize(torch.randn(4, 16, generator=draw), dim=-1)
     logits = torch.randn((4, groups, 4) if groups else (4, 4), generator=draw)
     half, full = (
-        method.loss(Step(logits, torch.arange(4), tensors, {}, classifier, tuner))
-        for tensors, classifier in (({}, made), ({}, {key: value.float() for key, value in made.items()}))
+        method.loss(Step(logits, torch.arange(4), {}, {}, features | {"anchor": anchor}, features))
+        for features in (made, {key: value.float() for key, value in made.items()})
     )
     assert half.dtype == torch.float32
     assert torch.equal(half, full)
@@ -96,5 +96,5 @@ def test_training_in_float16_is_refused(name: str) -> None:
     half = Device(torch.device("cpu"), torch.float16, "float16")
     frozen, fed = small.clip(), small.federation()
     with pytest.raises(FedvlmError, match=rf"compute.dtype = 'float16' cannot train {name}.*'bfloat16' or 'float32'"):
-        small.task(small.method(name), frozen, fed, device=half)
-    small.task(small.method("zero_shot"), frozen, fed, device=half)
+        small.simulation(small.method(name), frozen, fed, device=half)
+    small.simulation(small.method("zero_shot"), frozen, fed, device=half)

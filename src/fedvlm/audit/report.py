@@ -38,7 +38,7 @@ def audit(console: Console, experiment: Experiment, out: Path, *, quiet: bool, p
         console.print()
     for note in _notes(experiment, found):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nwritten: {out / 'audit.md'}, .csv and .json; say it again to continue", highlight=False,
+    console.print(f"\nwritten: {out / 'audit.md'}, .csv and .json; run it again to continue", highlight=False,
                   markup=False, soft_wrap=True)  # fmt: skip
     return not any(line.failed for line in found)
 

@@ -22,19 +22,20 @@ from fedvlm import durable, methods, templates, tensors
 from fedvlm.bench.naive import Decoded, plain
 from fedvlm.data import Client, federate, load_source
 from fedvlm.experiment import Experiment, parse
-from fedvlm.federation.client import Task, batches, visit
-from fedvlm.federation.engine import chosen, play, start
+from fedvlm.federation import setup
+from fedvlm.federation.client import batches, train_client
+from fedvlm.federation.setup import GIB, Loaded, SeedSetup, prefetch_keys
+from fedvlm.federation.simulation import Simulation, run_rounds, sample_clients, start
 from fedvlm.methods.base import Config, Uplink
 from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
-from fedvlm.results.runner import GIB, needed
+from fedvlm.methods.zero_shot import ZeroShot
 from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training import device as devices
 from fedvlm.training.activations import TEST, Activations
-from fedvlm.training.evaluation import Bench
-from fedvlm.training.local import orders, train
+from fedvlm.training.local import epoch_batches, train
+from fedvlm.training.site import Site
 from fedvlm.training.store import Store
-from fedvlm.tuners.base import Tuner
 
 Kind = Literal["naive", "exact"]
 TRIED = 2
@@ -88,12 +89,13 @@ def main() -> None:
 
 
 class Side:
-    """The task of an experiment's only method, in the released or in our own way."""
+    """The run of an experiment's only method, in the released or in our own way."""
 
     def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
         self.kind, self.settings, self.sizes = kind, settings, sizes
         allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
-        self.device = devices.choose(settings.compute, keep_freed=kind == "exact" or allocator == "kept")
+        self.device = devices.choose(settings.compute)
+        devices.configure_process(self.device, keep_freed=kind == "exact" or allocator == "kept")
         clip = clips.load(settings.model.name).to(self.device.device)
         torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
         self.clip = clip
@@ -106,30 +108,32 @@ class Side:
             if kind == "exact"
             else Decoded(clip, source.records, self.device, 0)
         )
-        self.task = self._task()
-        self.short = _shortened(self.task, sizes.steps)
-        self.entry = self.task.bench.base.entry
+        self.run = self._simulation()
+        self.short = _shortened(self.run, sizes.steps)
+        self.entry = self.run.site.base.entry
 
-    def _task(self) -> Task:
-        settings, federation = self.settings, self.federation
-        (name,) = settings.methods
-        method, template = methods.build(name, settings.method), templates.template(settings.evaluation.template)
+    def _simulation(self) -> Simulation:
+        (name,) = self.settings.methods
+        method, loaded = methods.build(name, self.settings.method), Loaded(self.settings, self.clip, self.device)
+        zero = loaded.tuners(ZeroShot(), self.federation)
+        seed = SeedSetup(self.settings.seeds[0], self.federation, None, self.activations, zero)
+        exact = setup.simulation(loaded, seed, method)
+        return exact if self.kind == "exact" else self._released(exact)
 
-        def make(names: Sequence[str]) -> Tuner:
-            if self.kind == "naive":
-                return plain(method, self.clip, names, template)
-            return method.tuner(self.clip, names, template)
-
-        base = make(federation.base_names)
-        novel = make(federation.novel_names) if federation.novel else None
-        # The released loops test in batches of 100.
-        naive = self.kind == "naive"
-        batch = 100 if naive else devices.evaluated(settings.evaluation.batch, self.device)
-        bench = Bench(base, novel, federation, self.activations, batch)
-        together = 1 if naive else settings.compute.together or devices.together(self.device, self.clip.text.width)
-        initial = base.init(torch_stream(settings.seeds[0], "init"))
-        seed, share = settings.seeds[0], settings.participation
-        return Task(method, bench, initial, seed, settings.rounds, share, settings.views, together)
+    def _released(self, exact: Simulation) -> Simulation:
+        """The same in the released way: plain tuners, clients one by one, tests in batches of 100."""
+        method, template = exact.spec.method, templates.template(self.settings.evaluation.template)
+        base, novel = (
+            plain(method, self.clip, names, template) if names else None
+            for names in (self.federation.base_names, self.federation.novel_names)
+        )
+        assert base is not None
+        return replace(
+            exact,
+            spec=setup.run_spec(self.settings, method, base, exact.spec.seed),
+            site=Site(base, novel, self.federation, self.activations, 100),
+            schedule=replace(exact.schedule, clients_per_step=1),
+        )
 
     def _clock(self) -> float:
         """Seconds, after a GPU has done all it was given."""
@@ -161,21 +165,21 @@ class Side:
         """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
         result: Named = {}
         received, uplinks = self._received(2), []
-        for client in self.short.bench.federation.clients[:TRIED]:
-            done = visit(self.short, 0, client, None, received)
+        for client in self.short.site.federation.clients[:TRIED]:
+            done = train_client(self.short.spec, self.short.site, 0, client, None, received)
             uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
             result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
             with torch.no_grad():
                 images = list(self.federation.tests[client.base])[:8]
-                result[f"{client.name}/logits"] = self.task.bench.logits(
-                    self.task.bench.base, done.personal, received, images
+                result[f"{client.name}/logits"] = self.run.site.logits(
+                    self.run.site.base, done.personal, received, images
                 ).cpu()
-        server = self.task.method.aggregate(start(self.task).server, uplinks)
+        server = self.run.spec.method.aggregate(start(self.run).server, uplinks)
         return result | {f"server/{name}": tensor for name, tensor in server.items()}
 
     def _remember(self) -> float:
         """Seconds to make what a run needs, from a sample; then all of it is there for the rest of the measurement."""
-        wanted = sorted(needed(self.federation, self.settings.views))
+        wanted = sorted(prefetch_keys(self.run))
         sample = wanted[:: max(1, len(wanted) // self.sizes.images)][: self.sizes.images]
         alone = Activations(self.clip, self.federation.source.records, self.device, 1 << 40)
         alone.prepare(sample[:8], self.entry)
@@ -189,7 +193,7 @@ class Side:
         """Only what is measured: remembering everything takes long and changes no measured time."""
         client = self.federation.clients[0]
         found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
-        for one in self.short.bench.federation.clients[:TRIED]:
+        for one in self.short.site.federation.clients[:TRIED]:
             found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
             if self.settings.views != "online":
                 views = [TEST] if isinstance(self.settings.views, str) else range(self.settings.views)
@@ -198,22 +202,22 @@ class Side:
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
-        client = self.short.bench.federation.clients[0]
-        supply = chain.from_iterable(batches(self.short, round_, client) for round_ in count())
+        client = self.short.site.federation.clients[0]
+        supply = chain.from_iterable(batches(self.short.spec, self.short.site, round_, client) for round_ in count())
         received, steps = self._received(2), self.sizes.steps
-        train(self.task.method, self.task.bench.base, self.task.initial, received, [next(supply)], self.device)
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, [next(supply)], self.device)
         begun = self._clock()
         first = [next(supply)]
-        train(self.task.method, self.task.bench.base, self.task.initial, received, first, self.device)
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, first, self.device)
         once = self._clock() - begun
         begun = self._clock()
-        train(self.task.method, self.task.bench.base, self.task.initial, received,
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received,
               (next(supply) for _ in range(steps + 1)), self.device)  # fmt: skip
         several = self._clock() - begun
         if self.kind == "naive":
             return (several - once) / steps, 0.0
         with FlopCounterMode(display=False) as one:
-            train(self.task.method, self.task.bench.base, self.task.initial, {}, [next(supply)], self.device)
+            train(self.run.spec.method, self.run.site.base, self.run.spec.initial, {}, [next(supply)], self.device)
         return (several - once) / steps, one.get_total_flops() / 1e9
 
     def _expert(self) -> float:
@@ -222,7 +226,7 @@ class Side:
             return 0.0
         changed = {name: tensor + 1e-4 for name, tensor in experts.items()}
         begun = self._clock()
-        self.task.bench.base.prepare(changed)
+        self.run.site.base.prepare(changed)
         return (self._clock() - begun) / len(experts)
 
     def _tested(self, client: Client) -> list[int]:
@@ -232,16 +236,16 @@ class Side:
 
     def _test(self, client: Client) -> float:
         """Seconds to evaluate one client, from a sample of its test images."""
-        bench, received = self.task.bench, self._received(2)
+        site, received = self.run.site, self._received(2)
         tested = self._tested(client)
         everything = len(tested) + (len(self.federation.tests[client.novel]) if client.novel is not None else 0)
         sample = tested[: self.sizes.images]
         with torch.no_grad():
-            constants = bench.base.prepare(received)
+            constants = site.base.prepare(received)
 
             def answer(images: Sequence[int]) -> None:
-                classifier = bench.base.classifier(self.task.initial, constants)
-                bench.answers(bench.base, self.task.initial, classifier, images)
+                classifier = site.base.classifier(self.run.spec.initial, constants)
+                site.predict(site.base, self.run.spec.initial, classifier, images)
 
             answer(sample[:2])
             begun = self._clock()
@@ -249,31 +253,33 @@ class Side:
         return (self._clock() - begun) * everything / len(sample)
 
     def _round(self) -> dict[str, float]:
-        """The third round as the engine plays it: every client has taken part before."""
+        """The third round as a simulation runs it: every client has taken part before."""
         if self.kind == "exact":
-            self.activations.prepare(needed(self.federation, self.settings.views), self.entry)
+            self.activations.prepare(prefetch_keys(self.run), self.entry)
         # Not the last of them, which evaluates a second state.
-        *_, (_, third) = islice(play(replace(self.task, rounds=4), start(self.task)), 3)
+        *_, (_, third) = islice(
+            run_rounds(replace(self.run, spec=replace(self.run.spec, rounds=4)), start(self.run)), 3
+        )
         return {"training": third.train_s, "evaluation": third.evaluate_s}
 
     def _received(self, experts: int) -> Named:
         """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
-        server = start(self.task).server
+        server = start(self.run).server
         draw = stream(0, "bench experts")
-        if isinstance(self.task.method, PFedMoAP):
+        if isinstance(self.run.spec.method, PFedMoAP):
             pool = {f"{POOL}client-{i}": server["prompt"] + 0.01 * torch.from_numpy(
                 draw.standard_normal(server["prompt"].shape, dtype="float32")) for i in range(experts + 1)}  # fmt: skip
             server = server | pool
-        received = self.task.method.downlink(server, "client-0", draw)
-        return dict(list(received.items())[: experts + 1]) if isinstance(self.task.method, PFedMoAP) else received
+        received = self.run.spec.method.downlink(server, "client-0", draw)
+        return dict(list(received.items())[: experts + 1]) if isinstance(self.run.spec.method, PFedMoAP) else received
 
     def _counts(self) -> dict[str, float]:
         """Steps, experts and evaluations of a whole run."""
-        config, settings, clients = self.task.method.config, self.settings, self.federation.clients
+        config, settings, clients = self.run.spec.method.config, self.settings, self.federation.clients
         assert isinstance(config, Config)
         draw = stream(0, "bench counts")
-        epoch = [len(orders(len(c.train), config.batch, config.drop_last, draw)) for c in clients]
-        trained = len(chosen(self.task, 0))
+        epoch = [len(epoch_batches(len(c.train), config.batch, config.drop_last, draw)) for c in clients]
+        trained = len(sample_clients(self.run, 0))
         experts = min(int(getattr(config, "experts", 1)), len(clients)) - 1
         return {
             "rounds": settings.rounds,
@@ -286,15 +292,15 @@ class Side:
         }
 
 
-def _shortened(task: Task, steps: int) -> Task:
-    """The task with one epoch and so few training images that a visit takes `steps` steps."""
-    config = task.method.config
+def _shortened(run: Simulation, steps: int) -> Simulation:
+    """The run with one epoch and at most this many full batches of training images for each client."""
+    config = run.spec.method.config
     assert isinstance(config, Config)
-    clients = tuple(replace(c, train=c.train[: steps * config.batch]) for c in task.bench.federation.clients)
-    method = copy(task.method)
+    clients = tuple(replace(c, train=c.train[: steps * config.batch]) for c in run.site.federation.clients)
+    method = copy(run.spec.method)
     method.config = config.model_copy(update={"epochs": 1})
-    bench = replace(task.bench, federation=replace(task.bench.federation, clients=clients))
-    return replace(task, method=method, bench=bench)
+    site = replace(run.site, federation=replace(run.site.federation, clients=clients))
+    return replace(run, spec=replace(run.spec, method=method), site=site)
 
 
 def _rate(device: torch.device) -> float:

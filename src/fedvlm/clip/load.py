@@ -34,12 +34,15 @@ _CONVERT = (
 )
 
 
-def load(name: str = "embedded", *, revision: str | None = None, offline: bool = False) -> FrozenCLIP:
+def load(
+    name: str = "embedded", *, revision: str | None = None, offline: bool = False, transform: str = "clip"
+) -> FrozenCLIP:
     """A frozen CLIP in float32 on the CPU.
 
     `name` is `embedded`, a directory with a configuration, safetensors and a tokenizer (Hugging Face or open_clip
     naming), or a hub id such as `openai/clip-vit-base-patch16` (`revision` pins it; `offline` uses cached files
-    only). Raises `FedvlmError` when weights are missing, damaged, pickled or do not fit their configuration.
+    only). `transform`: of images, the model's own (`clip`) or another one of `preprocess.chosen`. Raises `FedvlmError`
+    when weights are missing, damaged, pickled or do not fit their configuration.
     """
     folder = _folder(name, revision, offline)
     shape, extra = _config(folder)
@@ -53,7 +56,7 @@ def load(name: str = "embedded", *, revision: str | None = None, offline: bool =
     clip = FrozenCLIP(
         shape,
         words,
-        preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")),
+        preprocess.chosen(preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")), transform),
         name,
         _digest(files),
     )

@@ -106,7 +106,6 @@ class FrozenCLIP(CLIP):
     @property
     def digest(self) -> str:
         """SHA-256 of all that its outputs depend on: weights, configuration, tokenizer and transform."""
-        # Read anew each time: `preprocess` is replaced where an experiment names another transform.
         parts = [self.weights, dataclasses.asdict(self.config), self.tokenizer.identity, self.preprocess.identity]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

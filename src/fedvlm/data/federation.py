@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,6 +65,12 @@ class Federation:
     def late(self) -> tuple[Client, ...]:
         """The clients that join after the last round."""
         return tuple(client for client in self.clients if client.late)
+
+    def only(self, names: Collection[str]) -> Federation:
+        """The same federation as these clients see it, at a place where nobody else's images are."""
+        clients = tuple(client for client in self.clients if client.name in names)
+        needed = {key for client in clients for key in (client.base, client.novel)}
+        return replace(self, clients=clients, tests={key: t for key, t in self.tests.items() if key in needed})
 
     @property
     def base_names(self) -> list[str]:

@@ -41,7 +41,7 @@ def gather(
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
     notes = list(warned)
-    names = _kept_names(source, rows, config, classnames)
+    names = _kept_names(source, rows, config, classnames, notes)
     known = set(names)
     kept = [row for row in rows if row.name in known]
     notes += _alike(names)
@@ -68,8 +68,21 @@ def split_named(word: str) -> Split | None:
     return SPLITS.get(word.strip().lower())
 
 
-def _kept_names(source: str, rows: Sequence[Row], config: FileData, classnames: Sequence[str] | None) -> list[str]:
+def _kept_names(
+    source: str, rows: Sequence[Row], config: FileData, classnames: Sequence[str] | None, notes: list[str]
+) -> list[str]:
     names = list(classnames) if classnames is not None else sorted({row.name for row in rows})
+    if config.classes:
+        others = [name for name in names if name not in config.classes]
+        if len(others) == len(names):
+            raise FedvlmError(
+                f"{source} has no class of data.classes: it has {listed(others)}, and the list names "
+                f"{listed(config.classes)}"
+            )
+        if others:
+            what = "not in data.classes and left out"
+            notes.append(counted(others, f"class is {what}", f"classes are {what}", is_public=True))
+        names = list(config.classes)
     for key, words in (("include", config.include), ("exclude", config.exclude)):
         for word in words:
             if word not in names:

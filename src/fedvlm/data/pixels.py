@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.data.record import Image
+from fedvlm.data.record import Drawn, Image
 
 Pixels = NDArray[np.uint8]
 
@@ -19,19 +19,19 @@ def read_images(images: Sequence[Image], threads: int | None = None) -> list[Pix
 
     Raises FedvlmError naming the first file that cannot be decoded.
     """
-    drawn = [place for place, image in enumerate(images) if hasattr(image, "spec")]
-    filed = [place for place, image in enumerate(images) if not hasattr(image, "spec")]
-    found: dict[int, Pixels] = dict(zip(drawn, _rendered([images[place] for place in drawn]), strict=True))
-    found.update(zip(filed, _decoded([images[place] for place in filed], threads), strict=True))
+    drawn = {place: image for place, image in enumerate(images) if isinstance(image, Drawn)}
+    others = [place for place in range(len(images)) if place not in drawn]
+    found: dict[int, Pixels] = dict(zip(drawn, _rendered(list(drawn.values())), strict=True))
+    found.update(zip(others, _decoded([images[place] for place in others], threads), strict=True))
     return [found[place] for place in range(len(images))]
 
 
-def _rendered(images: Sequence[Image]) -> list[Pixels]:
+def _rendered(images: Sequence[Drawn]) -> list[Pixels]:
     if not images:
         return []
     from fedvlm.data.scenes import render
 
-    return list(render([image.spec for image in images]))  # type: ignore[attr-defined]
+    return list(render([image.spec for image in images]))
 
 
 def _decoded(images: Sequence[Image], threads: int | None) -> list[Pixels]:

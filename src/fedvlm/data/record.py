@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import PIL.Image
 
@@ -15,12 +15,7 @@ Split = Literal["train", "val", "test"]
 
 
 class Image(Protocol):
-    """An image that is fetched when it is needed.
-
-    A drawn image has an attribute `spec` besides, so that many can be rendered at once (`pixels.read_images`). One
-    that comes from bytes has a method `digest`, by which its activations are found again in later runs; its `open`
-    refuses bytes with another digest than those that were looked at when the source was read.
-    """
+    """An image that is fetched when it is needed."""
 
     @property
     def key(self) -> str:
@@ -29,6 +24,25 @@ class Image(Protocol):
 
     def open(self) -> PIL.Image.Image:
         """The decoded RGB image, upright. Raises FedvlmError naming the file if it cannot be decoded."""
+        ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """An image that is drawn from a description, so that many can be rendered at once (`pixels.read_images`)."""
+
+    @property
+    def spec(self) -> Any:
+        """What is drawn (`scenes.Spec`)."""
+        ...
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """An image that comes from bytes. Its `open` refuses others than those looked at when the source was read."""
+
+    def digest(self) -> str:
+        """SHA-256 of the bytes, by which its activations are found again in later runs."""
         ...
 
 
@@ -75,10 +89,10 @@ class Source:
     @cached_property
     def content(self) -> str | None:
         """SHA-256 over the digests of all images, in order; None where an image has none because it is drawn."""
-        images = [record.image for record in self.records]
-        if not all(hasattr(image, "digest") for image in images):
+        digests = [record.image.digest() for record in self.records if isinstance(record.image, Stored)]
+        if len(digests) < len(self.records):
             return None
-        return hashlib.sha256("\n".join(image.digest() for image in images).encode()).hexdigest()  # type: ignore[attr-defined]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.records)

@@ -16,7 +16,7 @@ from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment
 from fedvlm.faults.base import Fault
-from fedvlm.federation.client import Task
+from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import Method
 
 __all__ = ["ALL", "ALL_BUT_DATA", "Built", "Fault", "applying", "check", "known", "label", "of"]
@@ -93,11 +93,12 @@ class Built:
                 self.faults.remove(fault)
         return federation
 
-    def task(self, task: Task) -> Task:
-        """The task with its faults: clients one after another, no validation images; as it is without any."""
+    def simulation(self, run: Simulation) -> Simulation:
+        """The run with its faults: clients one after another, no validation images; as it is without any."""
         if not self.faults:
-            return task
-        task = replace(task, together=1, validation=None, faults=tuple(fault.name for fault in self.faults))
+            return run
+        schedule = replace(run.schedule, clients_per_step=1)
+        run = replace(run, schedule=schedule, validation=None, faults=tuple(fault.name for fault in self.faults))
         for fault in self.faults:
-            task = fault.task(task)
-        return task
+            run = fault.simulation(run)
+        return run

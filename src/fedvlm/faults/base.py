@@ -1,10 +1,10 @@
 """What a fault is: a class that says where it was found and puts itself into the parts a method's run is made of.
 
-Nothing outside of this folder knows any fault. A fault changes the federation (data), or a `Task`: its method, its
-tuners, or its `Conduct`, which is how clients are visited, optimised and measured.
+Nothing outside of this folder knows any fault. A fault changes the federation (data), or a `Simulation`: its method, or
+its `Procedure`, around which it puts one of its own.
 
-A new object is made for every run of one method with one seed. What a fault passes from client to client (momentum, a
-gate, a counter) lives in that object and is not stored: an interrupted run with faults starts from its first round.
+A new procedure is made for every run of one method with one seed. What a fault passes from client to client
+(momentum, a gate, a counter) lives in it and is not stored: an interrupted run with faults starts from its first round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fedvlm.data import Federation
 from fedvlm.experiment import Experiment
-from fedvlm.federation.client import Task
+from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import Method
 
 M = TypeVar("M", bound=Method)
@@ -45,17 +45,17 @@ class Fault:
         """The data with the fault."""
         return federation
 
-    def task(self, task: Task) -> Task:
-        """The task with the fault."""
-        return task
+    def simulation(self, run: Simulation) -> Simulation:
+        """The run with the fault."""
+        return run
 
 
-def conducted(task: Task, **changes: Any) -> Task:
-    """A task with some of its conduct replaced."""
-    return replace(task, conduct=replace(task.conduct, **changes))
+def with_method(run: Simulation, method: Method, **changes: Any) -> Simulation:
+    """A run of another method, and of other fields of its `RunSpec`."""
+    return replace(run, spec=replace(run.spec, method=method, **changes))
 
 
-def mixed(method: M, kind: type[Method], **state: Any) -> M:
+def subclassed(method: M, kind: type[Method], **state: Any) -> M:
     """A copy of a method whose class has `kind` in front, so that kind's functions call the method's by `super()`."""
     result = copy(method)
     result.__class__ = type(kind.__name__, (kind, type(method)), {})

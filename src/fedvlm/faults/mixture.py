@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 
 from fedvlm import tensors
 from fedvlm.data import Client
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, conducted, mixed
-from fedvlm.federation.client import Guest, Task, Visit
+from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.federation.client import ClientInput, ClientUpdate
+from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.server import ServerState
+from fedvlm.federation.simulation import Simulation
+from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
-from fedvlm.training.evaluation import Bench, Outputs
+from fedvlm.training.descent import OptimizerFactory
+from fedvlm.training.evaluation import Outputs
+from fedvlm.training.site import Site
 
 
 class _OfMixture(Fault):
@@ -38,11 +41,11 @@ class FixedExperts(_OfMixture):
     title = "experts are the first of one permutation drawn at the start, whatever the client and round"
     where = "pFedMoAP federated_main.py:370, 402 (--sparse_selection unused), trainers/pfedmoap.py:296-297, 321-329"
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Another choice of experts."""
-        names = sorted(client.name for client in task.bench.federation.clients)
-        order = stream(task.seed, "fault", self.name).permutation(names).tolist()
-        return replace(task, method=mixed(task.method, _Fixed, order=order))
+        names = sorted(client.name for client in run.site.federation.clients)
+        order = stream(run.spec.seed, "fault", self.name).permutation(names).tolist()
+        return with_method(run, subclassed(run.spec.method, _Fixed, order=order))
 
 
 class _Fixed(PFedMoAP):
@@ -67,24 +70,29 @@ class InheritedGate(_OfMixture):
     title = "at its second visit a client's gate begins as the client before left its own"
     where = "pFedMoAP federated_main.py:215, 365-368, 386, 400"
 
-    def __init__(self) -> None:
-        self.visited: dict[str, int] = {}
-        self.gate: Named = {}
-        """Of the client visited last."""
-
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Gates handed on."""
-        return conducted(task, visits=partial(self._visits, task.conduct.visits))
+        return replace(run, procedure=_InheritedGate(run.procedure))
 
-    def _visits(self, visits: Any, task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        (guest,) = guests
-        name = guest.client.name
-        if self.visited.get(name) == 1:
-            guest = replace(guest, personal={**(guest.personal or {}), **clone(self.gate)})
-        done: list[Visit] = visits(task, round_, [guest])
-        self.visited[name] = self.visited.get(name, 0) + 1
-        self.gate = tensors.select(done[0].personal, ["gating.*"])
-        return done
+
+class _InheritedGate(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
+        self.visits: dict[str, int] = {}
+        self.gate: Named = {}
+        """Of the client that trained last."""
+
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """With the gate of the client before at the second visit."""
+        name = one.client.name
+        if self.visits.get(name) == 1:
+            one = replace(one, personal={**(one.personal or {}), **clone(self.gate)})
+        update = super().train_one(spec, site, round_, one, factory)
+        self.visits[name] = self.visits.get(name, 0) + 1
+        self.gate = tensors.select(update.personal, ["gating.*"])
+        return update
 
 
 class LeftoverExperts(_OfMixture):
@@ -97,41 +105,43 @@ class LeftoverExperts(_OfMixture):
     title = "a client's first visit after the first round uses the experts of the client before it"
     where = "pFedMoAP trainers/pfedmoap.py:186-187, 230; federated_main.py:372-374"
 
-    def __init__(self) -> None:
-        self.experts: Named = {}
-        """Of the client visited last that had any."""
-        self.given: dict[str, Named] = {}
-        """By client, what this round's clients were given."""
-        self.round = -1
-
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Where some clients come later."""
         return super().applies(method, experiment) and experiment.participation < 1
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Experts handed on."""
-        conduct = task.conduct
-        return conducted(task, visits=partial(self._visits, conduct.visits),
-                         outputs=partial(self._outputs, conduct.outputs))  # fmt: skip
+        return replace(run, procedure=_LeftoverExperts(run.procedure))
 
-    def _visits(self, visits: Any, task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        (guest,) = guests
+
+class _LeftoverExperts(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
+        self.experts: Named = {}
+        """Of the client that trained last and had any."""
+        self.given: dict[str, Named] = {}
+        """By client, what this round's clients were given."""
+        self.round = -1
+
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """With the experts of the client before, if it has none."""
         if round_ != self.round:
             self.round, self.given = round_, {}
-        own = tensors.select(guest.received, [f"{EXPERT}*"])
+        own = tensors.select(one.received, [f"{EXPERT}*"])
         if not own and self.experts:
-            self.given[guest.client.name] = self.experts
-            guest = replace(guest, received=guest.received | self.experts)
+            self.given[one.client.name] = self.experts
+            one = replace(one, received=one.received | self.experts)
         self.experts = own or self.experts
-        done: list[Visit] = visits(task, round_, [guest])
-        return done
+        return super().train_one(spec, site, round_, one, factory)
 
-    def _outputs(self, outputs: Any, bench: Bench, client: Client, own: Named, received: Named) -> Outputs:
+    def outputs(self, site: Site, client: Client, own: Named, received: Named) -> Outputs:
+        """With what it was trained with."""
         if not tensors.select(received, [f"{EXPERT}*"]):
             received = received | self.given.get(client.name, {})
-        done: Outputs = outputs(bench, client, own, received)
-        return done
+        return super().outputs(site, client, own, received)
 
 
 class OpenPool(_OfMixture):
@@ -144,42 +154,40 @@ class OpenPool(_OfMixture):
     title = "prompts enter the pool during the round, so that later clients get this round's"
     where = "pFedMoAP federated_main.py:357-387"
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """A pool that is written in every visit."""
-        pages: list[_Page] = []
-        opened = replace(task, method=mixed(task.method, _Open, pages=pages))
-        return conducted(opened, visits=partial(self._visits, task.conduct.visits, pages))
-
-    def _visits(self, visits: Any, pages: list[_Page], task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        (guest,) = guests
-        done: list[Visit] = visits(task, round_, guests)
-        page = pages[-1]
-        page.given[guest.client.name] = guest.received
-        page.written[f"{POOL}{guest.client.name}"] = done[0].uplink.tensors["prompt"]
-        return done
+        return replace(run, procedure=_OpenPool(run.procedure))
 
 
 @dataclass
-class _Page:
-    """A round: the server's state before it, the prompts written in it, what its clients received."""
+class _Round:
+    """The prompts written in a round, and what its clients received."""
 
-    server: Named
     written: Named = field(default_factory=dict)
     given: dict[str, Named] = field(default_factory=dict)
 
 
-class _Open(PFedMoAP):
-    pages: list[_Page]
-    """Of the last two server states asked about, the newest last: a round's and the one after it."""
+class _OpenPool(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
+        self.rounds: dict[int, _Round] = {}
+        """By the number of rounds before it: the one that is under way and, while it is evaluated, the one after it."""
 
-    def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
+    def downlink(self, spec: RunSpec, state: ServerState, client: str) -> Named:
         """From the pool as it is written now; the same again for who has received already."""
-        page = self._page(server)
-        if client in page.given:
-            return page.given[client]
-        return super().downlink(server | page.written, client, draw)
+        now = self.rounds.setdefault(state.round, _Round())
+        if client in now.given:
+            return clone(now.given[client])
+        return super().downlink(spec, ServerState(state.round, state.server | now.written), client)
 
-    def _page(self, server: Named) -> _Page:
-        page = next((page for page in self.pages if page.server is server), None) or _Page(server)
-        self.pages[:] = [*(p for p in self.pages if p is not page), page][-2:]
-        return page
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """Writes the prompt at once."""
+        self.rounds = {number: each for number, each in self.rounds.items() if number >= round_}
+        now = self.rounds.setdefault(round_, _Round())
+        update = super().train_one(spec, site, round_, one, factory)
+        now.given[one.client.name] = one.received
+        if round_ < spec.rounds:  # in local rounds nothing is sent
+            now.written[f"{POOL}{one.client.name}"] = update.uplink.tensors["prompt"]
+        return update

@@ -14,14 +14,18 @@ from torch.optim import Optimizer
 
 from fedvlm import tensors
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, conducted, mixed
-from fedvlm.federation.client import Guest, Task, Visit
+from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.federation.client import ClientInput, ClientUpdate
+from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.simulation import Simulation
+from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.base import Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named
-from fedvlm.training.descent import Maker
-from fedvlm.training.local import orders
+from fedvlm.training.descent import OptimizerFactory
+from fedvlm.training.local import epoch_batches
+from fedvlm.training.site import Site
 
 WARM_UP = 1e-5 / 0.002
 """The released warm-up rate over the released rate."""
@@ -40,22 +44,31 @@ class SharedOptimiser(Fault):
     methods = ("cocoop", "coop", "fedamp", "fedmgp", "fedmma", "fedotp", "fedper", "fedpgp", "local_mma", "maple",
                "pfedmma", "pfedmoap", "promptfl", "promptfl_prox", "promptfolio")  # fmt: skip
 
-    def __init__(self) -> None:
-        self.before: tuple[Optimizer, Named] | None = None
-        """The optimiser of the last visit and its leaves."""
-
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Where there is any state."""
         stateful = method.trains and (method.config.optimiser != "sgd" or method.config.momentum > 0)
         return method.name in cls.methods and stateful
 
-    def task(self, task: Task) -> Task:
-        """Optimisers that go on where the last one stopped."""
-        return conducted(task, optimiser=partial(self._next, task.conduct.optimiser))
+    def simulation(self, run: Simulation) -> Simulation:
+        """Optimizers that go on where the last one stopped."""
+        return replace(run, procedure=_SharedOptimizer(run.procedure))
 
-    def _next(self, maker: Maker, method: Method, leaves: Named, factor: float) -> Optimizer:
-        made = maker(method, leaves, factor)
+
+class _SharedOptimizer(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
+        self.before: tuple[Optimizer, Named] | None = None
+        """The optimizer of the client that trained last, and its leaves."""
+
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """With the state that the last client left."""
+        return super().train_one(spec, site, round_, one, partial(self._next, factory))
+
+    def _next(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
+        made = inner(method, leaves, factor)
         if self.before is not None:
             old, held = self.before
             for name, leaf in leaves.items():
@@ -79,29 +92,31 @@ class OscillatingRate(Fault):
     where = "pFedMoAP trainers/pfedmoap.py:382-383, Dassl/dassl/optim/lr_scheduler.py:270-291"
     methods = ("coop", "pfedmoap", "promptfl", "promptfl_prox")
 
-    def __init__(self) -> None:
-        self.epochs = 0
-        """Local epochs of all visits before this one."""
-        self.steps = 1
-        """Of an epoch of the client that is visited."""
-
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Rates set before every step."""
-        conduct = task.conduct
-        return conducted(task, visits=partial(self._visits, conduct.visits),
-                         optimiser=partial(self._made, conduct.optimiser))  # fmt: skip
+        return replace(run, procedure=_OscillatingRate(run.procedure))
 
-    def _visits(self, visits: Any, task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        (guest,) = guests
-        config = task.method.config
-        images = len(guest.client.train)
-        self.steps = max(1, len(orders(images, config.batch, config.drop_last, stream(0, "count"))))
-        done: list[Visit] = visits(task, round_, guests)
+
+class _OscillatingRate(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
+        self.epochs = 0
+        """Local epochs of all clients before this one."""
+        self.steps = 1
+        """Of an epoch of the client that trains."""
+
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """With rates that depend on how many epochs others have done."""
+        config, images = spec.method.config, len(one.client.train)
+        self.steps = max(1, len(epoch_batches(images, config.batch, config.drop_last, stream(0, "count"))))
+        update = super().train_one(spec, site, round_, one, partial(self._made, factory))
         self.epochs += config.epochs
-        return done
+        return update
 
-    def _made(self, maker: Maker, method: Method, leaves: Named, factor: float) -> Optimizer:
-        made = maker(method, leaves, factor)
+    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
+        made = inner(method, leaves, factor)
         moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _field(method, name) == "lr"}
         # One group for each tensor: the gate may happen to have the prompt's rate.
         made.param_groups[:] = [{**group, "params": [leaf]} for group in made.param_groups for leaf in group["params"]]
@@ -139,13 +154,23 @@ class HalfPrecision(Fault):
     where = 'pFedMoAP configs: PREC = "fp16"; also FedOTP'
     methods = ("coop", "fedotp", "pfedmoap", "promptfl", "promptfl_prox")
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Rounding around every step and in the server's mean."""
-        return conducted(_halved(task), optimiser=partial(self._made, task.conduct.optimiser))
+        initial = {name: _half(tensor) for name, tensor in run.spec.initial.items()}
+        halved = with_method(run, subclassed(run.spec.method, _Halved), initial=initial)
+        return replace(halved, procedure=_HalfPrecision(run.procedure))
 
-    def _made(self, maker: Maker, method: Method, leaves: Named, factor: float) -> Optimizer:
+
+class _HalfPrecision(Around):
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """Rounded after every step."""
+        return super().train_one(spec, site, round_, one, partial(self._made, factory))
+
+    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
         _round(leaves.values())
-        made = maker(method, leaves, factor)
+        made = inner(method, leaves, factor)
 
         def before(optimiser: Optimizer, *_: Any) -> None:
             _round(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
@@ -169,11 +194,6 @@ class _Halved(Method):
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
         """The method's own, rounded."""
         return {name: _half(tensor) for name, tensor in super().aggregate(server, uplinks).items()}
-
-
-def _halved(task: Task) -> Task:
-    initial = {name: _half(tensor) for name, tensor in task.initial.items()}
-    return replace(task, method=mixed(task.method, _Halved), initial=initial)
 
 
 @torch.no_grad()

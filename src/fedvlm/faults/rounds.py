@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, conducted, mixed
-from fedvlm.federation.client import Guest, Task, Visit
+from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.federation.client import ClientInput, ClientUpdate
+from fedvlm.federation.procedure import Around
+from fedvlm.federation.simulation import Simulation
+from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.base import Step
+from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Metrics
+from fedvlm.training.site import Site
 
 
 class DetachedPenalty(Fault):
@@ -26,9 +29,9 @@ class DetachedPenalty(Fault):
     where = "pFedMoAP trainers/promptfl.py:293-296, trainers/clip.py: the term is built from state_dict()"
     methods = ("fedamp", "promptfl_prox")
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """A loss that sees the trained tensors without their history."""
-        return replace(task, method=mixed(task.method, _Detached))
+        return with_method(run, subclassed(run.spec.method, _Detached))
 
 
 class _Detached(Method):
@@ -51,13 +54,17 @@ class RestartedLocal(Fault):
         """Where there is a second round."""
         return method.name in cls.methods and experiment.rounds > 1
 
-    def task(self, task: Task) -> Task:
-        """Guests that have forgotten."""
-        return conducted(task, visits=partial(self._visits, task.conduct.visits))
+    def simulation(self, run: Simulation) -> Simulation:
+        """Clients that have forgotten what they trained."""
+        return replace(run, procedure=_RestartedLocal(run.procedure))
 
-    def _visits(self, visits: Any, task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        done: list[Visit] = visits(task, round_, [replace(guest, personal=None) for guest in guests])
-        return done
+
+class _RestartedLocal(Around):
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """From the common start."""
+        return super().train_one(spec, site, round_, replace(one, personal=None), factory)
 
 
 class TestSelection(Fault):
@@ -74,13 +81,14 @@ class TestSelection(Fault):
         """Every trained method that is evaluated more than once."""
         return method.trains and experiment.rounds > experiment.evaluation.every
 
-    def task(self, task: Task) -> Task:
+    def simulation(self, run: Simulation) -> Simulation:
         """Another choice of the result."""
-        return conducted(task, result=best)
+        return replace(run, procedure=_BestOnTest(run.procedure))
 
 
-def best(means: Sequence[Metrics]) -> int:
-    """Position of the highest Local, the first of equal ones; the last where nobody has test images of its own."""
-    if not all("local" in point for point in means):
-        return len(means) - 1
-    return max(range(len(means)), key=lambda place: (means[place]["local"], -place))
+class _BestOnTest(Around):
+    def result(self, means: Sequence[Metrics]) -> int:
+        """Position of the highest Local, the first of equal ones; the last where nobody has test images of its own."""
+        if not all("local" in point for point in means):
+            return len(means) - 1
+        return max(range(len(means)), key=lambda place: (means[place]["local"], -place))

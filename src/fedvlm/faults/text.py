@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedvlm.data import Client
-from fedvlm.faults.base import Fault, conducted
-from fedvlm.federation.client import Guest, Task, Visit
+from fedvlm.faults.base import Fault
+from fedvlm.federation.client import ClientInput, ClientUpdate
+from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.simulation import Simulation
+from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
-from fedvlm.training.evaluation import Bench, Outputs
+from fedvlm.training.descent import OptimizerFactory
+from fedvlm.training.evaluation import Outputs
+from fedvlm.training.site import Site
 from fedvlm.tuners.base import Tuner
 
 
@@ -31,51 +33,55 @@ class StaleText(Fault):
     where = "pFedMMA trainers/pFedMMA.py:173, 202-211 (inherited from MMA, where there is one test)"
     methods = ("fedmma", "local_mma", "pfedmma")
 
-    def __init__(self) -> None:
+    def simulation(self, run: Simulation) -> Simulation:
+        """Text features remembered after the first visit, and set in for every evaluation."""
+        return replace(run, procedure=_StaleText(run.procedure))
+
+
+class _StaleText(Around):
+    def __init__(self, inner: Procedure) -> None:
+        super().__init__(inner)
         self.first: Tensor | None = None
         """Base text features `[K, E]` of the first client after its first visit."""
         self.last: tuple[Tensor, Tensor | None] | None = None
         """Base and novel text features of the first client as it is evaluated now."""
 
-    def task(self, task: Task) -> Task:
-        """Text features remembered after the first visit, and set in for every evaluation."""
-        conduct = task.conduct
-        return conducted(task, visits=partial(self._visits, conduct.visits),
-                         outputs=partial(self._outputs, conduct.outputs))  # fmt: skip
-
-    def _visits(self, visits: Any, task: Task, round_: int, guests: Sequence[Guest]) -> list[Visit]:
-        done: list[Visit] = visits(task, round_, guests)
+    def train_one(
+        self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
+    ) -> ClientUpdate:
+        """As it should be; the first client's text features are remembered."""
+        update = super().train_one(spec, site, round_, one, factory)
         if self.first is None:
-            self.first = _text(task.bench, task.bench.base, done[0].personal)
-        return done
+            self.first = _text(site, site.base, update.personal)
+        return update
 
-    def _outputs(self, outputs: Any, bench: Bench, client: Client, tensors: Named, received: Named) -> Outputs:
+    def outputs(self, site: Site, client: Client, tensors: Named, received: Named) -> Outputs:
+        """With remembered text features."""
         # Clients are measured in their order; after a round without an evaluation a late one may be the first.
-        if self.last is None or client.name == bench.federation.trained[0].name:
-            novel = None if bench.novel is None else _text(bench, bench.novel, tensors)
-            self.last = _text(bench, bench.base, tensors), novel
+        if self.last is None or client.name == site.federation.trained[0].name:
+            novel = None if site.novel is None else _text(site, site.novel, tensors)
+            self.last = _text(site, site.base, tensors), novel
         assert self.first is not None
-        assert self.last is not None
-        local: Outputs = outputs(_with(bench, self.first, None), client, tensors, received)
-        general: Outputs = outputs(_with(bench, *self.last), client, tensors, received)
+        local = super().outputs(_with(site, self.first, None), client, tensors, received)
+        general = super().outputs(_with(site, *self.last), client, tensors, received)
         return replace(general, local=local.local)
 
 
 @torch.no_grad()
-def _text(bench: Bench, tuner: Tuner, tensors: Named) -> Tensor:
+def _text(site: Site, tuner: Tuner, tensors: Named) -> Tensor:
     """Normalised text features of a class list under a client's tensors."""
-    device = bench.activations.device
+    device = site.activations.device
     with device.autocast():
         return tuner.classifier({name: device.send(tensor) for name, tensor in tensors.items()}, {})["text"]
 
 
-def _with(bench: Bench, base: Tensor, novel: Tensor | None) -> Bench:
-    """The bench with fixed text features; without novel ones nothing novel is evaluated."""
-    fixed = None if novel is None or bench.novel is None else Fixed(bench.novel, novel)
-    return replace(bench, base=Fixed(bench.base, base), novel=fixed)
+def _with(site: Site, base: Tensor, novel: Tensor | None) -> Site:
+    """The site with fixed text features; without novel ones nothing novel is evaluated."""
+    fixed = None if novel is None or site.novel is None else FixedText(site.novel, novel)
+    return replace(site, base=FixedText(site.base, base), novel=fixed)
 
 
-class Fixed:
+class FixedText:
     """A tuner whose text features do not depend on the tensors."""
 
     def __init__(self, inner: Tuner, text: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""Rounds, selection of clients, what crosses the wire, durable state."""
+"""What a client does, what a server does, what crosses between them, and a simulation of both."""

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Section
-from fedvlm.federation.engine import State
+from fedvlm.federation.simulation import FederationState
 from fedvlm.tensors import Named
 
 PART = 2**25
@@ -125,7 +125,7 @@ class Checkpoint:
         """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
         return self._clients(self._read() if self.manifest.exists() else None)
 
-    def save(self, state: State, ledger_bytes: int) -> None:
+    def save(self, state: FederationState, ledger_bytes: int) -> None:
         """Make `state` durable. Of `Clients` from here only what is new is written, of other mappings everything."""
         held = state.personal
         if not isinstance(held, Clients) or held.folder != self.folder:
@@ -142,7 +142,7 @@ class Checkpoint:
         durable.write_json(self.manifest, manifest.model_dump(), private=True)
         self._sweep({server, *(entry.file for entry in held.stored.values())})
 
-    def load(self) -> tuple[State, int] | None:
+    def load(self) -> tuple[FederationState, int] | None:
         """The last durable state, all of it checked, and the ledger's length then; None before the first round."""
         if not self.manifest.exists():
             return None
@@ -156,7 +156,7 @@ class Checkpoint:
             held += tensors.nbytes(own)
             if held <= self.limit_bytes:
                 clients.memory[name] = own
-        return State(table.round, server, clients), table.ledger_bytes
+        return FederationState(table.round, server, clients), table.ledger_bytes
 
     def _clients(self, manifest: _Manifest | None) -> Clients:
         clients = Clients(self.folder, self.limit_bytes)

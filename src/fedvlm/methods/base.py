@@ -1,13 +1,15 @@
 """What a method is: six parts with defaults, so that a method's file holds only what its paper adds.
 
 1. a configuration class; 2. a tuner; 3. `shared`, name patterns of what crosses the network (every other trainable
-tensor is private); 4. a loss; 5. a downlink; 6. an aggregate. Everything else is derived from these.
+tensor is private); 4. a loss; 5. a downlink; 6. an aggregate. Everything else is derived from these. Few methods need
+more: how a client puts its tensors together (`assemble`), what it stores (`keep`) and sends (`uplink`), the server's
+first state (`server`), bytes of a downlink (`downlink_bytes`), who sees what (`exposes`), rates by tensor (`rates`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +24,8 @@ from fedvlm.experiment import Section, problems
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import Tuner
 
-State = Literal["after_aggregation", "after_training"]
+EvalPoint = Literal["after_aggregation", "after_training"]
+"""When in a round a client's model is measured."""
 
 
 Rate = Annotated[float, Field(ge=0)]
@@ -66,7 +69,8 @@ class Step:
     received: Named
     classifier: Named
     """What the tuner made of the trained tensors, such as `text [K, E]`."""
-    tuner: Tuner
+    beside: Named = field(default_factory=dict)
+    """What the tuner gave beside the logits."""
 
 
 MEAN = "the mean over a round's clients"
@@ -93,7 +97,7 @@ class Method:
     shared: tuple[str, ...] = ("*",)
     rates: ClassVar[Mapping[str, str]] = {"*": "lr"}
     """Which configuration field is the learning rate of which tensors (first matching pattern)."""
-    state: State = "after_aggregation"
+    state: EvalPoint = "after_aggregation"
     """The client state whose accuracies the paper reports."""
     trains: ClassVar[bool] = True
     shareable: ClassVar[bool] = True
@@ -182,7 +186,7 @@ class Method:
 
     def rate(self, name: str) -> float:
         """Configured learning rate of a tensor."""
-        for pattern, field in self.rates.items():
+        for pattern, setting in self.rates.items():
             if tensors.matches(name, [pattern]):
-                return float(getattr(self.config, field))
+                return float(getattr(self.config, setting))
         raise KeyError(name)

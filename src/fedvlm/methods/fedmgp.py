@@ -97,11 +97,12 @@ class Groups(Deep):
         wide = hidden.unsqueeze(-4).expand(*vision.shape[:-2], *hidden.shape[-3:])
         return self.image(wide, [vision])
 
-    def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
-        """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`."""
+    def logits(  # type: ignore[override]
+        self, tensors: Named, classifier: Named, hidden: Tensor
+    ) -> tuple[Tensor, Named]:
+        """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`, and the image features `images [G, B, E]`."""
         image = self.images(classifier, hidden)
-        classifier["images"] = image
-        return self.clip.cosines(image, classifier["text"]).transpose(-3, -2)
+        return self.clip.cosines(image, classifier["text"]).transpose(-3, -2), {"images": image}
 
 
 class FedMGP(base.Method):
@@ -121,7 +122,7 @@ class FedMGP(base.Method):
     def loss(self, step: Step) -> Tensor:
         """Mean cross-entropy of the groups, and how alike they are."""
         labels = step.labels.repeat_interleave(self.config.groups)
-        alike = (_alike(step.classifier["text"].float()) + _alike(step.classifier["images"].float())) / 2
+        alike = (_alike(step.classifier["text"].float()) + _alike(step.beside["images"].float())) / 2
         return F.cross_entropy(step.logits.flatten(0, 1), labels) + self.config.diversity * alike
 
     def server(self, initial: Named) -> Named:

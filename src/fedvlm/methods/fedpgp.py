@@ -47,7 +47,7 @@ class LowRankConfig(PromptConfig):
 
 
 class LowRank(Prompt):
-    """A prompt that is a sum, and the template's text features `anchor [K, E]`."""
+    """A prompt that is a sum, and the template's text features."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: LowRankConfig, template: str) -> None:
         super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
@@ -63,10 +63,10 @@ class LowRank(Prompt):
         return {"sigma": sigma, "u": u, "v": v}
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
-        """`text` under the sum and `general` under sigma alone, `[K, E]`."""
+        """`text` under the sum, `general` under sigma alone, `anchor` under the template, `[K, E]`."""
         sigma, own = tensors["sigma"], tensors["u"] @ tensors["v"]
         text, general = self.features(torch.stack([sigma + own, sigma], dim=-3)).unbind(-3)
-        return {"text": text, "general": general}
+        return {"text": text, "general": general, "anchor": self.anchor.expand_as(text)}
 
 
 class FedPGP(base.Method):
@@ -85,10 +85,9 @@ class FedPGP(base.Method):
 
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy and the contrast of each class's general text with its anchor and its personal text."""
-        assert isinstance(step.tuner, LowRank)
         if not self.config.mu:
             return super().loss(step)
         general, own = step.classifier["general"].float(), step.classifier["text"].float()
-        cosines = torch.stack([(general * step.tuner.anchor).sum(-1), (general * own).sum(-1)], dim=-1)
+        cosines = torch.stack([(general * step.classifier["anchor"]).sum(-1), (general * own).sum(-1)], dim=-1)
         contrast = F.cross_entropy(cosines / self.config.temperature, step.labels.new_zeros(len(cosines)))
         return super().loss(step) + self.config.mu * contrast

@@ -22,6 +22,7 @@ from fedvlm import templates
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods.base import Count, Step
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
+from fedvlm.tensors import Named
 from fedvlm.tuners.prompt import Prompt
 from fedvlm.tuners.template import Template
 
@@ -38,11 +39,16 @@ class KnowledgeConfig(PromptConfig):
 
 
 class Anchored(Prompt):
-    """A prompt that knows the template's text features, `anchor [K, E]`, normalised."""
+    """A prompt, and the template's text features, normalised."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: KnowledgeConfig, template: str) -> None:
         super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
         self.anchor = Template(clip, classnames, config.anchor or template).text
+
+    def classifier(self, tensors: Named, constants: Named) -> Named:
+        """`text` under the prompt and `anchor` under the template, `[K, E]`."""
+        made = super().classifier(tensors, constants)
+        return made | {"anchor": self.anchor.expand_as(made["text"])}
 
 
 class KgCoOp(PromptFL):
@@ -60,6 +66,5 @@ class KgCoOp(PromptFL):
 
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy and the distance to the template."""
-        assert isinstance(step.tuner, Anchored)
-        near = F.cosine_similarity(step.classifier["text"].float(), step.tuner.anchor, dim=-1).mean()
+        near = F.cosine_similarity(step.classifier["text"].float(), step.classifier["anchor"], dim=-1).mean()
         return super().loss(step) + self.config.weight * (1 - near)

@@ -64,8 +64,7 @@ def _run(job: Job, out: Path, made: Made, quiet: bool) -> None:
     chosen = job.experiment()
     folder = out / f"{job.run}-{chosen.digest()[:8]}"
     found = runner.run(chosen, folder, resume=True, reporter=Reporter(quiet=quiet))
-    # With faults (which the report lists as changed settings) methods are called otherwise.
-    names = dict(zip(chosen.methods, found.points, strict=True))
+    names = found.labels
     for row in (row for row in job.rows if names[row] in found.failed):
         made.failures[job.run, row] = failure.reasons(found.failed, names[row])
     for seed in chosen.seeds:

@@ -11,7 +11,7 @@ from fedvlm.methods.zero_shot import ZeroShot
 from fedvlm.streams import stream
 from fedvlm.training import device as devices
 from fedvlm.training.activations import Activations
-from fedvlm.training.evaluation import Bench
+from fedvlm.training.site import Site
 
 AT_CHANCE = (
     "zero-shot is at chance: these weights know nothing of these images and class names, so Base and Novel say nothing "
@@ -30,8 +30,8 @@ def zero_shot_check(
     sample = balanced(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
     batch = devices.evaluated(experiment.evaluation.batch, activations.device)
-    bench = Bench(tuner, None, federation, activations, batch)
-    logits, labels = bench.logits(tuner, {}, {}, sample), bench.labels(sample)
+    site = Site(tuner, None, federation, activations, batch)
+    logits, labels = site.logits(tuner, {}, {}, sample), site.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
 
 

@@ -35,9 +35,7 @@ def compare(
     """
     chosen = reference(experiment, against)
     done = run(experiment, folder, resume=True, overwrite=overwrite, reporter=reporter, processes=processes)
-    # With faults a method is called otherwise.
-    chosen = dict(zip(experiment.methods, done.points, strict=True))[chosen]
-    found = comparison.compare(experiment.name, done.complete, chosen, target)
+    found = comparison.compare(experiment.name, done.complete, done.labels[chosen], target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
     notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
     found = replace(found, notes=notes, failed=failure.in_words(done.failed, len(experiment.seeds)))

@@ -11,9 +11,9 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.errors import listed
 from fedvlm.experiment import Experiment, ScenesData
-from fedvlm.federation import wire
-from fedvlm.federation.client import Task
-from fedvlm.federation.engine import round_size
+from fedvlm.federation import messages
+from fedvlm.federation.server import round_size
+from fedvlm.federation.simulation import Simulation
 from fedvlm.methods.base import MEAN
 
 
@@ -38,19 +38,19 @@ class Terms:
     """What other clients get to see of it; nothing where nothing leaves."""
 
 
-def terms(name: str, task: Task) -> Terms:
+def terms(name: str, run: Simulation) -> Terms:
     """What a method trains, keeps and sends, read off the tensors themselves."""
-    method, initial = task.method, task.initial
-    up = wire.message(method, initial)
+    method, initial = run.spec.method, run.spec.initial
+    up = run.spec.message
     return Terms(
         name,
         method.title,
         tensors.count(initial),
-        tensors.count(wire.private(method, initial)),
+        tensors.count(messages.private(method, initial)),
         tensors.count(up),
         tensors.nbytes(up),
-        method.downlink_bytes(tensors.nbytes(up), len(task.bench.federation.trained)),
-        task.reported.replace("_", " "),
+        method.downlink_bytes(tensors.nbytes(up), len(run.site.federation.trained)),
+        run.spec.reported.replace("_", " "),
         [f"{tensor} {list(value.shape)}" for tensor, value in up.items()],
         method.budget,
         method.exposes if up else "",

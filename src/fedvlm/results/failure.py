@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
-
-import torch
 
 from fedvlm.errors import DivergenceError, FedvlmError, StorageError, listed
 
@@ -65,16 +62,3 @@ def attempt(work: Callable[[], Done]) -> Done | Failure:
     except Exception as error:
         traceback.print_exc()
         return Failure(f"{type(error).__name__}: {error}", False)
-
-
-@contextmanager
-def enough_memory(what: str) -> Iterator[None]:
-    """Turn what allocators raise when a request cannot be met into one sentence that names `what`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).split("\n", 1)[0]
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (known or "allocate memory" in text or "overflow" in text):
-            raise
-        raise FedvlmError(f"{what}: there is not enough memory for these settings ({text[:200]})") from error

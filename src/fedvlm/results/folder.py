@@ -27,7 +27,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment, ScenesData
 from fedvlm.federation.checkpoint import Checkpoint
-from fedvlm.federation.engine import RoundRecord
+from fedvlm.federation.records import RoundRecord
 from fedvlm.results import belongings
 from fedvlm.results.belongings import LOCK
 from fedvlm.results.machine import Machine, differences, versions

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedvlm.federation.engine import RoundRecord
+from fedvlm.federation.records import RoundRecord
 
 
 class Reporter:

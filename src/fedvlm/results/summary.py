@@ -7,23 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedvlm import tensors
-from fedvlm.federation.client import Task
-from fedvlm.federation.engine import State
+from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.results.folder import Point
 
 Line = Mapping[str, Any]
 
 
-def result(point: Point, task: Task, state: State) -> dict[str, Any]:
+def result(point: Point, run: Simulation, state: FederationState) -> dict[str, Any]:
     """What is published of a point; nothing in it depends on the clock."""
-    late = {client.name for client in task.bench.federation.late}
+    late = {client.name for client in run.site.federation.late}
     rounds, visits = point.lines("round"), [v for v in point.lines("visit") if v["client"] not in late]
     evaluated = [line for line in rounds if line["means"]]
-    own = [line["means"][task.reported] for line in evaluated]
-    kept = evaluated[task.conduct.result(own)]
+    own = [line["means"][run.spec.reported] for line in evaluated]
+    kept = evaluated[run.procedure.result(own)]
     curve = {m: [[line["round"], means[m]] for line, means in zip(evaluated, own, strict=True)] for m in own[-1]}
     found = {
-        "state": task.reported,
+        "state": run.spec.reported,
         "final": kept["means"],
         "mean_of_last_five_evaluations": {m: _last_five(line) for m, line in curve.items()},
         "best_round_on_test": _best(curve["local"]) if "local" in curve else None,
@@ -40,8 +39,8 @@ def result(point: Point, task: Task, state: State) -> dict[str, Any]:
     }
     if late:
         found["late"] = {moment: one for line in rounds for moment, one in line["late"].items()}
-    if task.faults:
-        found |= {"faults": list(task.faults), "round": kept["round"]}
+    if run.faults:
+        found |= {"faults": list(run.faults), "round": kept["round"]}
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedvlm import clip as clips
 from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.federation import wire
+from fedvlm.federation import messages
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.methods.pfedmma import PFedMMA
 from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
@@ -28,9 +28,9 @@ from fedvlm.results.agreement import Group, compare, judge
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
-from fedvlm.training.local import Batch, Trained, Visitor, train, train_together
+from fedvlm.training.local import Batch, LocalJob, Trained, train, train_together
 from fedvlm.training.store import Store
-from fedvlm.tuners.base import Tuner
+from fedvlm.tuners.base import Tuner, predict
 from fedvlm.tuners.template import Template
 
 CPU = Device(torch.device("cpu"))
@@ -53,18 +53,18 @@ class Way:
         """Normalised pixels to what the tuner reads."""
         return clip.visual.hidden(images, entry)
 
-    def train(self, method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device) -> list[Trained]:
+    def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
         """A visit of every client."""
-        return [train(method, tuner, one.tensors, one.received, one.batches, device) for one in visitors]
+        return [train(method, tuner, one.tensors, one.received, one.batches, device) for one in jobs]
 
 
 class Together(Way):
     """All clients in one batched computation; one that is alone with a twin."""
 
-    def train(self, method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device) -> list[Trained]:
+    def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
         """A visit of every client."""
-        twins = [*visitors, *visitors] if len(visitors) == 1 else visitors
-        return train_together(method, tuner, twins, device)[: len(visitors)]
+        twins = [*jobs, *jobs] if len(jobs) == 1 else jobs
+        return train_together(method, tuner, twins, device)[: len(jobs)]
 
 
 class Stored(Way):
@@ -107,9 +107,9 @@ class Disturbed(Way):
         """Normalised pixels to what the tuner reads, disturbed."""
         return self._noisy(self.way.hidden(clip, images, entry))
 
-    def train(self, method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device) -> list[Trained]:
+    def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
         """A visit of every client."""
-        return self.way.train(method, tuner, visitors, device)
+        return self.way.train(method, tuner, jobs, device)
 
     def _noisy(self, tensor: Tensor, *names: str) -> Tensor:
         noise = torch.randn(tensor.shape, generator=torch_stream(0, "disturbed", self.draw, *names))
@@ -181,7 +181,7 @@ def _adapter(of: _Fixture) -> Named:
     method, names, template = PFedMMA(config), of.settings["classnames"], of.settings["prompt"]
     tuner = of.way.tuner(method.tuner(of.clip, names, template), method, of.clip, names, template)
     hidden = of.hidden("images", tuner)
-    logits, loss, gradients = _step(lambda t: tuner.logits(t, tuner.classifier(t, {}), hidden), of)
+    logits, loss, gradients = _step(lambda t: predict(tuner, t, tuner.classifier(t, {}), hidden)[0], of)
     result = {"logits": logits, "loss": loss} | {f"grad/{name}": tensor for name, tensor in gradients.items()}
     return result | (_federated(of, method, tuner) if rounds else {})
 
@@ -194,24 +194,24 @@ def _federated(of: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
     images = {c: of.hidden(f"federated/{c}/images", tuner) for c in clients}
     labels = {c: of.reference[f"federated/{c}/labels"] for c in clients}
     for _ in range(rounds["rounds"]):
-        visitors = []
+        jobs = []
         for c in clients:
             epochs = [batch for _ in range(rounds["local_epochs"])
                       for batch in _cut(images[c], labels[c], rounds["batch_size"])]  # fmt: skip
-            visitors.append(Visitor(own[c] | server, server, epochs))
+            jobs.append(LocalJob(own[c] | server, server, epochs))
         uplinks = []
-        for c, done in zip(clients, of.way.train(method, tuner, visitors, of.device), strict=True):
+        for c, done in zip(clients, of.way.train(method, tuner, jobs, of.device), strict=True):
             own[c], losses = done.tensors, losses + done.losses
-            uplinks.append(Uplink(c, len(labels[c]), wire.shared(method, done.tensors)))
+            uplinks.append(Uplink(c, len(labels[c]), messages.shared(method, done.tensors)))
         server = method.aggregate(server, uplinks)
     result["federated/losses"] = torch.tensor(losses)
     result |= {f"federated/final/{name}": tensor for name, tensor in server.items()}
     hidden = of.hidden("images", tuner)
     for c in clients:
         last = own[c] | server
-        result |= {f"federated/final/{c}/{n}": t for n, t in wire.private(method, last).items()}
+        result |= {f"federated/final/{c}/{n}": t for n, t in messages.private(method, last).items()}
         with torch.no_grad():
-            result[f"federated/{c}/final_logits"] = tuner.logits(last, tuner.classifier(last, {}), hidden)
+            result[f"federated/{c}/final_logits"] = predict(tuner, last, tuner.classifier(last, {}), hidden)[0]
     return result
 
 
@@ -241,7 +241,7 @@ def _mixture_outputs(of: _Fixture, method: PFedMoAP, tuner: Tuner, received: Nam
     constants, result = tuner.prepare(received), {"image_features": features}
     for part, known in (("local_only", Named()), ("mixture", constants)):
         logits, loss, gradients = _step(
-            lambda t, known=known: tuner.logits(t, tuner.classifier(t, known), hidden),  # type: ignore[misc]
+            lambda t, known=known: predict(tuner, t, tuner.classifier(t, known), hidden)[0],  # type: ignore[misc]
             of,
         )
         result |= {f"{part}/logits": logits, f"{part}/loss": loss}
@@ -252,11 +252,12 @@ def _mixture_outputs(of: _Fixture, method: PFedMoAP, tuner: Tuner, received: Nam
     if training := settings.get("training"):
         windows = _cut(hidden, reference["labels"], training["batch_size"])
         batches = [windows[step % len(windows)] for step in range(training["steps"])]
-        (done,) = of.way.train(method, tuner, [Visitor(of.initial, received, batches)], of.device)
+        (done,) = of.way.train(method, tuner, [LocalJob(of.initial, received, batches)], of.device)
         result |= {f"trained/{name}": tensor for name, tensor in done.tensors.items()}
         result["trained/losses"] = torch.tensor(done.losses)
         with torch.no_grad():
-            result["trained/logits"] = tuner.logits(done.tensors, tuner.classifier(done.tensors, constants), hidden)
+            classifier = tuner.classifier(done.tensors, constants)
+            result["trained/logits"] = predict(tuner, done.tensors, classifier, hidden)[0]
     return result
 
 

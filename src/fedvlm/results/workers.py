@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -47,18 +47,24 @@ News = tuple[Place | None, Failure | None]
 """A point that is over, failed or not; without a place, why a worker could not begin or nothing more can be kept."""
 
 
-def play(
-    experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int, machine: Machine
-) -> Failures:
-    """Play all chunks, and give what failed, after all others have been played.
+Work = Callable[[Experiment, Path, Machine], Callable[[int, str], None]]
+"""Opens a run in a process of its own, and gives what runs one of its points."""
 
-    All processes compute as `machine` says: with other threads they would give other bytes.
+
+def play(
+    experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int, machine: Machine,
+    work: Work,
+) -> Failures:  # fmt: skip
+    """Run all chunks, and give what failed, after all others have been run.
+
+    All processes compute as `machine` says: with other threads they would give other bytes. `work` is a function of a
+    module, as processes find it by its name.
     """
     context = multiprocessing.get_context("spawn")
     waiting, news = context.Queue(), context.Queue()
     for chunk in todo:
         waiting.put(chunk)
-    arguments = (experiment.resolved(), str(folder), machine, waiting, news, os.getpid())
+    arguments = (work, experiment.resolved(), str(folder), machine, waiting, news, os.getpid())
     team = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(min(processes, len(todo)))]
     for worker in team:
         worker.start()
@@ -94,10 +100,10 @@ def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> F
     return failed
 
 
-def _worker(settings: dict[str, Any], folder: str, machine: Machine, waiting: Any, news: Any, parent: int) -> None:
-    """Play chunks until there are none. Ends when the parent does, however that ended."""
-    from fedvlm.results.runner import work
-
+def _worker(
+    work: Work, settings: dict[str, Any], folder: str, machine: Machine, waiting: Any, news: Any, parent: int
+) -> None:
+    """Run chunks until there are none. Ends when the parent does, however that ended."""
     threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to tell
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.data.pixels import read_images
-from fedvlm.data.record import Record
+from fedvlm.data.record import Record, Stored
 from fedvlm.streams import stream
 from fedvlm.training.device import Device
 from fedvlm.training.store import Shelf, Store
@@ -91,7 +91,7 @@ class Activations:
         self.device = device
         self.limit_bytes = limit_bytes
         # What has no bytes of its own to be known by, such as a drawn image, is not kept on disk.
-        self.store = store if records and all(hasattr(record.image, "digest") for record in records) else None
+        self.store = store if records and all(isinstance(record.image, Stored) for record in records) else None
         self.kept_as = kept_as
         self.memory: dict[Entry, Memory] = {}
         self.shelves: dict[Entry, Shelf] = {}
@@ -200,7 +200,7 @@ class Activations:
         """Digest of the image's bytes; its key where it has none."""
         if index not in self.identities:
             image = self.records[index].image
-            self.identities[index] = image.digest() if hasattr(image, "digest") else image.key
+            self.identities[index] = image.digest() if isinstance(image, Stored) else image.key
         return self.identities[index]
 
     def _pixels(self, keys: Sequence[Key]) -> list[Tensor]:

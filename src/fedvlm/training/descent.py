@@ -1,4 +1,4 @@
-"""Optimisers of one visit: torch's own for a client alone, and the same rules over stacked clients."""
+"""Optimizers of local training: torch's own for a client alone, and the same rules over stacked clients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedvlm.tensors import Named
 
 EPSILON = 1e-8
 """Adam's, as in torch."""
-Maker = Callable[[Method, Named, float], torch.optim.Optimizer]
-"""What makes the optimiser of a client's visit, as `optimiser` does."""
+OptimizerFactory = Callable[[Method, Named, float], torch.optim.Optimizer]
+"""What makes the optimizer of a client's local training, as `optimizer` does."""
 
 
-def optimiser(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.Optimizer:
-    """A new optimiser over the leaves, each at its configured rate times `factor`; biases decay like all others."""
+def optimizer(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.Optimizer:
+    """A new optimizer over the leaves, each at its configured rate times `factor`; biases decay like all others."""
     config: Config = method.config
     rates: dict[float, list[Tensor]] = {}
     for name, leaf in leaves.items():
@@ -30,8 +30,8 @@ def optimiser(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim
     return kind(groups, betas=betas, eps=EPSILON, weight_decay=config.weight_decay)
 
 
-class Descent:
-    """`optimiser` over stacked tensors `[C, ...]` of C clients, some of them at a time."""
+class StackedOptimizer:
+    """`optimizer` over stacked tensors `[C, ...]` of C clients, some of them at a time."""
 
     def __init__(self, method: Method, stacked: Named, factor: float) -> None:
         self.config: Config = method.config

@@ -1,11 +1,11 @@
-"""Where and in which precision the frozen encoders run; thread count and allocator."""
+"""Where and in which precision the frozen encoders run; thread count, allocator, and what it says without memory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,10 +67,8 @@ class Device:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def choose(settings: ComputeSection, *, keep_freed: bool = True) -> Device:
-    """The device asked for; `auto` takes a GPU when present. See `keep_freed_memory`."""
-    if keep_freed:
-        keep_freed_memory()
+def choose(settings: ComputeSection) -> Device:
+    """The device asked for; `auto` takes a GPU when present. Raises `FedvlmError` where it cannot be used."""
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,10 +79,16 @@ def choose(settings: ComputeSection, *, keep_freed: bool = True) -> Device:
         raise FedvlmError(f"compute.device = '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
     if settings.dtype == "tf32" and device.type != "cuda":
         raise FedvlmError(f"compute.dtype = 'tf32' needs an NVIDIA GPU; compute.device is '{device}'")
-    if device.type == "cuda":
-        # Both switches: by default torch rounds convolutions to TF32, but not matrix products.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.dtype == "tf32"
     return Device(device, _DTYPES[settings.dtype], settings.dtype)
+
+
+def configure_process(device: Device, *, keep_freed: bool = True) -> None:
+    """Set for the whole process what torch and the C library know no other place for. See `keep_freed_memory`."""
+    if keep_freed:
+        keep_freed_memory()
+    if device.device.type == "cuda":
+        # Both switches: by default torch rounds convolutions to TF32, but not matrix products.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = device.precision == "tf32"
 
 
 SMALL = 256
@@ -128,3 +132,16 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Turn what allocators raise when a request cannot be met into one sentence that names `what`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).split("\n", 1)[0]
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (known or "allocate memory" in text or "overflow" in text):
+            raise
+        raise FedvlmError(f"{what}: there is not enough memory for these settings ({text[:200]})") from error

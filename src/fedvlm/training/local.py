@@ -13,9 +13,9 @@ from torch import Tensor
 from fedvlm.errors import DivergenceError, FedvlmError
 from fedvlm.methods.base import Config, Method, Step
 from fedvlm.tensors import Named
-from fedvlm.training.descent import Descent, Maker, optimiser
+from fedvlm.training.descent import OptimizerFactory, StackedOptimizer, optimizer
 from fedvlm.training.device import Device
-from fedvlm.tuners.base import Tuner
+from fedvlm.tuners.base import Tuner, predict
 
 Batch = tuple[Tensor, Tensor]
 """Activations `[B, ...]` at the tuner's entry and labels `[B]`."""
@@ -37,24 +37,24 @@ def train(
     batches: Iterable[Batch],
     device: Device,
     factor: float = 1.0,
-    made: Maker = optimiser,
+    factory: OptimizerFactory = optimizer,
 ) -> Trained:
-    """Descend from `tensors` over `batches`, with a fresh optimiser; nothing passed in is changed.
+    """Descend from `tensors` over `batches`, with a fresh optimizer; nothing passed in is changed.
 
     `factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the loss
     is no longer a number.
     """
     leaves = {name: device.send(tensor.detach()).clone().requires_grad_() for name, tensor in tensors.items()}
     received = {name: device.send(tensor) for name, tensor in received.items()}
-    descent = made(method, leaves, factor)
+    descent = factory(method, leaves, factor)
     with device.autocast():
         constants = tuner.prepare(received)
     losses: list[Tensor] = []
     for hidden, labels in batches:
         with device.autocast():
             classifier = tuner.classifier(leaves, constants)
-            logits = tuner.logits(leaves, classifier, hidden).float()
-        loss = method.loss(Step(logits, labels, leaves, received, classifier, tuner))
+            logits, beside = predict(tuner, leaves, classifier, hidden)
+        loss = method.loss(Step(logits, labels, leaves, received, classifier, beside))
         descent.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         descent.step()
@@ -84,7 +84,7 @@ def _finished(method: Method, tensors: Named, losses: list[Tensor], place: int =
 
 
 @dataclass(frozen=True)
-class Visitor:
+class LocalJob:
     """One of several clients that train together: where it starts, what it received, its batches."""
 
     tensors: Named
@@ -93,25 +93,25 @@ class Visitor:
 
 
 def train_together(
-    method: Method, tuner: Tuner, visitors: Sequence[Visitor], device: Device, factor: float = 1.0,
-    made: Maker = optimiser,
+    method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, factor: float = 1.0,
+    factory: OptimizerFactory = optimizer,
 ) -> list[Trained]:  # fmt: skip
     """`train` for several clients, whose steps of equal shape become one batched step; the same up to rounding.
 
     Gradients do not mix: each client's loss depends on its own slice of the stacked tensors only, so the gradient of
     the sum holds every client's own. Clients with fewer batches are done earlier; a batch that no other client's
-    matches goes alone. With another optimiser than ours all clients do.
+    matches goes alone. With another factory all clients do.
     """
-    if len(visitors) == 1 or made is not optimiser:
-        return [train(method, tuner, v.tensors, v.received, v.batches, device, factor, made) for v in visitors]
-    received = [{name: device.send(tensor) for name, tensor in one.received.items()} for one in visitors]
+    if len(jobs) == 1 or factory is not optimizer:
+        return [train(method, tuner, v.tensors, v.received, v.batches, device, factor, factory) for v in jobs]
+    received = [{name: device.send(tensor) for name, tensor in one.received.items()} for one in jobs]
     with device.autocast():
         constants = [tuner.prepare(own) for own in received]
-    stacked = {n: device.send(torch.stack([one.tensors[n].detach() for one in visitors]))
-               for n in visitors[0].tensors}  # fmt: skip
-    descent = Descent(method, stacked, factor)
-    losses: list[list[Tensor]] = [[] for _ in visitors]
-    supplies = [iter(one.batches) for one in visitors]
+    stacked = {n: device.send(torch.stack([one.tensors[n].detach() for one in jobs]))
+               for n in jobs[0].tensors}  # fmt: skip
+    descent = StackedOptimizer(method, stacked, factor)
+    losses: list[list[Tensor]] = [[] for _ in jobs]
+    supplies = [iter(one.batches) for one in jobs]
     while any(batches := [next(supply, None) for supply in supplies]):
         for members in _alike(batches, constants, received):
             own = [received[place] for place in members]
@@ -123,15 +123,15 @@ def train_together(
             leaves = descent.leaves(rows)
             with device.autocast():
                 classifier = tuner.classifier(leaves, fixed)
-                logits = tuner.logits(leaves, classifier, hidden).float()
-            each = [method.loss(_step(row, logits, labels, leaves, own[row], classifier, tuner))
+                logits, beside = predict(tuner, leaves, classifier, hidden)
+            each = [method.loss(_step(row, logits, labels, leaves, own[row], classifier, beside))
                     for row in range(len(members))]  # fmt: skip
             torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
             descent.step(rows, leaves)
             for place, loss in zip(members, each, strict=True):
                 losses[place].append(loss.detach())
     return [_finished(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place], place)
-            for place in range(len(visitors))]  # fmt: skip
+            for place in range(len(jobs))]  # fmt: skip
 
 
 def _alike(batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]) -> list[list[int]]:
@@ -146,14 +146,14 @@ def _alike(batches: Sequence[Batch | None], constants: Sequence[Named], received
 
 
 def _step(
-    row: int, logits: Tensor, labels: Tensor, leaves: Named, received: Named, classifier: Named, tuner: Tuner
+    row: int, logits: Tensor, labels: Tensor, leaves: Named, received: Named, classifier: Named, beside: Named
 ) -> Step:
     """One client's part of what was computed for several."""
-    mine, made = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier))
-    return Step(logits[row], labels[row], mine, received, made, tuner)
+    mine, made, more = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier, beside))
+    return Step(logits[row], labels[row], mine, received, made, more)
 
 
-def schedule(config: Config, round_: int, rounds: int) -> float:
+def lr_factor(config: Config, round_: int, rounds: int) -> float:
     """Factor on the learning rate in round `round_` (from 0) of `rounds`: 1, or half a cosine from 1 towards 0.
 
     Visits after the last round have its factor.
@@ -163,7 +163,7 @@ def schedule(config: Config, round_: int, rounds: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(round_, rounds - 1) / rounds))
 
 
-def orders(images: int, batch: int, drop_last: bool, draws: np.random.Generator) -> list[list[int]]:
+def epoch_batches(images: int, batch: int, drop_last: bool, draws: np.random.Generator) -> list[list[int]]:
     """One epoch's batches of positions 0..images-1 in random order; the last may be smaller."""
     order = draws.permutation(images).tolist()
     full = images - images % batch if drop_last and images >= batch else images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,41 +13,75 @@ from torch.nn import functional as F
 Metrics = dict[str, float]
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
+@dataclass(frozen=True)
+class Mean:
+    """A mean as a sum and the number of its terms. Two of them add up to the mean over both groups."""
+
+    total: float
+    count: int
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean itself."""
+        return self.total / self.count
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an expected calibration error (Guo et al. 2017) is made of. Two of them add up.
+
+    `gaps`: for each of the bins of equal width, the sum over its images of confidence (the largest softmax probability)
+    minus 1 for a right answer and 0 for a wrong one.
+    """
+
+    gaps: tuple[float, ...]
+    images: int
+
+    def __add__(self, other: Calibration) -> Calibration:
+        gaps = tuple(one + two for one, two in zip(self.gaps, other.gaps, strict=True))
+        return Calibration(gaps, self.images + other.images)
+
+    @property
+    def error(self) -> float:
+        """Mean gap between confidence and accuracy; a bin counts with its share of the images."""
+        return math.fsum(map(abs, self.gaps)) / self.images
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Mean:
     """Share of images `[B, K]`, `[B]` whose largest logit is their label's."""
-    return float((logits.argmax(-1) == labels).double().mean())
+    return Mean(float((logits.argmax(-1) == labels).sum()), len(labels))
 
 
-def own_accuracy(logits: Tensor, labels: Tensor, own: Sequence[int]) -> float:
-    """The same with the arg-max over the client's own classes only."""
+def own_accuracy(logits: Tensor, labels: Tensor, own: Sequence[int]) -> Mean:
+    """`accuracy` with the arg-max over the client's own classes only."""
     own_ids = torch.tensor(sorted(own), device=logits.device)
-    return float((own_ids[logits[:, own_ids].argmax(-1)] == labels).double().mean())
+    return Mean(float((own_ids[logits[:, own_ids].argmax(-1)] == labels).sum()), len(labels))
 
 
-def macro_f1(logits: Tensor, labels: Tensor) -> float:
+def macro_f1(logits: Tensor, labels: Tensor) -> Mean:
     """Mean over the classes present in `labels` of F1 = 2 TP / (2 TP + FP + FN)."""
     guesses, scores = logits.argmax(-1), []
     for label in labels.unique():
         hit = ((guesses == label) & (labels == label)).sum()
         scores.append(float(2 * hit / ((guesses == label).sum() + (labels == label).sum())))
-    return sum(scores) / len(scores)
+    return Mean(sum(scores), len(scores))
 
 
-def loss(logits: Tensor, labels: Tensor) -> float:
-    """Mean cross-entropy in nats."""
-    return float(F.cross_entropy(logits.double(), labels))
+def loss(logits: Tensor, labels: Tensor) -> Mean:
+    """Cross-entropy in nats."""
+    return Mean(float(F.cross_entropy(logits.double(), labels, reduction="sum")), len(labels))
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy over bins of equal width.
-
-    The confidence is the largest softmax probability; a bin counts with its share of the images.
-    """
+def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
+    """The sums of which the calibration error is made."""
     confidence, guess = logits.double().softmax(-1).max(-1)
     right = (guess == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, place, confidence - right)
-    return float(gaps.abs().sum() / len(labels))
+    return Calibration(tuple(gaps.tolist()), len(labels))
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

@@ -80,8 +80,18 @@ class Tuner(Protocol):
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """What depends on the tensors but not on the images; computed once per step or per evaluation."""
 
-    def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
-        """Activations at `entry`, `[B, ...]`, to logits `[B, K]`; `[B, G, K]` of G groups whose mean predicts."""
+    def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor | tuple[Tensor, Named]:
+        """Activations at `entry`, `[B, ...]`, to logits `[B, K]`; `[B, G, K]` of G groups whose mean predicts.
+
+        Beside them it may give other tensors that it made of the images and that its method's loss needs.
+        """
+
+
+def predict(tuner: Tuner, tensors: Named, classifier: Named, hidden: Tensor) -> tuple[Tensor, Named]:
+    """A tuner's logits, in float32, and what it gives beside them."""
+    found = tuner.logits(tensors, classifier, hidden)
+    logits, beside = found if isinstance(found, tuple) else (found, {})
+    return logits.float(), beside
 
 
 class OnFeatures:

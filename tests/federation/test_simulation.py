@@ -1,4 +1,4 @@
-"""The round engine, watched with a method small enough to be worked out by hand."""
+"""A simulation's rounds, watched with a method small enough to be worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import client as clients
-from fedvlm.federation import engine
-from fedvlm.federation.client import assemble
+from fedvlm.federation import simulation
+from fedvlm.federation.procedure import Around, Procedure
 from fedvlm.methods import base
 from fedvlm.methods.base import Method
 from fedvlm.training import metrics
-from fedvlm.training.evaluation import Bench
+from fedvlm.training.site import Site
 
 
 class Count(Method):
@@ -75,15 +75,15 @@ def fed() -> Federation:
     return small.federation(sizes=(8, 4, 3, 1))
 
 
-def task(clip: FrozenCLIP, fed: Federation, **more: Any) -> clients.Task:
+def task(clip: FrozenCLIP, fed: Federation, **more: Any) -> clients.Simulation:
     settings = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch": 2} | more.pop("settings", {})
-    return small.task(Count(settings), clip, fed, **more)
+    return small.simulation(Count(settings), clip, fed, **more)
 
 
 def test_two_rounds_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
     """Round 1: s_i = p_i = 4, 2, 2, 1 steps; s = (8*4 + 4*2 + 3*2 + 1*1)/16 = 47/16. Round 2: s_i = 47/16 + steps."""
     steps = [4, 2, 2, 1]
-    states = [state for state, _ in engine.play(task(clip, fed, rounds=2), engine.start(task(clip, fed)))]
+    states = [state for state, _ in simulation.run_rounds(task(clip, fed, rounds=2), simulation.start(task(clip, fed)))]
     mean = 47 / 16
     assert states[0].server["s"].item() == mean
     assert states[1].server["s"].item() == 2 * mean
@@ -113,9 +113,9 @@ def test_a_client_not_chosen_keeps_its_own_and_weighs_nothing(clip: FrozenCLIP, 
         {c.name: len(c.train) for c in fed.clients},
     )
     server, taken = 0.0, Counter()
-    for state, record in engine.play(chosen, engine.start(chosen)):
+    for state, record in simulation.run_rounds(chosen, simulation.start(chosen)):
         names = [one.client for one in record.visits]
-        assert names == [client.name for client in engine.chosen(chosen, record.round - 1)]
+        assert names == [client.name for client in simulation.sample_clients(chosen, record.round - 1)]
         assert len(names) == 2
         server = sum(sizes[n] * (server + steps[n]) for n in names) / sum(sizes[n] for n in names)
         assert state.server["s"].item() == pytest.approx(server, rel=1e-6)
@@ -130,18 +130,18 @@ def test_a_client_not_chosen_keeps_its_own_and_weighs_nothing(clip: FrozenCLIP, 
 def test_how_many_take_part(clip: FrozenCLIP, fed: Federation, share: float, count: int, expected: int) -> None:
     """max(1, floor(share x N)) in exact arithmetic: 25 % of 30 are 7, 29 % of 100 are 29."""
     many = replace(fed, clients=tuple(replace(fed.clients[0], name=f"c{n}") for n in range(count)))
-    names = [client.name for client in engine.chosen(task(clip, many, participation=share), 0)]
+    names = [client.name for client in simulation.sample_clients(task(clip, many, participation=share), 0)]
     assert len(names) == len(set(names)) == expected
 
 
 def test_everybody_is_as_likely_to_take_part(clip: FrozenCLIP, fed: Federation) -> None:
     half = task(clip, fed, participation=0.5, rounds=600)
-    rounds = [tuple(client.name for client in engine.chosen(half, n)) for n in range(600)]
+    rounds = [tuple(client.name for client in simulation.sample_clients(half, n)) for n in range(600)]
     counts = Counter(name for names in rounds for name in names)
     assert all(abs(count - 300) < 5 * (600 / 4) ** 0.5 for count in counts.values())
     assert len(set(rounds)) == 6
     again = task(clip, fed, participation=0.5, rounds=600)
-    assert rounds == [tuple(client.name for client in engine.chosen(again, n)) for n in range(600)]
+    assert rounds == [tuple(client.name for client in simulation.sample_clients(again, n)) for n in range(600)]
 
 
 def test_a_record_says_what_happened(clip: FrozenCLIP, fed: Federation) -> None:
@@ -165,9 +165,11 @@ def test_seconds_are_the_clocks_and_are_shared_out_evenly(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clocks that go on by one second whenever somebody looks."""
-    for module in (engine, clients):
+    for module in (simulation, clients):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=count(100.0).__next__))
-    _, records = small.run(small.task(small.method("promptfl", epochs=1), clip, fed, rounds=1, together=3))
+    _, records = small.run(
+        small.simulation(small.method("promptfl", epochs=1), clip, fed, rounds=1, clients_per_step=3)
+    )
     assert (records[0].train_s, records[0].evaluate_s) == (1.0, 1.0)
     assert [one.seconds for one in records[0].visits] == [1 / 3, 1 / 3, 1 / 3, 1.0]
 
@@ -187,7 +189,7 @@ def test_when_it_is_evaluated(clip: FrozenCLIP, fed: Federation, every: int, rou
 def test_evaluating_more_often_changes_nothing_else(clip: FrozenCLIP, fed: Federation) -> None:
     prints = []
     for every in (1, 3):
-        state, _ = small.run(small.task(small.method("pfedmoap"), clip, fed, every=every))
+        state, _ = small.run(small.simulation(small.method("pfedmoap"), clip, fed, every=every))
         prints.append(small.fingerprint(state))
     assert prints[0] == prints[1]
 
@@ -196,23 +198,26 @@ def test_the_two_states_that_are_measured(clip: FrozenCLIP, fed: Federation, mon
     """After aggregation the new server tensors lie over the own ones; after training a client is as it last trained."""
     seen: dict[str, list[tuple[str, float, float, float]]] = {"after_aggregation": [], "after_training": []}
     now = [""]
-    real = engine.measure
+    real = simulation.client_outputs
 
-    def measure(task: Any, bench: Any, before: Any, after: Any, client: Any, name: Any) -> Any:
+    def measured(run: Any, site: Any, before: Any, after: Any, client: Any, name: Any) -> Any:
         now[0] = name
-        return real(task, bench, before, after, client, name)
+        return real(run, site, before, after, client, name)
 
-    def outputs(bench: Any, client: Any, tensors: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
-        seen[now[0]].append((client.name, tensors["s"].item(), tensors["p"].item(), received["s"].item()))
-        return said(bench, client, tensors, received)
+    class Watch(Around):
+        def outputs(self, site: Any, client: Any, own: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
+            seen[now[0]].append((client.name, own["s"].item(), own["p"].item(), received["s"].item()))
+            return super().outputs(site, client, own, received)
 
-    said = engine.outputs
-    monkeypatch.setattr(engine, "measure", measure)
+    monkeypatch.setattr(simulation, "client_outputs", measured)
     chosen = task(clip, fed, rounds=2, every=5, participation=0.5, seed=2)
-    chosen = replace(chosen, conduct=replace(chosen.conduct, outputs=outputs))
-    names = [{client.name for client in engine.chosen(chosen, n)} for n in range(2)]
+    chosen = replace(chosen, procedure=Watch(chosen.procedure))
+    names = [{client.name for client in simulation.sample_clients(chosen, n)} for n in range(2)]
     assert names[0] != names[1]
-    states = [engine.start(chosen), *(state for state, _ in engine.play(chosen, engine.start(chosen)))]
+    states = [
+        simulation.start(chosen),
+        *(state for state, _ in simulation.run_rounds(chosen, simulation.start(chosen))),
+    ]
     for name, s, p, received in seen["after_aggregation"]:
         own = states[2].personal.get(name, {"p": torch.zeros(1)})
         assert (s, p, received) == (states[2].server["s"].item(), own["p"].item(), states[2].server["s"].item())
@@ -224,31 +229,31 @@ def test_the_two_states_that_are_measured(clip: FrozenCLIP, fed: Federation, mon
 
 def test_the_state_reported_can_be_chosen(clip: FrozenCLIP, fed: Federation) -> None:
     for state in ("after_training", "after_aggregation"):
-        _, records = small.run(task(clip, fed, rounds=2, state=state))
+        _, records = small.run(task(clip, fed, rounds=2, report=state))
         assert list(records[0].means) == [state]
         assert next(iter(records[1].means)) == state
         assert len(records[1].means) == 2
 
 
 def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Federation) -> None:
-    zero = small.task(small.method("zero_shot"), clip, fed, rounds=5)
+    zero = small.simulation(small.method("zero_shot"), clip, fed, rounds=5)
     state, records = small.run(zero)
     assert [(record.round, record.visits) for record in records] == [(0, [])]
     assert state.round == 5
-    assert list(engine.play(zero, state)) == []
+    assert list(simulation.run_rounds(zero, state)) == []
 
 
 def test_nothing_is_left_to_play_after_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed, rounds=2)
     state, _ = small.run(counted)
-    assert list(engine.play(counted, state)) == []
+    assert list(simulation.run_rounds(counted, state)) == []
 
 
 def test_a_round_gives_a_new_state_and_leaves_the_old(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed, rounds=3)
-    states = [engine.start(counted)]
+    states = [simulation.start(counted)]
     prints = [small.fingerprint(states[0])]
-    for state, _ in engine.play(counted, states[0]):
+    for state, _ in simulation.run_rounds(counted, states[0]):
         states.append(state)
         prints.append(small.fingerprint(state))
     assert [small.fingerprint(state) for state in states] == prints
@@ -259,7 +264,7 @@ def test_a_round_touches_neither_disk_nor_network(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """house.md rule 4."""
-    counted = small.task(small.method("pfedmoap"), clip, fed, rounds=2)
+    counted = small.simulation(small.method("pfedmoap"), clip, fed, rounds=2)
 
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("a round touched the disk or the network")
@@ -279,7 +284,7 @@ def test_a_round_touches_neither_disk_nor_network(
 
 def test_an_error_names_round_and_client(clip: FrozenCLIP, fed: Federation) -> None:
     with pytest.raises(FedvlmError, match=r"round 1, client site-0: .*no longer finite"):
-        small.run(small.task(small.method("promptfl", lr=1e30), clip, fed))
+        small.run(small.simulation(small.method("promptfl", lr=1e30), clip, fed))
     diverging = task(clip, fed, rounds=3, settings={"lr": 2e38})
     with pytest.raises(FedvlmError, match=r"round 1, client site-0"):
         small.run(diverging)
@@ -287,13 +292,14 @@ def test_an_error_names_round_and_client(clip: FrozenCLIP, fed: Federation) -> N
 
 def test_an_undeclared_uplink_stops_the_round(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed)
-    real = clients.visits
 
-    def leaking(*given: Any) -> Any:
-        return [replace(done, uplink=replace(done.uplink, tensors=done.uplink.tensors | {"p": done.personal["p"]}))
-                for done in real(*given)]  # fmt: skip
+    class Leaky(Around):
+        def train_one(self, *given: Any) -> Any:
+            done = super().train_one(*given)
+            sent = done.uplink.tensors | {"p": done.personal["p"]}
+            return replace(done, uplink=replace(done.uplink, tensors=sent))
 
-    leaky = replace(counted, conduct=replace(counted.conduct, visits=leaking))
+    leaky = replace(counted, procedure=Leaky(counted.procedure))
     with pytest.raises(FedvlmError, match=r"round 1, client site-0.*p"):
         small.run(leaky)
 
@@ -302,9 +308,9 @@ def test_putting_a_client_together(clip: FrozenCLIP, fed: Federation) -> None:
     """Received tensors lie over the own ones; what is no trainable tensor (an expert) is no part of them."""
     counted = task(clip, fed)
     received = {"s": torch.full((1,), 5.0), "experts.a": torch.ones(2)}
-    first = assemble(counted, None, received)
+    first = counted.spec.assemble(None, received)
     assert {name: tensor.item() for name, tensor in first.items()} == {"s": 5.0, "p": 0.0}
-    later = assemble(counted, {"s": torch.ones(1), "p": torch.full((1,), 3.0)}, received)
+    later = counted.spec.assemble({"s": torch.ones(1), "p": torch.full((1,), 3.0)}, received)
     assert {name: tensor.item() for name, tensor in later.items()} == {"s": 5.0, "p": 3.0}
 
 
@@ -319,12 +325,12 @@ def test_the_default_parts_of_a_method() -> None:
     ]
     assert plain.aggregate(state, sent)["a"].tolist() == [3.0, 1.0]
     logits, labels = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
-    step = base.Step(logits, labels, {}, {}, {}, Adder.__new__(Adder))
+    step = base.Step(logits, labels, {}, {}, {})
     assert plain.loss(step).item() == pytest.approx(0.6931472)
     assert plain.downlink_bytes(100, 7) == (100, 100)
 
 
-def zero_shot(bench: Bench, clip: FrozenCLIP, fed: Federation) -> Bench:
+def zero_shot(bench: Site, clip: FrozenCLIP, fed: Federation) -> Site:
     """With zero-shot beside it, so that trade-offs are drawn."""
     control, template = small.method("zero_shot"), "a photo of a {}."
     return replace(
@@ -335,18 +341,18 @@ def zero_shot(bench: Bench, clip: FrozenCLIP, fed: Federation) -> Bench:
 def test_the_trade_off_of_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
     """From the reported state (weight 0) to zero-shot (weight 1), on test images and, where there are any, on others."""
     turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][:3]})
-    plain = small.task(small.method("promptfl"), clip, fed, rounds=2)
-    tested = replace(plain, bench=zero_shot(plain.bench, clip, fed))
-    other = zero_shot(small.bench(plain.method, clip, turned), clip, turned)
+    plain = small.simulation(small.method("promptfl"), clip, fed, rounds=2)
+    tested = replace(plain, site=zero_shot(plain.site, clip, fed))
+    other = zero_shot(small.site(plain.spec.method, clip, turned), clip, turned)
     for chosen, kinds in ((plain, set()), (tested, {"test"}), (replace(tested, validation=other), {"test", "val"})):
         _, records = small.run(chosen)
         assert not records[0].curves
         assert records[1].curves.keys() == kinds
         for kind, curve in records[1].curves.items():
             images = fed if kind == "test" else turned
-            bare = small.task(small.method("zero_shot"), clip, images)
+            bare = small.simulation(small.method("zero_shot"), clip, images)
             ends = small.run(bare)[1][0].means["after_aggregation"]
-            assert [point["weight"] for point in curve] == list(plain.method.mixing)
+            assert [point["weight"] for point in curve] == list(plain.spec.method.mixing)
             assert all(curve[-1][key] == pytest.approx(ends[key]) for key in ("local", "base", "novel", "hm"))
         if kinds:
             means = records[1].means["after_aggregation"]
@@ -357,12 +363,13 @@ def test_the_trade_off_of_the_last_round(clip: FrozenCLIP, fed: Federation) -> N
 def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(clip, fed, rounds=1)
     state, records = small.run(chosen)
-    own = [engine.measure(chosen, chosen.bench, engine.start(chosen), state, client, "after_aggregation").local
+    begun = simulation.start(chosen)
+    own = [simulation.client_outputs(chosen, chosen.site, begun, state, client, "after_aggregation").local
            for client in fed.clients]  # fmt: skip
     logits, labels = (
         torch.cat([getattr(one, part) for one in own if one is not None]) for part in ("logits", "labels")
     )
-    assert records[0].means["after_aggregation"]["ece"] == metrics.calibration_error(logits, labels)
+    assert records[0].means["after_aggregation"]["ece"] == pytest.approx(metrics.calibration(logits, labels).error)
     without = tuple(replace(client, local=()) for client in fed.clients)
     _, records = small.run(task(clip, replace(fed, clients=without), rounds=1))
     assert "ece" not in records[0].means["after_aggregation"]
@@ -371,15 +378,15 @@ def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP
 def test_the_last_evaluation_is_the_result() -> None:
     """house.md rule 7, whatever the numbers."""
     assert [
-        clients.last([{"local": value} for value in values]) for values in ((0.1,), (0.9, 0.1), (0.1, 0.9, 0.5))
+        Procedure().result([{"local": value} for value in values]) for values in ((0.1,), (0.9, 0.1), (0.1, 0.9, 0.5))
     ] == [0, 1, 2]
 
 
 def test_after_the_last_round_nothing_is_sent(clip: FrozenCLIP, fed: Federation) -> None:
     """Two rounds, then two visits of everybody: each trains on, and the server's state stays."""
     chosen = task(clip, fed, rounds=2, participation=0.5, settings={"fine_tune": 2})
-    states = [engine.start(chosen)]
-    for state, record in engine.play(chosen, states[0]):
+    states = [simulation.start(chosen)]
+    for state, record in simulation.run_rounds(chosen, states[0]):
         states.append(state)
         tuned = record.round > 2
         assert len(record.visits) == (4 if tuned else 2)
@@ -394,12 +401,13 @@ def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation)
     """Finite tensors may still predict infinities: no accuracy is made of them."""
     chosen = task(clip, fed, rounds=2)
 
-    def outputs(bench: Bench, client: Any, tensors: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
-        found = engine.outputs(bench, client, tensors, received)
-        if client.name == "site-2":
-            found.base.logits[0, 0] = torch.inf
-        return found
+    class Broken(Around):
+        def outputs(self, site: Site, client: Any, own: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
+            found = super().outputs(site, client, own, received)
+            if client.name == "site-2":
+                found.base.logits[0, 0] = torch.inf
+            return found
 
-    chosen = replace(chosen, conduct=replace(chosen.conduct, outputs=outputs))
+    chosen = replace(chosen, procedure=Broken(chosen.procedure))
     with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts no numbers any more"):
         small.run(chosen)

@@ -1,0 +1,179 @@
+"""What crosses between server and clients: named tensors, checked against what is declared, counted, as bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import Field, ValidationError
+
+from fedvlm import tensors
+from fedvlm.errors import DivergenceError, FedvlmError, listed, nearest
+from fedvlm.experiment import Section, problems
+from fedvlm.methods.base import EvalPoint, Method
+from fedvlm.streams import stream
+from fedvlm.tensors import Named
+
+
+def shared(method: Method, trained: Named) -> Named:
+    """The trained tensors whose names the method shares. A message may hold fewer (`template`)."""
+    return tensors.select(trained, method.shared)
+
+
+def template(method: Method, initial: Named) -> Named:
+    """An uplink of untrained tensors: its names, shapes and dtypes are those of every uplink."""
+    return method.uplink(initial | method.keep(initial, {}, stream(0, "message"))) if initial else {}
+
+
+def check_share(method: Method, initial: Named) -> None:
+    """Refuse a pattern of the setting `share` that matches no trained tensor."""
+    asked = (method.config.share or []) if method.trains else []
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in initial))
+    for pattern in asked:
+        if not tensors.select(initial, [pattern]):
+            wrong = f"'{pattern}' matches no trained tensor{nearest(pattern, kinds)}"
+            raise FedvlmError(f"{method.name}: share = {asked}, but {wrong}; there are: {listed(kinds, 40)}")
+
+
+def private(method: Method, trained: Named) -> Named:
+    """Every trained tensor that is not shared. These are in no message."""
+    return {name: tensor for name, tensor in trained.items() if not tensors.matches(name, method.shared)}
+
+
+def check_uplink(expected: Named, sent: Named, client: str, round_: int) -> None:
+    """Refuse an uplink whose names, shapes or dtypes are not those expected (`template`), or that is not finite."""
+    where = f"round {round_}, client {client}"
+    if sent.keys() != expected.keys():
+        raise FedvlmError(
+            f"{where}: the uplink's tensors differ from those shared: {listed(sent.keys() ^ expected.keys())}"
+        )
+    for name, tensor in sent.items():
+        if tensor.shape != expected[name].shape:
+            raise FedvlmError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        if tensor.dtype != expected[name].dtype:
+            raise FedvlmError(f"{where}: '{name}' is {tensor.dtype}, not {expected[name].dtype}")
+        if not bool(tensor.isfinite().all()):
+            raise DivergenceError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
+
+
+def sizes(message: Named) -> dict[str, int]:
+    """Bytes by tensor name."""
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in message.items()}
+
+
+VERSION: Literal[1] = 1
+"""Of the bytes."""
+_HEADER = "fedvlm"
+"""The key of safetensors' metadata that holds the header."""
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""Element types that may cross."""
+
+
+class Header(Section):
+    """What a message says beside its tensors."""
+
+    version: Literal[1] = VERSION
+    kind: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+    """Such as `downlink` or `uplink`."""
+    experiment: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
+    """Digest of the experiment that both sides run."""
+    method: Annotated[str, Field(max_length=200)] = ""
+    seed: int = 0
+    round: Annotated[int, Field(ge=0)] = 0
+    """Rounds that are over."""
+    client: Annotated[str, Field(max_length=200)] = ""
+    """The client that sends it, or to which it is sent."""
+    images: Annotated[float, Field(ge=0)] = 0.0
+    """An uplink's weight: the client's training images."""
+    point: EvalPoint | None = None
+    """The state that is to be evaluated."""
+    metrics: dict[str, Any] | None = None
+    """`ClientMetrics`, as JSON."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A header and named tensors."""
+
+    header: Header
+    tensors: Named = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is read of a message that somebody else made."""
+
+    total_bytes: int = 1 << 30
+    header_bytes: int = 1 << 22
+    tensors: int = 10_000
+    name: int = 200
+    """Characters of a tensor's name."""
+    dimensions: int = 8
+
+
+def to_bytes(message: Message) -> bytes:
+    """A safetensors file whose metadata hold the header; `from_bytes` gives the same message back, bit for bit."""
+    # The format orders tensors by itself, but sums and stacks depend on the order they are in.
+    head = {"header": message.header.model_dump(mode="json"), "order": list(message.tensors)}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in message.tensors.items()}
+    return safetensors.torch.save(plain, {_HEADER: json.dumps(head, allow_nan=False)})
+
+
+def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
+    """Read a message. Raises `FedvlmError` for a damaged one, and for one beyond the limits before it takes memory."""
+    table = _table(data, limits)
+    metadata = table.pop("__metadata__", None)
+    try:
+        head = json.loads(metadata[_HEADER], parse_constant=_no_constant)
+        header, order = Header.model_validate(head["header"]), head["order"]
+    except ValidationError as error:
+        raise FedvlmError(f"a message's header: {'; '.join(problems(error, Header))}") from None
+    except (TypeError, KeyError, ValueError, RecursionError):
+        raise FedvlmError("these bytes are no message of fedvlm: there is no header") from None
+    _check_table(table, len(data), limits)
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(table):
+        raise FedvlmError("a message's header names other tensors than there are")
+    try:
+        read = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise FedvlmError(f"a message's tensors cannot be read: {error}") from None
+    # Copies: tensors of a buffer may lie at odd addresses, and products of unaligned matrices round differently.
+    return Message(header, {name: read[name].clone() for name in order})
+
+
+def _table(data: bytes, limits: Limits) -> dict[str, Any]:
+    """The table at the beginning of a safetensors file."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) > limits.total_bytes or size > limits.header_bytes:
+        raise FedvlmError(
+            f"a message of {len(data):,} bytes with a header of {size:,} is larger than the {limits.total_bytes:,} and "
+            f"{limits.header_bytes:,} that are read"
+        )
+    try:
+        table = json.loads(data[8 : 8 + size], parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict) or len(data) < 8 + size:
+        raise FedvlmError("these bytes are no message of fedvlm")
+    return table
+
+
+def _check_table(table: Mapping[str, Any], size: int, limits: Limits) -> None:
+    if len(table) > limits.tensors:
+        raise FedvlmError(f"a message holds {len(table):,} tensors, more than the {limits.tensors:,} that are read")
+    for name, entry in table.items():
+        if not (0 < len(name) <= limits.name and name.isprintable()):
+            raise FedvlmError(f"a message's tensor has a name of {len(name)} characters, or an unreadable one")
+        shape, dtype = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype"))
+        sizes = shape if isinstance(shape, list) and len(shape) <= limits.dimensions else [None]
+        if dtype not in _DTYPES or not all(type(length) is int and 0 <= length <= size for length in sizes):
+            raise FedvlmError(f"a message's tensor '{name}' has no readable shape or element type")
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")

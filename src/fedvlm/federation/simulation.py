@@ -1,0 +1,219 @@
+"""A federation in one process: the only place that holds the server's state and all clients' private tensors at once.
+
+It knows neither disk nor network; the mapping of clients' tensors that it is given may live on disk.
+
+Late clients (`Client.late`) are in no round: nothing of theirs reaches the server, and nothing here depends on them.
+They are measured on arrival, when the last federated round is over, and after the local rounds that everybody has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import dataclass, field
+
+from fedvlm.data import Client
+from fedvlm.errors import DivergenceError
+from fedvlm.federation import messages, server
+from fedvlm.federation.client import ClientInput, model, told
+from fedvlm.federation.procedure import Procedure
+from fedvlm.federation.records import ClientRecord, LateRecord, Moment, RoundRecord
+from fedvlm.federation.server import ServerState
+from fedvlm.federation.spec import RunSpec
+from fedvlm.methods.base import EvalPoint
+from fedvlm.tensors import Named
+from fedvlm.training.evaluation import ClientMetrics, Outputs, summary, tradeoff
+from fedvlm.training.local import check_precision
+from fedvlm.training.site import Site
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who takes part, how many train at once, when it is evaluated."""
+
+    participation: float = 1.0
+    """Share of clients in a round."""
+    every: int = 1
+    """Evaluate after every this many rounds."""
+    clients_per_step: int = 1
+    """Number of clients whose training steps are computed as one."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One method with one seed on clients whose images are all here."""
+
+    spec: RunSpec
+    site: Site
+    schedule: Schedule = field(default_factory=Schedule)
+    validation: Site | None = None
+    """The same clients with validation images in the place of test images."""
+    procedure: Procedure = field(default_factory=Procedure)
+    faults: tuple[str, ...] = ()
+    """Faults of released code that were built in on purpose (`fedvlm.faults`)."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.spec.method, self.site.activations.device)
+
+    @property
+    def sites(self) -> list[Site]:
+        """With test images, and where there are any with validation images."""
+        return [self.site, *([self.validation] if self.validation else [])]
+
+
+@dataclass
+class FederationState(ServerState):
+    """After `round` rounds: what the server holds, and what each client that has taken part holds itself."""
+
+    personal: MutableMapping[str, Named] = field(default_factory=dict)
+    """By client; a mapping of its own for every state (`copy.copy`), which may keep them on disk."""
+
+
+def start(run: Simulation, personal: MutableMapping[str, Named] | None = None) -> FederationState:
+    """The state before the first round; clients' tensors will be kept in `personal`, a dictionary by default."""
+    begun = server.start(run.spec)
+    return FederationState(begun.round, begun.server, {} if personal is None else personal)
+
+
+def run_rounds(run: Simulation, state: FederationState) -> Iterator[tuple[FederationState, RoundRecord]]:
+    """Run the rounds that are left, giving the state and the record after each.
+
+    A method that does not train gives one record (of round 0) and no rounds. Local rounds after the federated ones, in
+    which clients tune the model for themselves, are rounds of all clients in which nothing is sent.
+    """
+    if not run.spec.method.trains:
+        if state.round == 0:
+            yield FederationState(run.spec.rounds, state.server), _evaluated(run, 0, state, state, [], 0.0)
+        return
+    while state.round < run.spec.last_round:
+        state, record = _round(run, state)
+        yield state, record
+
+
+def sample_clients(run: Simulation, round_: int) -> list[Client]:
+    """The clients of round `round_` (from 0); in local rounds also the late ones, last."""
+    federation = run.site.federation
+    by_name = {client.name: client for client in federation.trained}
+    picked = server.sample_clients(run.spec, by_name, run.schedule.participation, round_)
+    late = sorted(federation.late, key=lambda client: client.name) if round_ >= run.spec.rounds else []
+    return [by_name[name] for name in picked] + late
+
+
+def _round(run: Simulation, before: FederationState) -> tuple[FederationState, RoundRecord]:
+    begun = time.perf_counter()
+    uplinks, records, personal = [], [], copy(before.personal)
+    picked, sends = sample_clients(run, before.round), before.round < run.spec.rounds
+    for group in _groups(picked, run.schedule.clients_per_step):
+        inputs = [
+            ClientInput(client, before.personal.get(client.name), run.procedure.downlink(run.spec, before, client.name))
+            for client in group
+        ]
+        updates = run.procedure.train(run.spec, run.site, before.round, inputs)
+        for one, update in zip(inputs, updates, strict=True):
+            name, sent = one.client.name, update.uplink.tensors if sends else {}
+            if sends:
+                messages.check_uplink(run.spec.message, sent, name, before.round + 1)
+                uplinks.append(update.uplink)
+            personal[name] = update.personal
+            sizes = messages.sizes(one.received), messages.sizes(sent)
+            records.append(ClientRecord(name, len(one.client.train), update.losses, update.seconds, *sizes))
+    now = server.aggregate(run.spec, before, uplinks)
+    after = FederationState(now.round, now.server, personal)
+    return after, _evaluated(run, after.round, before, after, records, time.perf_counter() - begun)
+
+
+def _groups(picked: list[Client], size: int) -> list[list[Client]]:
+    """Clients that train as one batched computation; the late ones apart, so that they change nobody's rounding."""
+    parts = [[client for client in picked if client.late is late] for late in (False, True)]
+    return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
+
+
+def _evaluated(
+    run: Simulation,
+    round_: int,
+    before: FederationState,
+    after: FederationState,
+    trained: list[ClientRecord],
+    train_s: float,
+) -> RoundRecord:
+    begun = time.perf_counter()
+    found: dict[EvalPoint, dict[str, ClientMetrics]] = {}
+    curves: dict[str, list[dict[str, float]]] = {}
+    with ExitStack() as stack:
+        for site in run.sites:
+            stack.enter_context(site.evaluating())
+        for point in _due(run, round_):
+            draws = point == run.spec.reported and (round_ == run.spec.last_round or not run.spec.method.trains)
+            measured = [
+                _measured(run, site, site.federation.trained, before, after, point, tradeoff=draws)
+                for site in (run.sites if draws and run.site.zero else [run.site])
+            ]
+            found[point] = measured[0]
+            if measured[0] and any(one.by_weight for one in measured[0].values()):
+                curves = dict(zip(("test", "val"), map(tradeoff, measured), strict=False))
+        late = {moment: _late(run, before, after, moment) for moment in _moments(run, round_)}
+    clients = {point: {name: one.values for name, one in own.items()} for point, own in found.items()}
+    means = {point: summary(own) for point, own in found.items()}
+    return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, late)
+
+
+def _moments(run: Simulation, round_: int) -> list[Moment]:
+    """The moments of late clients that this round's end is."""
+    if not run.site.federation.late:
+        return []
+    moments: list[Moment] = []
+    if round_ == run.spec.rounds or not run.spec.method.trains:
+        moments.append("on_arrival")
+    if round_ == run.spec.last_round > run.spec.rounds:
+        moments.append("after_tuning")
+    return moments
+
+
+def _late(run: Simulation, before: FederationState, after: FederationState, moment: Moment) -> LateRecord:
+    """On arrival they hold nothing of their own: the server's state lies over the common start."""
+    point: EvalPoint = "after_aggregation" if moment == "on_arrival" else "after_training"
+    late, arrival = run.site.federation.late, ServerState(run.spec.rounds, after.server)
+    found = _measured(run, run.site, late, before, after, point, tradeoff=False)
+    received = {c.name: messages.sizes(run.procedure.downlink(run.spec, arrival, c.name)) for c in late}
+    return LateRecord({name: one.values for name, one in found.items()}, summary(found), received)
+
+
+def _measured(
+    run: Simulation, site: Site, clients: Sequence[Client], before: FederationState, after: FederationState,
+    point: EvalPoint, *, tradeoff: bool,
+) -> dict[str, ClientMetrics]:  # fmt: skip
+    """Every client's metrics in a state."""
+    found: dict[str, ClientMetrics] = {}
+    for client in clients:
+        outputs = client_outputs(run, site, before, after, client, point)
+        try:
+            found[client.name] = told(run.spec, site, client, outputs, tradeoff)
+        except DivergenceError as error:
+            raise DivergenceError(f"round {after.round}, {error}") from None
+    return found
+
+
+def client_outputs(
+    run: Simulation, site: Site, before: FederationState, after: FederationState, client: Client, point: EvalPoint
+) -> Outputs:
+    """What one client's model predicts after a round, from the states before and after it."""
+    # What it is sent in this round (to a client of the round: what it trained with), or from the new state.
+    received = run.procedure.downlink(run.spec, before if point == "after_training" else after, client.name)
+    tensors = model(run.spec, point, after.personal.get(client.name), received)
+    return run.procedure.outputs(site, client, tensors, received)
+
+
+def _due(run: Simulation, round_: int) -> list[EvalPoint]:
+    """States to evaluate now: the method's own when it is due, the other one besides after the last round.
+
+    Where nothing is shared, or clients have tuned for themselves, there is one state.
+    """
+    own = run.spec.reported
+    last = round_ == run.spec.last_round
+    if not (last or round_ % run.schedule.every == 0):
+        return []
+    other: EvalPoint = "after_training" if own == "after_aggregation" else "after_aggregation"
+    both = last and run.spec.method.shared and run.spec.last_round == run.spec.rounds
+    return [own, other] if both else [own]
