@@ -38,13 +38,15 @@ from typing import Any
 from mutants import Mutant, mutants
 from trials import Place, attempt, baseline, pool
 
-ROOMS = ("methods", "tuners", "federation", "training", "results/statistics.py", "results/comparison.py", "tensors.py")
+ROOMS = ("methods", "tuners", "federation", "training", "reports/statistics.py", "reports/comparison.py", "tensors.py")
 TESTS = (
     "tests/methods",
     "tests/tuners",
     "tests/federation",
     "tests/training",
-    "tests/results",
+    "tests/runs",
+    "tests/reports",
+    "tests/studies",
     "tests/test_tensors.py",
 )
 LOADED = ("torch", "numpy", "scipy.stats", "pydantic", "hypothesis", "tokenizers", "safetensors.torch", "PIL.Image",

@@ -2,7 +2,7 @@
 
 Every compared number stays as it is. What goes: embedding rows of tokens and positions that no text has, and with
 them the vocabulary; inputs and weights that are draws of PyTorch's generator: each is looked up in the numbers
-of a few seeds and goes only where the draw gives it back bit for bit (`fedvlm.results.drawn`); half of every float32
+of a few seeds and goes only where the draw gives it back bit for bit (`fedvlm.checks.drawn`); half of every float32
 that a float16 holds exactly.
 """
 
@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from fedvlm import durable, tensors
+from fedvlm.checks import agreement, drawn
+from fedvlm.checks.drawn import Draws
 from fedvlm.clip.tokenizer import EOT, SOT
-from fedvlm.results import agreement, drawn
-from fedvlm.results.drawn import Draws
 from fedvlm.tensors import Named
 
 SEEDS = {0: 19 << 20, 5: 16 << 20} | dict.fromkeys((1, 6, 7, 11, 21, 111, 121), 1 << 19)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fedvlm
-from fedvlm.results.folder import RunFolder
+from fedvlm.runs.folder import RunFolder
 
 
 def grid(**values: Sequence[float]) -> list[dict[str, float]]:
@@ -90,7 +90,7 @@ def tune(preset: str, seeds: Sequence[int], methods: Sequence[str], folder: Path
         results = [result for seed in seeds if (result := RunFolder(folder).point(seed, name).result())]
         row: dict[str, Any] = {"rates": {key: value for key, value in table.items() if key != "method"}}
         if len(results) == len(seeds):
-            finals = [result["final"][result["state"]] for result in results]
+            finals = [result.reported for result in results]
             row |= {key: round(100 * sum(f[key] for f in finals) / len(finals), 2) for key in SHOWN if key in finals[0]}
         found[str(table["method"])].append(row)
     return {method: sorted(rows, key=lambda row: -row.get("hm", -1.0)) for method, rows in found.items()}

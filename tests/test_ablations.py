@@ -13,8 +13,8 @@ from fedvlm import clip as clips
 from fedvlm import experiment, methods, plain, presets, tensors
 from fedvlm.data import federate, load_source
 from fedvlm.federation import messages
-from fedvlm.results import sweep
 from fedvlm.streams import torch_stream
+from fedvlm.studies import sweep
 
 DRAWN = ["newcomer", "ablation_sharing", "ablation_adapter", "ablation_experts"]
 SWEPT = [name for name in presets.names() if "sweep" in presets.settings(name)]

@@ -11,7 +11,7 @@ import typer
 
 from fedvlm import experiment, faults, methods, plain, presets
 from fedvlm.cli import app
-from fedvlm.results import sweep
+from fedvlm.studies import sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 FLOORS = {
     name: int(floor)
-    for floor, rooms in re.findall(r"^\| (\d) \| (`.*`) \|", ARCHITECTURE.read_text(), re.MULTILINE)
+    for floor, rooms in re.findall(r"^\| (\d+) \| (`.*`) \|", ARCHITECTURE.read_text(), re.MULTILINE)
     for name in re.findall(r"`(\w+)`", rooms)
 }
 """The page's table: who changes a room reads there what it is for."""

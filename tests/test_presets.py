@@ -16,8 +16,8 @@ from fedvlm import experiment, methods, plain, presets
 from fedvlm.data import federate, load_source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
-from fedvlm.results import sweep
-from fedvlm.results.chance import above_chance, zero_shot_check
+from fedvlm.runs.chance import above_chance, zero_shot_check
+from fedvlm.studies import sweep
 from fedvlm.templates import TEMPLATES
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
@@ -191,7 +191,7 @@ def test_a_preset_runs_on_a_copy_in_the_published_layout(name: str, tmp_path: Pa
     results = fedvlm.run(name, *words, out=tmp_path / "run")
     assert {row.method for row in results.rows} == {"zero_shot", method}
     assert all(0 <= row.metrics["local"].mean <= 1 for row in results.rows)
-    assert results.points[method][3]["up_bytes_per_visit"] > 0
+    assert results.points[method][3].up_bytes_per_visit > 0
 
 
 @pytest.mark.parametrize(("name", "model"), [("cifar10", "resnet"), ("cifar100", "vit")])
@@ -216,7 +216,7 @@ def test_the_released_transform_gives_other_numbers_and_its_own_activations(tmp_
     for kind in ("clip", "cifar10", "clip"):
         out = tmp_path / f"{kind}-{len(losses)}"
         point = fedvlm.run("cifar10", *words, f"data.preprocess={kind}", out=out).points["zero_shot"][3]
-        losses.setdefault(kind, []).append(point["final"][point["state"]]["loss"])
+        losses.setdefault(kind, []).append(point.reported["loss"])
     assert losses["clip"][0] == losses["clip"][1], "the second run of the same transform takes its own activations"
     assert losses["clip"][0] != losses["cifar10"][0]
 

@@ -3,7 +3,7 @@
 import fedvlm
 results = fedvlm.run("quickstart", rounds=5, methods=["zero_shot", "pfedmma"])
 results.rows            # the table
-results.points["pfedmma"][0]["final"]
+results.points["pfedmma"][0].final
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedvlm.errors import FedvlmError
 
 if TYPE_CHECKING:
-    from fedvlm.results.runner import Results
+    from fedvlm.runs.results import Results
 
 __all__ = ["FedvlmError", "run"]
 
@@ -34,18 +34,19 @@ def run(
 
     `what` is a preset or a TOML file. `settings` are laid over it as values (`rounds=5`, `seeds=[0, 1]`,
     `method={"pfedmma": {"lr": 0.01}}`), table by table, and `words` over both as `key=value` on the command line.
-    `processes` play that many points at once; a script calls this under `if __name__ == "__main__":` then. What was
+    `processes` run that many points at once; a script calls this under `if __name__ == "__main__":` then. What was
     promised before training is in `Results.contract`; the folders it names fill without a word while this is `quiet`.
     Raises `FedvlmError` with one message for any mistake.
     """
     from fedvlm import experiment, methods, plain, presets
-    from fedvlm.results.progress import Reporter
-    from fedvlm.results.runner import run as play
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies import study
+    from fedvlm.studies.study import Options
 
     if processes > 1 and multiprocessing.parent_process() is not None:
         raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
                           "the script again")  # fmt: skip
     told = plain.override(plain.with_tables(presets.settings(what), settings), words)
     chosen = methods.written_out(experiment.parse(told))
-    folder = None if out is None else Path(out)
-    return play(chosen, folder, resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet), processes=processes)
+    options = Options(resume, overwrite, processes, Reporter(quiet=quiet))
+    return study.run(study.single(chosen, None if out is None else Path(out)), options)

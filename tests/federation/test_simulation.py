@@ -369,7 +369,7 @@ def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP
     logits, labels = (
         torch.cat([getattr(one, part) for one in own if one is not None]) for part in ("logits", "labels")
     )
-    assert records[0].means["after_aggregation"]["ece"] == pytest.approx(metrics.calibration(logits, labels).error)
+    assert records[0].means["after_aggregation"]["ece"] == pytest.approx(metrics.calibration(logits, labels).value)
     without = tuple(replace(client, local=()) for client in fed.clients)
     _, records = small.run(task(clip, replace(fed, clients=without), rounds=1))
     assert "ece" not in records[0].means["after_aggregation"]

@@ -9,11 +9,11 @@ import pytest
 import small
 import torch
 
+from fedvlm.checks.verify import WAYS, verify
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import ComputeSection
 from fedvlm.federation import simulation
 from fedvlm.methods import known
-from fedvlm.results.verify import WAYS, verify
 from fedvlm.training import device as devices
 from fedvlm.training import local
 from fedvlm.training.device import Device

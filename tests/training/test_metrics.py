@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedvlm.training import metrics
+from fedvlm.training.metrics import Mean
 
 #       guesses:  0            2            1            1            0
 LOGITS = torch.tensor([[3.0, 1, 0], [0, 1, 2], [0, 5, 4], [1, 2, 0], [9, 0, 8]])
@@ -64,9 +65,14 @@ def test_the_worst_tenth(count: int, lowest: int) -> None:
     assert metrics.worst_tenth(values.tolist()) == pytest.approx((np.arange(lowest) / count).mean())
 
 
+def pooled(clients: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of clients that measured such means, each on 10 images."""
+    return metrics.pooled({c: {n: Mean(10 * v, 10) for n, v in one.items()} for c, one in clients.items()})
+
+
 def test_a_summary_is_an_unweighted_mean_with_the_harmonic_mean_of_the_means() -> None:
     clients = {"a": {"local": 1.0, "base": 0.5, "novel": 0.25}, "b": {"local": 0.5, "base": 0.5, "novel": 0.75}}
-    result = metrics.summary(clients)
+    result = pooled(clients)
     assert result["local"] == 0.75
     assert result["novel"] == 0.5
     assert result["hm"] == pytest.approx(3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5))
@@ -74,9 +80,9 @@ def test_a_summary_is_an_unweighted_mean_with_the_harmonic_mean_of_the_means() -
 
 
 def test_clients_that_lack_a_metric_are_left_out_of_its_mean() -> None:
-    result = metrics.summary({"a": {"base": 0.5}, "b": {"base": 1.0, "local": 0.25}})
+    result = pooled({"a": {"base": 0.5}, "b": {"base": 1.0, "local": 0.25}})
     assert result == {"base": 0.75, "local": 0.25, "worst_tenth": 0.25}
-    assert metrics.summary({}) == {}
+    assert pooled({}) == {}
 
 
 def test_accuracies_are_plain_numbers() -> None:
@@ -87,7 +93,7 @@ def test_the_calibration_error_by_hand() -> None:
     """Confidences 0.9, 0.9 (one right), 0.6 (right), 0.55 (wrong) in ten bins: |0.9 - 0.5| 2/4, 0.4 / 4, 0.55 / 4."""
     confidence, guess, label = [0.9, 0.9, 0.6, 0.55], [0, 1, 0, 1], [0, 0, 0, 0]
     rows = [[p, 1 - p] if g == 0 else [1 - p, p] for p, g in zip(confidence, guess, strict=True)]
-    found = metrics.calibration(torch.tensor(rows).double().log(), torch.tensor(label), bins=10).error
+    found = metrics.calibration(torch.tensor(rows).double().log(), torch.tensor(label), bins=10).value
     assert found == pytest.approx(0.4 * 2 / 4 + 0.4 / 4 + 0.55 / 4)
 
 
@@ -100,8 +106,8 @@ def test_the_calibration_error_by_a_loop_over_bins() -> None:
         inside = (best >= k / 15) & (best < (k + 1) / 15)
         if inside.any():
             total += inside.mean() * abs(best[inside].mean() - right[inside].mean())
-    assert metrics.calibration(logits, labels).error == pytest.approx(total)
-    assert metrics.calibration(torch.tensor([[1e3, 0.0]]), torch.tensor([0])).error == 0.0
+    assert metrics.calibration(logits, labels).value == pytest.approx(total)
+    assert metrics.calibration(torch.tensor([[1e3, 0.0]]), torch.tensor([0])).value == 0.0
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4])
@@ -117,4 +123,4 @@ def test_what_two_groups_tell_adds_up_to_what_both_together_tell(cut: int) -> No
     first, second = (metrics.calibration(*part) for part in parts)
     whole = metrics.calibration(LOGITS, LABELS)
     assert (first + second).gaps == pytest.approx(whole.gaps, abs=1e-15)
-    assert (first + second).error == pytest.approx(whole.error)
+    assert (first + second).value == pytest.approx(whole.value)

@@ -20,7 +20,7 @@ from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.descent import OptimizerFactory
-from fedvlm.training.evaluation import Outputs
+from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
 
 

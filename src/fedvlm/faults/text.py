@@ -15,7 +15,7 @@ from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
 from fedvlm.training.descent import OptimizerFactory
-from fedvlm.training.evaluation import Outputs
+from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
 from fedvlm.tuners.base import Tuner
 

@@ -16,8 +16,9 @@ from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
 from fedvlm.training.descent import OptimizerFactory, optimizer
-from fedvlm.training.evaluation import ClientMetrics, Outputs, evaluate, outputs
+from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs
 from fedvlm.training.local import Batch, LocalJob, Trained, check_precision, epoch_batches, lr_factor, train_together
+from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
 
 

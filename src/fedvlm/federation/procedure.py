@@ -13,8 +13,7 @@ from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
 from fedvlm.training import evaluation
 from fedvlm.training.descent import OptimizerFactory, optimizer
-from fedvlm.training.evaluation import Outputs
-from fedvlm.training.metrics import Metrics
+from fedvlm.training.metrics import Metrics, Outputs
 from fedvlm.training.site import Site
 
 

@@ -24,8 +24,9 @@ from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
-from fedvlm.training.evaluation import ClientMetrics, Outputs, summary, tradeoff
+from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
 from fedvlm.training.local import check_precision
+from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
 
 

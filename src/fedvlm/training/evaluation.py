@@ -6,54 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from fedvlm.data import Client
 from fedvlm.tensors import Named
-from fedvlm.training import metrics
-from fedvlm.training.metrics import Calibration, Mean, Metrics
+from fedvlm.training.metrics import METRICS, Mean, Metrics, Outputs, Scored, Statistic, measured, pooled
 from fedvlm.training.site import Site, Tuners
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Logits and labels of one client's evaluation images: its base set, its own ones, its novel set."""
-
-    base: Scored
-    local: Scored | None
-    novel: Scored | None
-    classes: tuple[int, ...]
-    """The client's own classes."""
-
-    def finite(self) -> bool:
-        """Whether all logits are numbers."""
-        parts = [part for part in (self.base, self.local, self.novel) if part is not None]
-        return bool(torch.stack([part.logits.isfinite().all() for part in parts]).all())
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Logits `[B, K]` and labels `[B]`."""
-
-    logits: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
 class ClientMetrics:
     """All that a client tells of its model: sums and counts. No logits and no labels are among them."""
 
-    means: dict[str, Mean]
-    """By metric (see `evaluate`)."""
-    calibration: Calibration | None
-    """On own images; None where there are none."""
-    by_weight: dict[float, dict[str, Mean]] = field(default_factory=dict)
-    """`local`, `base` and `novel` with logits moved towards zero-shot's by each weight."""
+    statistics: dict[str, Statistic]
+    """By metric."""
+    by_weight: dict[float, dict[str, Statistic]] = field(default_factory=dict)
+    """Those of `Metric.moved`, with logits moved towards zero-shot's by each weight."""
 
     @property
     def values(self) -> Metrics:
-        """The metrics as numbers."""
-        return {name: mean.value for name, mean in self.means.items()}
+        """The means as numbers; of other statistics one client has too few images."""
+        return {name: one.value for name, one in self.statistics.items() if isinstance(one, Mean)}
 
 
 def outputs(site: Site, client: Client, tensors: Named, received: Named, tuners: Tuners | None = None) -> Outputs:
@@ -76,51 +48,24 @@ def outputs(site: Site, client: Client, tensors: Named, received: Named, tuners:
 
 
 def evaluate(found: Outputs, zero: Outputs | None = None, weights: Sequence[float] = ()) -> ClientMetrics:
-    """The metrics of one client; accuracies are in 0..1.
-
-    `local`: own evaluation images, arg-max over all base classes; `local_own`: over own classes only; `base`,
-    `novel`: the shared sets, over their class lists; with macro-F1 and loss (nats) on own images. `weights`: at which
-    logits are moved towards those of `zero` besides.
-    """
-    means, calibration = accuracies(found), None
-    if found.local is not None:
-        logits, labels = found.local.logits, found.local.labels
-        means["local_own"] = metrics.own_accuracy(logits, labels, found.classes)
-        means["macro_f1"] = metrics.macro_f1(logits, labels)
-        means["loss"] = metrics.loss(logits, labels)
-        calibration = metrics.calibration(logits, labels)
-    moved = {weight: accuracies(mixed(found, zero, weight)) for weight in weights if zero is not None}
-    return ClientMetrics(means, calibration, moved)
+    """All metrics of one client. `weights`: at which logits are moved towards those of `zero` besides."""
+    moved = [metric for metric in METRICS if metric.moved]
+    curve = {weight: measured(mixed(found, zero, weight), moved) for weight in weights if zero is not None}
+    return ClientMetrics(measured(found), curve)
 
 
 def summary(clients: Mapping[str, ClientMetrics]) -> Metrics:
-    """`metrics.summary` of all clients' values, and `ece`, the calibration error of their own images together.
-
-    One client has too few of them: with 20 images in 15 bins a perfectly calibrated model would be told an error.
-    """
-    result = metrics.summary({name: one.values for name, one in clients.items()})
-    parts = [one.calibration for one in clients.values() if one.calibration is not None]
-    if parts:
-        result["ece"] = sum(parts[1:], parts[0]).error
-    return result
+    """The federation's metrics, from what every client told."""
+    return pooled({name: one.statistics for name, one in clients.items()})
 
 
 def tradeoff(clients: Mapping[str, ClientMetrics]) -> list[Metrics]:
-    """`metrics.summary` at every weight of zero-shot, each with its `weight`."""
+    """The federation's metrics at every weight of zero-shot, each with its `weight`."""
     weights = dict.fromkeys(weight for one in clients.values() for weight in one.by_weight)
     return [
-        {"weight": weight}
-        | metrics.summary(
-            {name: {m: mean.value for m, mean in one.by_weight[weight].items()} for name, one in clients.items()}
-        )
+        {"weight": weight} | pooled({name: one.by_weight[weight] for name, one in clients.items()})
         for weight in weights
     ]
-
-
-def accuracies(found: Outputs) -> dict[str, Mean]:
-    """`local`, `base` and `novel`, those of them that exist."""
-    parts = {"local": found.local, "base": found.base, "novel": found.novel}
-    return {name: metrics.accuracy(part.logits, part.labels) for name, part in parts.items() if part is not None}
 
 
 def mixed(own: Outputs, zero: Outputs, weight: float) -> Outputs:

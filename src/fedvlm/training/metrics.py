@@ -1,16 +1,23 @@
-"""Accuracies of one client and of a federation. K classes, B images; accuracies in 0..1."""
+"""All metrics: how a client measures each, how clients' statistics are pooled, what it is called, where it is shown.
+
+K classes, B images; accuracies are in 0..1. To add a metric, add an entry to `METRICS`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Metrics = dict[str, float]
+"""Values by a metric's name."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,45 @@ class Calibration:
         return Calibration(gaps, self.images + other.images)
 
     @property
-    def error(self) -> float:
-        """Mean gap between confidence and accuracy; a bin counts with its share of the images."""
+    def value(self) -> float:
+        """The error: the mean gap between confidence and accuracy; a bin counts with its share of the images."""
         return math.fsum(map(abs, self.gaps)) / self.images
+
+
+Statistic = Mean | Calibration
+"""What a client tells of a metric. It adds up with other clients' and has a `value`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits `[B, K]` and labels `[B]`."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits and labels of one client's evaluation images: its base set, its own ones, its novel set."""
+
+    base: Scored
+    local: Scored | None
+    novel: Scored | None
+    classes: tuple[int, ...]
+    """The client's own classes."""
+
+    def finite(self) -> bool:
+        """Whether all logits are numbers."""
+        parts = [part for part in (self.base, self.local, self.novel) if part is not None]
+        return bool(torch.stack([part.logits.isfinite().all() for part in parts]).all())
+
+
+Measure = Callable[[Outputs], Statistic | None]
+"""A client's statistic; None where it has no images to measure it on."""
+Clients = Mapping[str, Mapping[str, Statistic]]
+"""By client and metric."""
+Pool = Callable[[Clients], float | None]
+"""The federation's value; None where no client measured what it is made of."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Mean:
@@ -95,19 +138,153 @@ def worst_tenth(values: Sequence[float]) -> float:
     return math.fsum(lowest) / len(lowest)
 
 
-def summary(clients: Mapping[str, Metrics]) -> Metrics:
-    """Unweighted means over clients; the harmonic mean of the means of local, base and novel; the worst tenth.
+def mean_of(name: str) -> Pool:
+    """The unweighted mean over the clients that measured the metric `name`."""
 
-    A metric that some clients lack (no novel classes) is averaged over those that have it.
-    """
-    names = dict.fromkeys(name for metrics in clients.values() for name in metrics)
-    result = {name: _mean([m[name] for m in clients.values() if name in m]) for name in names}
-    if {"local", "base", "novel"} <= result.keys():
-        result["hm"] = harmonic_mean([result["local"], result["base"], result["novel"]])
-    if "local" in result:
-        result["worst_tenth"] = worst_tenth([m["local"] for m in clients.values() if "local" in m])
-    return result
+    def pool(clients: Clients) -> float | None:
+        values = _values(clients, name)
+        return math.fsum(values) / len(values) if values else None
+
+    return pool
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def total_of(name: str) -> Pool:
+    """The value of all clients' statistics added up, for metrics of which one client has too few images."""
+
+    def pool(clients: Clients) -> float | None:
+        parts = [one[name] for one in clients.values() if name in one]
+        return reduce(add, parts).value if parts else None
+
+    return pool
+
+
+def worst_tenth_of(name: str) -> Pool:
+    """The mean over the tenth of the clients with the lowest values of the metric `name`."""
+
+    def pool(clients: Clients) -> float | None:
+        values = _values(clients, name)
+        return worst_tenth(values) if values else None
+
+    return pool
+
+
+def harmonic_mean_of(*names: str) -> Pool:
+    """The harmonic mean of the clients' mean values of several metrics."""
+
+    def pool(clients: Clients) -> float | None:
+        means = [mean_of(name)(clients) for name in names]
+        known = [mean for mean in means if mean is not None]
+        return harmonic_mean(known) if len(known) == len(names) else None
+
+    return pool
+
+
+def _values(clients: Clients, name: str) -> list[float]:
+    return [one[name].value for one in clients.values() if name in one]
+
+
+def _on(part: Literal["base", "local", "novel"], function: Callable[[Tensor, Tensor], Statistic]) -> Measure:
+    """A function of logits and labels, measured on one part of a client's images."""
+
+    def measure(found: Outputs) -> Statistic | None:
+        scored: Scored | None = getattr(found, part)
+        return None if scored is None else function(scored.logits, scored.labels)
+
+    return measure
+
+
+def _own(found: Outputs) -> Mean | None:
+    local = found.local
+    return None if local is None else own_accuracy(local.logits, local.labels, found.classes)
+
+
+Unit = Literal["%", "nats", "weight"]
+Place = Literal["run", "terminal", "core", "rounds", "compare", "compare terminal", "tested", "sweep", "subtracted"]
+"""Where a metric can be shown.
+
+run: the tables of a run; terminal: the same on a terminal. core: where there is room for few: late clients, audits,
+targets. rounds: pictures over rounds and progress. compare: the tables of a comparison; compare terminal: the same on a
+terminal. tested: differences from the reference in a comparison. sweep: the tables of a sweep; subtracted: those of
+differences.
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric."""
+
+    name: str
+    """Its key in ledgers, results and tables: a file format."""
+    heading: str
+    """At the head of a column."""
+    about: str
+    """One line for people."""
+    measure: Measure | None = None
+    """By which a client measures it; None: it is made of other metrics' statistics."""
+    pool: Pool | None = None
+    """How clients' statistics become the federation's value; None: it is no metric of a round, but of a whole run."""
+    unit: Unit = "%"
+    moved: bool = False
+    """Whether it is also measured with logits moved towards zero-shot's."""
+    shown: Mapping[Place, int] = field(default_factory=dict)
+    """The places where it is shown, with its rank among what is shown there."""
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "local", "Local", "accuracy on the client's own test images over all base classes",
+        _on("local", accuracy), mean_of("local"), moved=True,
+        shown={"run": 1, "terminal": 1, "core": 1, "rounds": 1, "compare": 1, "compare terminal": 1, "tested": 4,
+               "sweep": 2, "subtracted": 2},
+    ),
+    Metric(
+        "base", "Base", "accuracy on test images of all base classes",
+        _on("base", accuracy), mean_of("base"), moved=True,
+        shown={"run": 2, "terminal": 2, "core": 2, "rounds": 2, "compare": 2, "compare terminal": 2, "sweep": 3},
+    ),
+    Metric(
+        "novel", "Novel", "accuracy on test images of classes that no client has, over those classes",
+        _on("novel", accuracy), mean_of("novel"), moved=True,
+        shown={"run": 3, "terminal": 3, "core": 3, "rounds": 3, "compare": 3, "compare terminal": 3, "sweep": 4},
+    ),
+    Metric(
+        "local_own", "Own only", "accuracy on the client's own test images over its own classes only",
+        _own, mean_of("local_own"), shown={"run": 6},
+    ),
+    Metric(
+        "macro_f1", "Macro-F1", "mean over classes of F1 on the client's own test images",
+        _on("local", macro_f1), mean_of("macro_f1"), shown={"run": 7},
+    ),
+    Metric(
+        "loss", "loss", "cross-entropy on the client's own test images",
+        _on("local", loss), mean_of("loss"), unit="nats", shown={"run": 8},
+    ),
+    Metric(
+        "hm", "HM", "harmonic mean of the means of Local, Base and Novel",
+        pool=harmonic_mean_of("local", "base", "novel"),
+        shown={"run": 4, "terminal": 4, "core": 4, "compare": 4, "compare terminal": 4, "tested": 1, "sweep": 1,
+               "subtracted": 1},
+    ),
+    Metric(
+        "worst_tenth", "Worst 10%", "mean Local of the tenth of the clients that is worst off",
+        pool=worst_tenth_of("local"), shown={"run": 5, "terminal": 5, "compare": 5},
+    ),
+    Metric(
+        "ece", "ECE", "expected calibration error on all clients' own test images together: 20 images in 15 bins would "
+        "tell a perfectly calibrated client an error",
+        _on("local", calibration), total_of("ece"), shown={"compare": 6},
+    ),
+)  # fmt: skip
+"""The metrics of a round, in the order in which they are recorded."""
+
+
+def measured(found: Outputs, metrics: Iterable[Metric] = METRICS) -> dict[str, Statistic]:
+    """A client's statistics, of the metrics that its images can be measured by."""
+    each = {metric.name: metric.measure(found) for metric in metrics if metric.measure is not None}
+    return {name: statistic for name, statistic in each.items() if statistic is not None}
+
+
+def pooled(clients: Clients, metrics: Iterable[Metric] = METRICS) -> Metrics:
+    """The federation's values, of the metrics for which clients have what they are made of."""
+    each = {metric.name: metric.pool(clients) for metric in metrics if metric.pool is not None}
+    return {name: value for name, value in each.items() if value is not None}

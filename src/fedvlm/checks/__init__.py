@@ -1,0 +1,1 @@
+"""Checks: agreement with reference outputs, the state of an installation, speed beside the released procedure."""

@@ -1,0 +1,190 @@
+"""`fedvlm bench`: both sides of every protocol in processes of their own, and what they say together."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedvlm import durable, tensors
+from fedvlm.checks.bench import protocols
+from fedvlm.checks.bench.side import Parts, Sizes
+from fedvlm.clip.make import make
+from fedvlm.errors import FedvlmError
+from fedvlm.tensors import Named
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol: seconds and memory of both sides, ratios, and how far their results lie apart."""
+
+    protocol: str
+    title: str
+    naive: Parts
+    exact: Parts
+    kept_step_s: float
+    """A step of the released procedure with the allocator settings of the other side."""
+    difference: dict[str, float]
+    """Largest difference over the largest value, of trained tensors and of logits, after a shortened round."""
+    asked: dict[str, float | None]
+
+    @property
+    def seconds(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds of a round by `training`, `experts`, `evaluation`, remembered activations there: naive and exact."""
+        return _round(self.naive, shares_experts=False), _round(self.exact, shares_experts=True)
+
+    @property
+    def rounds(self) -> tuple[float, float]:
+        """The same in all."""
+        slow, fast = self.seconds
+        return sum(slow.values()), sum(fast.values())
+
+    @property
+    def runs(self) -> tuple[float, float]:
+        """Seconds of the whole run from its parts, remembered activations made on the way."""
+        rounds = self.naive.counts["rounds"]
+        return rounds * self.rounds[0], rounds * self.rounds[1] + self.exact.remember_s
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """How many times faster: a round (warm), the whole run, a step, a step under the same allocator settings."""
+        step = self.exact.step_s
+        return {"warm": self.rounds[0] / self.rounds[1], "whole": self.runs[0] / self.runs[1],
+                "step": self.naive.step_s / step, "step, same allocator": self.kept_step_s / step}  # fmt: skip
+
+    @property
+    def over_floor(self) -> float:
+        """Time of a step over its multiply-adds at the machine's rate."""
+        return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
+
+
+def _round(parts: Parts, *, shares_experts: bool) -> dict[str, float]:
+    if parts.round is not None:
+        return parts.round
+    counts = parts.counts
+    experts = counts["prompts per round" if shares_experts else "experts per round"]
+    return {
+        "training": counts["steps per round"] * parts.step_s,
+        "experts": experts * parts.expert_s,
+        "evaluation": counts["clients"] * counts["evaluations"] / counts["rounds"] * parts.test_s,
+    }
+
+
+def bench(
+    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, say: Callable[[str], None]
+) -> Iterator[Row]:
+    """Measure protocols one after another, giving each row when it is there.
+
+    Each side runs in a fresh process, so that memory and caches are its own.
+    """
+    for protocol in [protocols.named(name) for name in names]:
+        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, say))
+        settings = protocols.settings(protocol, data, model)
+        with tempfile.TemporaryDirectory() as place:
+            order = Path(place) / "order.json"
+            told = {"experiment": settings.resolved(), "sizes": asdict(sizes), "cache": f"{place}/cache"}
+            durable.write_json(order, told)
+            found: dict[str, Parts] = {}
+            for side in ("naive", "exact"):
+                say(f"{protocol.name}: {side}")
+                found[side] = _measured(order, side)
+            say(f"{protocol.name}: naive with the other allocator settings")
+            apart = _apart(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
+            kept = _measured(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
+        asked = {"whole": protocol.whole, "warm": protocol.warm}
+        yield Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked)
+
+
+def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
+    folder = models / architecture.replace("/", "-").lower()
+    if not (folder / "preprocessor_config.json").exists():  # written last
+        say(f"{architecture}: random weights in {folder}")
+        make(architecture, folder, tokenizer=tokenizer)
+    return folder
+
+
+def _measured(order: Path, side: str, *only: str, **environment: str) -> Parts:
+    command = [sys.executable, "-m", "fedvlm.checks.bench.side", side, str(order), *only]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if done.returncode:
+        raise FedvlmError(f"the {side} side failed:\n{done.stderr.strip()[-2000:]}")
+    return Parts(**json.loads(order.with_suffix(f".{side}.json").read_text()))
+
+
+def _apart(naive: Named, exact: Named) -> dict[str, float]:
+    """Largest absolute difference over the largest absolute value of its tensor, by kind."""
+    if naive.keys() != exact.keys():
+        raise FedvlmError(f"the two sides made different tensors: {sorted(naive.keys() ^ exact.keys())}")
+    worst = {"logits": 0.0, "tensors": 0.0}
+    for name, reference in naive.items():
+        kind = "logits" if name.endswith("/logits") else "tensors"
+        ratio = (exact[name] - reference).abs().max() / reference.abs().max().clamp(min=1e-12)
+        worst[kind] = max(worst[kind], float(ratio))
+    return worst
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "torch": torch.__version__, "device": _device(),
+    }  # fmt: skip
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def as_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything measured, with the ratios."""
+    return {"machine": machine(), "rows": [
+        asdict(row) | {"seconds_of_a_round": row.seconds, "run_s": row.runs, "over_floor": row.over_floor,
+                       "ratios": row.ratios}
+        for row in rows
+    ], "quickstart_ratio": quickstart(rows)}  # fmt: skip
+
+
+def quickstart(rows: Sequence[Row]) -> float | None:
+    """How many times faster a round of all quickstart methods one after another is, if more than one was measured."""
+    parts = [row.rounds for row in rows if row.title.endswith(protocols.QUICKSTART)]
+    return sum(slow for slow, _ in parts) / sum(fast for _, fast in parts) if len(parts) > 1 else None
+
+
+HEADER = ("protocol", "step s", "", "ratio", "same alloc.", "training s", "", "experts s", "", "evaluation s", "",
+          "warm", "asked", "whole", "asked", "diff", "GiB", "", "GFLOP", "GFLOP/s", "over floor")  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cells(row: Row) -> list[str]:
+    """One line of the table; in pairs naive, then exact."""
+    slow, fast = row.naive, row.exact
+    ratios = {name: f"{value:.1f}x" for name, value in row.ratios.items()}
+    asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
+    return [
+        row.protocol, _number(slow.step_s), _number(fast.step_s), ratios["step"], ratios["step, same allocator"],
+        *(_number(side.get(part, 0)) for part in ("training", "experts", "evaluation") for side in row.seconds),
+        ratios["warm"], asked[0], ratios["whole"], asked[1],
+        f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
+        _number(fast.step_gflop), _number(fast.matmul_gflops), f"{row.over_floor:.2f}",
+    ]  # fmt: skip
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table; columns without a name belong to the exact path, those before them to the released procedure."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    if (together := quickstart(rows)) is not None:
+        lines += ["", f"Quickstart, these methods one after another: {together:.1f}x"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,319 @@
+"""One side of a comparison, measured in a process of its own: parts of a run in seconds, and the tensors it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedvlm import clip as clips
+from fedvlm import durable, methods, templates, tensors
+from fedvlm.checks.bench.naive import Decoded, plain
+from fedvlm.data import Client, federate, load_source
+from fedvlm.experiment import Experiment, parse
+from fedvlm.federation import setup
+from fedvlm.federation.client import batches, train_client
+from fedvlm.federation.setup import GIB, Loaded, SeedSetup, prefetch_keys
+from fedvlm.federation.simulation import Simulation, run_rounds, sample_clients, start
+from fedvlm.methods.base import Config, Uplink
+from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
+from fedvlm.methods.zero_shot import ZeroShot
+from fedvlm.streams import stream, torch_stream
+from fedvlm.tensors import Named
+from fedvlm.training import device as devices
+from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.local import epoch_batches, train
+from fedvlm.training.site import Site
+from fedvlm.training.store import Store
+
+Kind = Literal["naive", "exact"]
+TRIED = 2
+"""Clients in the round whose tensors are compared."""
+
+
+@dataclass
+class Sizes:
+    """How much of a run is measured; everything else is multiplied up."""
+
+    steps: int = 2
+    """Training steps to time, and steps of each client in the round whose results are compared."""
+    images: int = 100
+    """Test images, and images whose activations are made."""
+
+
+@dataclass
+class Parts:
+    """Seconds of a run's parts, counts to multiply them with, memory, and the work that is necessary."""
+
+    step_s: float = 0.0
+    """One training step: fetching the batch, forward, backward, update."""
+    expert_s: float = 0.0
+    """Encoding one received prompt."""
+    test_s: float = 0.0
+    """Evaluating one client on all it is evaluated on, once per evaluation."""
+    remember_s: float = 0.0
+    """Making everything that is remembered, once per run without a cache on disk."""
+    round: dict[str, float] | None = None
+    """Training and evaluation of a round, where the model is small enough to play one instead of adding up parts."""
+    peak_bytes: int = 0
+    step_gflop: float = 0.0
+    matmul_gflops: float = 0.0
+    """The machine's rate in a large product of float32 matrices, giga-operations per second."""
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> None:
+    """`python -m fedvlm.checks.bench.side KIND ORDER.json [step]`: measure, write `ORDER.KIND.json` and `.safetensors`.
+
+    With `step`, only the training step is measured.
+    """
+    kind, order = sys.argv[1], Path(sys.argv[2])
+    told = json.loads(order.read_text())
+    side = Side(kind, parse(told["experiment"]), Sizes(**told["sizes"]), Path(told["cache"]))  # type: ignore[arg-type]
+    if sys.argv[3:] == ["step"]:
+        durable.write_json(order.with_suffix(f".{kind}.json"), asdict(Parts(step_s=side.step()[0])))
+        return
+    durable.write_json(order.with_suffix(f".{kind}.json"), asdict(side.measure()))
+    tensors.save(order.with_suffix(f".{kind}.safetensors"), side.outcome())
+
+
+class Side:
+    """The run of an experiment's only method, in the released or in our own way."""
+
+    def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
+        self.kind, self.settings, self.sizes = kind, settings, sizes
+        allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
+        self.device = devices.choose(settings.compute)
+        devices.configure_process(self.device, keep_freed=kind == "exact" or allocator == "kept")
+        clip = clips.load(settings.model.name).to(self.device.device)
+        torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
+        self.clip = clip
+        source = load_source(settings.data, settings.seeds[0], is_kept=settings.compute.disk_gib > 0)
+        self.federation = federate(source, settings, settings.seeds[0])
+        limit = int(settings.compute.cache_gib * GIB)
+        store = Store(cache, 100 * GIB)
+        self.activations: Activations = (
+            Activations(clip, source.records, self.device, limit, store)
+            if kind == "exact"
+            else Decoded(clip, source.records, self.device, 0)
+        )
+        self.run = self._simulation()
+        self.short = _shortened(self.run, sizes.steps)
+        self.entry = self.run.site.base.entry
+
+    def _simulation(self) -> Simulation:
+        (name,) = self.settings.methods
+        method, loaded = methods.build(name, self.settings.method), Loaded(self.settings, self.clip, self.device)
+        zero = loaded.tuners(ZeroShot(), self.federation)
+        seed = SeedSetup(self.settings.seeds[0], self.federation, None, self.activations, zero)
+        exact = setup.simulation(loaded, seed, method)
+        return exact if self.kind == "exact" else self._released(exact)
+
+    def _released(self, exact: Simulation) -> Simulation:
+        """The same in the released way: plain tuners, clients one by one, tests in batches of 100."""
+        method, template = exact.spec.method, templates.template(self.settings.evaluation.template)
+        base, novel = (
+            plain(method, self.clip, names, template) if names else None
+            for names in (self.federation.base_names, self.federation.novel_names)
+        )
+        assert base is not None
+        return replace(
+            exact,
+            spec=setup.run_spec(self.settings, method, base, exact.spec.seed),
+            site=Site(base, novel, self.federation, self.activations, 100),
+            schedule=replace(exact.schedule, clients_per_step=1),
+        )
+
+    def _clock(self) -> float:
+        """Seconds, after a GPU has done all it was given."""
+        if self.device.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _peak(self) -> int:
+        if self.device.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def measure(self) -> Parts:
+        """Every part, in the order in which a run meets them."""
+        parts = Parts(matmul_gflops=_rate(self.device.device))
+        client = self.federation.clients[0]
+        if self.kind == "exact":
+            parts.remember_s = self._remember()
+        parts.step_s, parts.step_gflop = self.step()
+        parts.expert_s = self._expert()
+        parts.test_s = self._test(client)
+        parts.counts = self._counts()
+        if self.clip.text.width < devices.SMALL:
+            parts.round = self._round()
+        parts.peak_bytes = self._peak()
+        return parts
+
+    def outcome(self) -> Named:
+        """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
+        result: Named = {}
+        received, uplinks = self._received(2), []
+        for client in self.short.site.federation.clients[:TRIED]:
+            done = train_client(self.short.spec, self.short.site, 0, client, None, received)
+            uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
+            result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
+            with torch.no_grad():
+                images = list(self.federation.tests[client.base])[:8]
+                result[f"{client.name}/logits"] = self.run.site.logits(
+                    self.run.site.base, done.personal, received, images
+                ).cpu()
+        server = self.run.spec.method.aggregate(start(self.run).server, uplinks)
+        return result | {f"server/{name}": tensor for name, tensor in server.items()}
+
+    def _remember(self) -> float:
+        """Seconds to make what a run needs, from a sample; then all of it is there for the rest of the measurement."""
+        wanted = sorted(prefetch_keys(self.run))
+        sample = wanted[:: max(1, len(wanted) // self.sizes.images)][: self.sizes.images]
+        alone = Activations(self.clip, self.federation.source.records, self.device, 1 << 40)
+        alone.prepare(sample[:8], self.entry)
+        begun = self._clock()
+        alone.prepare(sample, self.entry)
+        per_view = (self._clock() - begun) / max(1, len(sample) - 8)
+        self.activations.prepare(self._used(), self.entry)
+        return per_view * len(wanted)
+
+    def _used(self) -> set[tuple[int, int]]:
+        """Only what is measured: remembering everything takes long and changes no measured time."""
+        client = self.federation.clients[0]
+        found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
+        for one in self.short.site.federation.clients[:TRIED]:
+            found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
+            if self.settings.views != "online":
+                views = [TEST] if isinstance(self.settings.views, str) else range(self.settings.views)
+                found |= {(index, view) for index in one.train for view in views}
+        return found
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
+        client = self.short.site.federation.clients[0]
+        supply = chain.from_iterable(batches(self.short.spec, self.short.site, round_, client) for round_ in count())
+        received, steps = self._received(2), self.sizes.steps
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, [next(supply)], self.device)
+        begun = self._clock()
+        first = [next(supply)]
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, first, self.device)
+        once = self._clock() - begun
+        begun = self._clock()
+        train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received,
+              (next(supply) for _ in range(steps + 1)), self.device)  # fmt: skip
+        several = self._clock() - begun
+        if self.kind == "naive":
+            return (several - once) / steps, 0.0
+        with FlopCounterMode(display=False) as one:
+            train(self.run.spec.method, self.run.site.base, self.run.spec.initial, {}, [next(supply)], self.device)
+        return (several - once) / steps, one.get_total_flops() / 1e9
+
+    def _expert(self) -> float:
+        experts = tensors.select(self._received(2), [f"{EXPERT}*"])
+        if not experts:
+            return 0.0
+        changed = {name: tensor + 1e-4 for name, tensor in experts.items()}
+        begun = self._clock()
+        self.run.site.base.prepare(changed)
+        return (self._clock() - begun) / len(experts)
+
+    def _tested(self, client: Client) -> list[int]:
+        """What the protocol measures of a client: own images, and where there are novel classes the base set too."""
+        base = self.federation.tests[client.base] if self.federation.novel else ()
+        return list(dict.fromkeys([*client.local, *base]))
+
+    def _test(self, client: Client) -> float:
+        """Seconds to evaluate one client, from a sample of its test images."""
+        site, received = self.run.site, self._received(2)
+        tested = self._tested(client)
+        everything = len(tested) + (len(self.federation.tests[client.novel]) if client.novel is not None else 0)
+        sample = tested[: self.sizes.images]
+        with torch.no_grad():
+            constants = site.base.prepare(received)
+
+            def answer(images: Sequence[int]) -> None:
+                classifier = site.base.classifier(self.run.spec.initial, constants)
+                site.predict(site.base, self.run.spec.initial, classifier, images)
+
+            answer(sample[:2])
+            begun = self._clock()
+            answer(sample)
+        return (self._clock() - begun) * everything / len(sample)
+
+    def _round(self) -> dict[str, float]:
+        """The third round as a simulation runs it: every client has taken part before."""
+        if self.kind == "exact":
+            self.activations.prepare(prefetch_keys(self.run), self.entry)
+        # Not the last of them, which evaluates a second state.
+        *_, (_, third) = islice(
+            run_rounds(replace(self.run, spec=replace(self.run.spec, rounds=4)), start(self.run)), 3
+        )
+        return {"training": third.train_s, "evaluation": third.evaluate_s}
+
+    def _received(self, experts: int) -> Named:
+        """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
+        server = start(self.run).server
+        draw = stream(0, "bench experts")
+        if isinstance(self.run.spec.method, PFedMoAP):
+            pool = {f"{POOL}client-{i}": server["prompt"] + 0.01 * torch.from_numpy(
+                draw.standard_normal(server["prompt"].shape, dtype="float32")) for i in range(experts + 1)}  # fmt: skip
+            server = server | pool
+        received = self.run.spec.method.downlink(server, "client-0", draw)
+        return dict(list(received.items())[: experts + 1]) if isinstance(self.run.spec.method, PFedMoAP) else received
+
+    def _counts(self) -> dict[str, float]:
+        """Steps, experts and evaluations of a whole run."""
+        config, settings, clients = self.run.spec.method.config, self.settings, self.federation.clients
+        assert isinstance(config, Config)
+        draw = stream(0, "bench counts")
+        epoch = [len(epoch_batches(len(c.train), config.batch, config.drop_last, draw)) for c in clients]
+        trained = len(sample_clients(self.run, 0))
+        experts = min(int(getattr(config, "experts", 1)), len(clients)) - 1
+        return {
+            "rounds": settings.rounds,
+            "steps per round": config.epochs * sum(epoch) * trained / len(clients),
+            "experts per round": trained * max(0, experts),
+            # Only prompts that were trained in the round before are new.
+            "prompts per round": trained if experts > 0 else 0,
+            "clients": len(clients),
+            "evaluations": -(-settings.rounds // settings.evaluation.every),
+        }
+
+
+def _shortened(run: Simulation, steps: int) -> Simulation:
+    """The run with one epoch and at most this many full batches of training images for each client."""
+    config = run.spec.method.config
+    assert isinstance(config, Config)
+    clients = tuple(replace(c, train=c.train[: steps * config.batch]) for c in run.site.federation.clients)
+    method = copy(run.spec.method)
+    method.config = config.model_copy(update={"epochs": 1})
+    site = replace(run.site, federation=replace(run.site.federation, clients=clients))
+    return replace(run, spec=replace(run.spec, method=method), site=site)
+
+
+def _rate(device: torch.device) -> float:
+    """Best of ten products of 2048 x 2048 matrices."""
+    draw = torch_stream(0, "bench rate")
+    a, b = (torch.empty(2048, 2048).normal_(generator=draw).to(device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - begun)
+    return float(2 * 2048**3 / best / 1e9)
+
+
+if __name__ == "__main__":
+    main()

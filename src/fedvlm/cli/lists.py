@@ -1,0 +1,56 @@
+"""Verbs that list what there is: methods, presets, the cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedvlm import presets
+from fedvlm.cli.app import app, say, show
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="One method, with all its settings.")] = None,
+) -> None:
+    """The methods and what each shares; with a name, its mathematics, tensors and settings."""
+    from fedvlm.reports import listing
+
+    if name is None:
+        show(listing.methods_table())
+        say("\nfedvlm methods NAME shows a method's tensors and settings")
+        return
+    words, settings = listing.method_page(name)
+    say(words + "\n")
+    show(settings)
+
+
+@app.command("presets")
+def presets_() -> None:
+    """The experiments that ship with the package."""
+    for name in presets.names():
+        say(f"{name}\n  " + presets.about(name).replace("\n", "\n  "))
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
+    only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",
+) -> None:
+    """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
+    from fedvlm.data import remember
+    from fedvlm.reports import listing
+    from fedvlm.training.store import Store, folder
+
+    store = Store(folder(), 0)
+    held = [item for item in store.held() if item.mentions(only)]
+    show(listing.cache_table(held))
+    total = sum(item.size for item in held)
+    say(f"{total / 2**20:,.0f} MiB in {store.root}")
+    if not only:
+        size = remember.used_bytes() / 2**20
+        say(f"{size:,.1f} MiB in {remember.folder()}: which images were found sound")
+    if clear:
+        freed = store.clear(only) + (remember.clear() if not only else 0)
+        say(f"deleted {freed / 2**20:,.0f} MiB")

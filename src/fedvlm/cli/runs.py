@@ -1,0 +1,64 @@
+"""Verbs about one run: carry it out, look at how its data are dealt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvlm.cli.app import Quiet, What, Words, app, experiment_of, say, show
+
+
+@app.command()
+def run(
+    what: What,
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/NAME-DIGEST.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
+    from fedvlm.reports.table import as_rich, late_as_rich
+    from fedvlm.runs import failure
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies import study
+    from fedvlm.studies.study import Options
+
+    chosen = experiment_of(what, words)
+    options = Options(resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
+    results = study.run(study.single(chosen, out), options)
+    seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
+    say()
+    show(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
+    if any(row.reported and row.state == "after_training" for row in results.rows):
+        say("* measured after local training, as published; the other state is in table.md")
+    if results.late:
+        say()
+        show(late_as_rich(results.late))
+    say("\n".join(["", *failure.told(results.failed), f"run folder: {results.folder}"]))
+    raise typer.Exit(1 if results.failed else 0)
+
+
+@app.command()
+def partition(
+    what: What,
+    words: Words = None,
+    out: Annotated[Path, typer.Option(help="Picture to write (.png or .svg).")] = Path("partition.png"),
+) -> None:
+    """How the classes are dealt to the clients: a table and a picture, nothing trained."""
+    from fedvlm.data import federate, load_source
+    from fedvlm.data.picture import draw_partition, partition_table
+    from fedvlm.reports import grid
+
+    chosen = experiment_of(what, words)
+    seed = chosen.seeds[0]
+    federation = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed)
+    rows = [[row.client, row.domain, f"{row.train}", f"{row.local}", f"{row.classes}", row.names]
+            for row in partition_table(federation)]  # fmt: skip
+    show(grid.terminal(["client", "domain", "train", "test", "classes", "most of"], rows, left=(0, 1, -1)))
+    for note in federation.notes:
+        say(f"warning: {note}", style="yellow")
+    draw_partition(federation, out)
+    say(f"digest {federation.digest()}\npicture {out}")

@@ -1,0 +1,152 @@
+"""Verbs that run several experiments and say what follows: compare, sweep, audit, reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvlm import presets
+from fedvlm.cli.app import Against, Processes, Quiet, What, Words, app, experiment_of, say, show, written
+
+
+@app.command()
+def compare(
+    what: What,
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/compare-NAME-DIGEST.")] = None,
+    against: Against = "",
+    processes: Processes = 1,
+    reach: Annotated[str, typer.Option(help="An accuracy to count rounds and bytes to, such as local=80.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods over seeds: intervals, trade-offs, paired tests. Started again, it goes on where it was.
+
+    Methods and seeds may be added to a comparison: what is finished is not run again. Exit code 1: a method has no
+    result with some seed.
+    """
+    from fedvlm.reports.text import as_rich, notes
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies import compare as comparing
+    from fedvlm.studies.study import Options
+
+    chosen, target = experiment_of(what, words), comparing.target(reach)
+    folder = out or Path("runs") / f"compare-{chosen.name}-{chosen.basis()[:8]}"
+    options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
+    found = comparing.compare(chosen, folder, against=against or None, target=target, options=options)
+    say()
+    show(*as_rich(found))
+    say("\n" + "\n".join(notes(found)), wrapped=True)
+    written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
+    raise typer.Exit(1 if found.failed else 0)
+
+
+@app.command()
+def sweep(
+    what: What,
+    words: Words = None,
+    over: Annotated[str, typer.Option(help="The setting and its values, such as data.shots=1,2,4.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/sweep-NAME-SETTING.")] = None,
+    against: Against = "",
+    processes: Processes = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the values that are there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods at several values of one setting: shots, clients, participation, a method's rank.
+
+    Started again, it goes on where it was; values, methods and seeds may be added. Exit code 1: a value or a method
+    failed.
+    """
+    from fedvlm.reports import grid
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies import sweep as sweeping
+    from fedvlm.studies.study import Options
+
+    planned = sweeping.plan(presets.settings(what), words or [], over)
+    folder = out or Path("runs") / f"sweep-{planned.name}-{planned.key}"
+    options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
+    swept = sweeping.sweep(planned, folder, against=against or None, options=options)
+    tables = sweeping.tabled(swept, short=True)
+    say()
+    show(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
+    say("\n" + "\n".join(f"- {note}" for note in sweeping.notes(swept)), wrapped=True)
+    written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
+    raise typer.Exit(0 if swept.complete else 1)
+
+
+@app.command()
+def audit(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[PRESET_OR_FILE]", help="A preset or TOML file; none: list the faults.")
+    ] = None,
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/audit-NAME.")] = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+) -> None:
+    """What each fault of the released code is worth: the right run against each of them and against all together.
+
+    Repeat the command and it continues where it stopped. Exit code 1 if a run failed.
+    """
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies.audit import report
+    from fedvlm.studies.study import Options
+
+    if what is None:
+        show(report.catalogue())
+        return
+    chosen = experiment_of(what, words)
+    folder = out or Path("runs") / f"audit-{chosen.name}"
+    found = report.audit(chosen, folder, Options(processes=processes, reporter=Reporter(quiet=quiet)))
+    say()
+    show(*(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods))
+    say("\n" + "\n".join(report.notes(chosen, found)))
+    written(folder, "audit.md", ".csv and .json; run it again to continue")
+    raise typer.Exit(1 if any(line.failed for line in found) else 0)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="A published table; none: list them.")] = None,
+    words: Words = None,
+    data: Annotated[Path, typer.Option(help="Folder that holds the data sets' folders.")] = Path("data"),
+    model: Annotated[str | None, typer.Option(help="Other weights: hub id, directory or embedded.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Only these rows: a,b.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns, or those of these runs: x,y.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2; default: the preset's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/reproduce-TABLE.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what can run and what is missing.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a published table again: paper, ours, difference, known reasons, what is missing and how to get it.
+
+    Exit code 1 if any cell that was asked for has no number of ours.
+    """
+    from fedvlm.runs.progress import Reporter
+    from fedvlm.studies.published import asked, plan, report, reproduce
+    from fedvlm.studies.study import Options
+
+    wanted = asked.ask(data, model, rows, columns, seeds, words or [], offline=dry_run)
+    if table is None:
+        shown, reading = asked.tables(wanted)
+        show(shown)
+        say("\n".join(["", *reading]))
+        return
+    chosen = plan.plan(table, wanted)
+    say(
+        "\n".join(
+            [*report.heading(chosen), f"{len(chosen.possible)} of {len(chosen.cells)} cells can be made here", ""]
+        )
+    )
+    folder = out or Path("runs") / f"reproduce-{table}"
+    options = Options(reporter=Reporter(quiet=quiet))
+    found = report.report(chosen, reproduce.Made() if dry_run else reproduce.make(chosen, folder, options))
+    show(report.as_rich(found))
+    say("\n".join(report.after(found)))
+    if dry_run:
+        raise typer.Exit(0 if len(chosen.possible) == len(chosen.cells) else 1)
+    report.write(found, folder)
+    written(folder, "reproduce.md", ".json; runs are continued when the command is repeated")
+    raise typer.Exit(0 if found.complete else 1)

@@ -1,0 +1,1 @@
+"""Reports: tables, statistics, comparisons and pictures of finished runs."""

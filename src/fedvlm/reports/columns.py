@@ -1,0 +1,33 @@
+"""Which metrics are shown where: those of rounds (`training.metrics`), and those of a comparison's curves."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from fedvlm.training.metrics import METRICS, Metric, Place
+
+OF_CURVES = (
+    Metric(
+        "tuned", "HM tuned", "HM at the weight of zero-shot's logits that was best on validation images",
+        shown={"compare": 7, "compare terminal": 5, "tested": 2, "sweep": 5},
+    ),
+    Metric("weight", "weight", "that weight", unit="weight", shown={"compare": 8}),
+    Metric(
+        "area", "Area", "share of all pairs (Local, mean of Base and Novel) that the method reaches in both by moving "
+        "its logits towards zero-shot's",
+        shown={"compare": 9, "compare terminal": 6, "tested": 3},
+    ),
+)  # fmt: skip
+"""What a comparison makes of the trade-off curves of a run (`reports.comparison`)."""
+ALL = (*METRICS, *OF_CURVES)
+
+
+def columns(place: Place, there: Container[str] | None = None) -> list[Metric]:
+    """The metrics shown at a place, in its order; `there`: only those named in it."""
+    found = [metric for metric in ALL if place in metric.shown and (there is None or metric.name in there)]
+    return sorted(found, key=lambda metric: metric.shown[place])
+
+
+def heading(name: str) -> str:
+    """A metric's column heading."""
+    return next(metric.heading for metric in ALL if metric.name == name)

@@ -1,0 +1,82 @@
+"""What a run says while it works: a moving bar on a terminal, plain lines elsewhere, nothing when asked to be quiet."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedvlm.federation.records import RoundRecord
+from fedvlm.training.metrics import METRICS
+
+
+class Reporter:
+    """Says what happens. `quiet` says nothing; otherwise a bar or, where output is not a terminal, a line at a time."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=True) if quiet else console or Console()
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[news]}"), console=self.console, transient=True,
+        )  # fmt: skip
+        self.moving = self.console.is_terminal and not quiet
+
+    def __enter__(self) -> Reporter:
+        if self.moving:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.moving:
+            self.bar.stop()
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """One line or block, as it is."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning."""
+        self.say(f"warning: {text}", "yellow")
+
+    def point(self, method: str, seed: int, rounds: int, done: int) -> PointReporter:
+        """The reporter of one method and seed."""
+        return PointReporter(self, f"seed {seed} {method}", rounds, done)
+
+
+class PointReporter:
+    """Progress of one method and seed."""
+
+    def __init__(self, parent: Reporter, name: str, rounds: int, done: int) -> None:
+        self.parent, self.name, self.rounds = parent, name, rounds
+        self.spoken = time.monotonic()
+        self.task = parent.bar.add_task(name, total=rounds, completed=done, news="") if parent.moving else None
+
+    def round(self, record: RoundRecord) -> None:
+        """A round is over: moves the bar, or says a line when it was evaluated or ten seconds have passed."""
+        news = _news(record)
+        if self.task is not None:
+            self.parent.bar.update(self.task, completed=record.round or self.rounds, news=news)
+        elif record.means or time.monotonic() - self.spoken > 10:
+            self.spoken = time.monotonic()
+            self.parent.say(f"{self.name}  round {record.round}/{self.rounds}  {news}")
+
+    def close(self) -> None:
+        """Leave one line of the bar behind."""
+        if self.task is not None:
+            news = self.parent.bar.tasks[self.parent.bar.task_ids.index(self.task)].fields["news"]
+            self.parent.bar.remove_task(self.task)
+            self.parent.say(f"{self.name:28}{news}")
+
+
+def _news(record: RoundRecord) -> str:
+    losses = [loss for visit in record.visits for loss in visit.losses]
+    words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
+    for means in list(record.means.values())[:1]:
+        shown = [metric.name for metric in METRICS if "rounds" in metric.shown and metric.name in means]
+        words += [f"{name} {means[name] * 100:.1f}" for name in shown]
+    return "  ".join(words)

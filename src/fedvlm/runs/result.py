@@ -1,0 +1,160 @@
+"""The result of a point (one method with one seed), as `result.json` keeps it and as an object."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedvlm import durable, tensors
+from fedvlm.errors import FedvlmError
+from fedvlm.federation.records import ClientRecord, LateRecord, Moment, RoundRecord
+from fedvlm.federation.simulation import FederationState, Simulation
+from fedvlm.methods.base import EvalPoint
+from fedvlm.training.metrics import Metrics
+
+Curve = list[tuple[int, float]]
+"""A metric over rounds: pairs of an evaluated round and the value after it."""
+CLOCK = ("train_s", "evaluate_s", "peak_memory_bytes")
+"""What of a result depends on the clock and the machine's other work; its digest does not cover it."""
+_OPTIONAL = ("late", "faults", "round")
+"""What stands in `result.json` only where there is any of it."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of the final tensors."""
+
+    server: str
+    clients: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointResult:
+    """What is published of a point. Accuracies are in 0..1; the names of the fields are a file format."""
+
+    state: EvalPoint
+    """The state that the method is judged by."""
+    final: dict[EvalPoint, Metrics]
+    """The federation's metrics after the last round, or after the one that a fault chose, by evaluated state."""
+    mean_of_last_five_evaluations: Metrics
+    best_round_on_test: int | None
+    """The first round of highest Local; for information, nothing is chosen by it."""
+    curve: dict[str, Curve]
+    """Every metric over rounds, in the reported state."""
+    clients: dict[EvalPoint, dict[str, Metrics]]
+    """Each client's metrics, of the same round as `final`."""
+    tradeoff: dict[str, list[Metrics]] = field(default_factory=dict)
+    """On `test` and `val` images: the metrics at every `weight` of zero-shot's logits."""
+    tensors: Digests
+    bytes_by_round: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs of a round and the bytes of all clients in both directions."""
+    up_bytes_per_visit: float
+    """Bytes that a client sends in a round, on average."""
+    down_bytes_per_visit: float
+    late: dict[Moment, LateRecord] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    """Faults of released code that were built in."""
+    round: int | None = None
+    """With faults: the round whose evaluation is published."""
+    digest: str = ""
+    """SHA-256 of everything else but `CLOCK`."""
+    train_s: float = 0.0
+    evaluate_s: float = 0.0
+    peak_memory_bytes: int = 0
+    """Of the whole process when the point was over."""
+
+    @property
+    def reported(self) -> Metrics:
+        """The federation's metrics in the state that the method is judged by."""
+        return self.final[self.state]
+
+    def as_json(self) -> dict[str, object]:
+        """The table that `result.json` holds."""
+        return {key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value not in (None, (), {})}
+
+
+_RESULT = TypeAdapter(PointResult)
+
+
+def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRecord]) -> PointResult:
+    """The result of a run that is over, from all records of its rounds and its last state."""
+    late = {client.name for client in run.site.federation.late}
+    visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in late]
+    evaluated = [record for record in ledger if record.means]
+    own = [record.means[run.spec.reported] for record in evaluated]
+    kept = evaluated[run.procedure.result(own)]
+    curve = {m: [(record.round, means[m]) for record, means in zip(evaluated, own, strict=True)] for m in own[-1]}
+    sent, received = ([visit.up_bytes for _, visit in visits], [visit.down_bytes for _, visit in visits])
+    return PointResult(
+        state=run.spec.reported,
+        final=kept.means,
+        mean_of_last_five_evaluations={m: _last_five(line) for m, line in curve.items()},
+        best_round_on_test=_best(curve["local"]) if "local" in curve else None,
+        curve=curve,
+        clients=kept.clients,
+        tensors=Digests(tensors.digest(state.server), _digests(state)),
+        up_bytes_per_visit=_per_visit(sent),
+        down_bytes_per_visit=_per_visit(received),
+        tradeoff=evaluated[-1].curves,
+        bytes_by_round=_by_round(visits),
+        late={moment: one for record in ledger for moment, one in record.late.items()},
+        faults=run.faults,
+        round=kept.round if run.faults else None,
+        train_s=sum(record.train_s for record in ledger),
+        evaluate_s=sum(record.evaluate_s for record in ledger),
+        # ru_maxrss is in KiB on Linux.
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def write(file: Path, result: PointResult) -> PointResult:
+    """Write a result with its digest; gives it back with that."""
+    table = result.as_json()
+    table["digest"] = _digest(table)
+    durable.write_json(file, table, private=True)
+    return _RESULT.validate_python(table)
+
+
+def read(file: Path) -> PointResult:
+    """A finished result. Raises `FedvlmError` if it is not what was written."""
+    table = durable.read_json(file)
+    again = f"put it back as it was, or delete {file.parent} to play this point again"
+    if not isinstance(table, dict) or table.get("digest") != _digest(table):
+        raise FedvlmError(f"{file} was changed after it was written (its digest does not fit): {again}")
+    try:
+        return _RESULT.validate_python(table)
+    except ValidationError as error:
+        raise FedvlmError(f"{file} is no result of this version ({error.errors()[0]['msg']}): {again}") from error
+
+
+def _digest(table: Mapping[str, object]) -> str:
+    return durable.json_digest({key: value for key, value in table.items() if key not in ("digest", *CLOCK)})
+
+
+def _digests(state: FederationState) -> dict[str, str]:
+    return {name: tensors.digest(state.personal[name]) for name in sorted(state.personal)}
+
+
+def _last_five(curve: Curve) -> float:
+    return sum(value for _, value in curve[-5:]) / len(curve[-5:])
+
+
+def _best(curve: Curve) -> int:
+    """The first of the rounds with the highest accuracy."""
+    return max(curve, key=lambda pair: (pair[1], -pair[0]))[0]
+
+
+def _by_round(visits: Sequence[tuple[int, ClientRecord]]) -> list[tuple[int, int]]:
+    sizes: dict[int, int] = {}
+    for round_, visit in visits:
+        both = sum(visit.up_bytes.values()) + sum(visit.down_bytes.values())
+        sizes[round_] = sizes.get(round_, 0) + both
+    return sorted(sizes.items())
+
+
+def _per_visit(messages: Sequence[Mapping[str, int]]) -> float:
+    return sum(sum(sizes.values()) for sizes in messages) / len(messages) if messages else 0.0

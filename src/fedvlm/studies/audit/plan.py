@@ -1,0 +1,61 @@
+"""The runs of an audit: the right one, and with the same settings one for every fault and for all together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedvlm import faults, methods
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment
+from fedvlm.methods import Method
+
+RIGHT = "right"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run: all methods that have a fault (or a group of faults), with all seeds."""
+
+    name: str
+    """`right`, a fault's name, or that of a group."""
+    experiment: Experiment
+    labels: Mapping[str, str]
+    """What the run calls each method."""
+
+
+def variants(experiment: Experiment) -> list[Variant]:
+    """The runs in the order of the table's rows. Raises `FedvlmError` if the experiment has faults already.
+
+    Clients train one after another in all of them, the right one too, so that runs differ by their faults alone and
+    not by the rounding of batched computation.
+    """
+    if experiment.faults:
+        raise FedvlmError("an audit chooses the faults itself: leave out faults=, or use fedvlm run")
+    methods.check(experiment.method)
+    built = {name: methods.build(name, experiment.method) for name in experiment.methods}
+    apart = experiment.model_copy(update={"compute": experiment.compute.model_copy(update={"together": 1})})
+    found = [_variant(RIGHT, apart, built)]
+    for key, members in _members(apart, built).items():
+        if members:
+            found.append(_variant(key, apart, members))
+    return found
+
+
+def _members(experiment: Experiment, built: Mapping[str, Method]) -> dict[str, dict[str, Method]]:
+    """By fault or group the methods that have it; a group counts where there are several faults in it."""
+    applying = {name: faults.applying(method, experiment) for name, method in built.items()}
+    found = {
+        fault.name: {name: method for name, method in built.items() if fault in applying[name]}
+        for fault in faults.known().values()
+    }
+    code = {name: [fault for fault in each if not fault.data] for name, each in applying.items()}
+    for group, sizes in ((faults.ALL_BUT_DATA, code), (faults.ALL, applying)):
+        found[group] = {name: method for name, method in built.items() if len(sizes[name]) > 1}
+    return found
+
+
+def _variant(key: str, experiment: Experiment, members: Mapping[str, Method]) -> Variant:
+    update = {"methods": list(members), "faults": [] if key == RIGHT else [key]}
+    chosen = experiment.model_copy(update=update | {"name": f"{experiment.name} {key}"})
+    return Variant(key, chosen, {name: faults.label(name, method, chosen) for name, method in members.items()})

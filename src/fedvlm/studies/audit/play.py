@@ -1,0 +1,122 @@
+"""Running an audit: every variant in a run folder of its own that is taken up again, then differences by seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedvlm import faults
+from fedvlm.errors import FedvlmError
+from fedvlm.reports.columns import columns
+from fedvlm.reports.statistics import Estimate, differences, estimate
+from fedvlm.runs import failure
+from fedvlm.runs.result import PointResult
+from fedvlm.runs.results import Results
+from fedvlm.studies import study
+from fedvlm.studies.audit.plan import RIGHT, Variant
+from fedvlm.studies.study import Options, Plan
+
+_GROUPS = {
+    RIGHT: "none",
+    faults.ALL_BUT_DATA: "all of the above but the data's",
+    faults.ALL: "all of the above",
+}
+Points = Mapping[int, PointResult]
+"""A method's results by seed."""
+Found = dict[tuple[str, str], Points | str]
+"""By variant and method: results, or why there are none."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy (0..1) over seeds, its difference from the right run's within seeds, and the sign-flip p of that."""
+
+    value: Estimate
+    difference: Estimate | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method with one fault, with several, or with none."""
+
+    method: str
+    label: str
+    fault: str
+    faults: tuple[str, ...]
+    """What was built in, as the results say."""
+    code: str
+    """The published code it is in."""
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    """By metric."""
+    train_s: float | None = None
+    """Mean over seeds."""
+    failed: str | None = None
+
+
+def play(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[list[Line]]:
+    """Run what is not there yet; after each variant all lines so far, by method.
+
+    What fails with a fault is told in its line and the others go on; the right runs must not fail.
+    """
+    found: Found = {}
+    for place, variant in enumerate(variants):
+        folder = out / f"{variant.name}-{variant.experiment.basis()[:8]}"
+        plan = Plan(variant.name, variant.experiment, folder)
+        done = study.run(plan, options) if variant.name == RIGHT else study.attempt(plan, options).results
+        found |= {(variant.name, name): _outcome(done, name) for name in variant.labels}
+        if variant.name == RIGHT and done.failed:
+            raise FedvlmError("\n".join(failure.reasons(done.failed, name) for name in done.failed))
+        yield lines(variants[: place + 1], found)
+
+
+def _outcome(done: Results, name: str) -> Points | str:
+    label = done.labels[name]
+    return failure.reasons(done.failed, label) if label in done.failed else done.points[label]
+
+
+def lines(variants: Sequence[Variant], found: Found) -> list[Line]:
+    """The table: for every method the right run, each fault, all together."""
+    result = []
+    for method in variants[0].labels:
+        right = found[RIGHT, method]
+        assert not isinstance(right, str)
+        for variant in variants:
+            if method not in variant.labels:
+                continue
+            given = found[variant.name, method]
+            points: Points = {} if isinstance(given, str) else given
+            known = faults.known().get(variant.name)
+            line = Line(
+                method=method,
+                label=variant.labels[method],
+                fault=variant.name,
+                faults=next(iter(points.values())).faults if points else (),
+                code=known.code if known else _GROUPS[variant.name],
+                cells=_cells(points, None if variant.name == RIGHT else right) if points else {},
+                train_s=statistics.fmean(point.train_s for point in points.values()) if points else None,
+                failed=given if isinstance(given, str) else None,
+            )
+            result.append(line)
+    return result
+
+
+def _cells(points: Points, right: Points | None) -> dict[str, Cell]:
+    """Accuracies in the state that each point reports."""
+    cells = {}
+    for metric in (m.name for m in columns("core")):
+        values, others = _values(points, metric), _values(right or {}, metric)
+        if not values:
+            continue
+        pair = [values[seed] for seed in others], list(others.values())
+        gap = differences({metric: pair})[metric] if others else None
+        cells[metric] = Cell(estimate(list(values.values())), gap.estimate if gap else None, gap.p if gap else None)
+    return cells
+
+
+def _values(points: Points, metric: str) -> dict[int, float]:
+    """By seed; nothing if a seed has no such accuracy."""
+    final = {seed: point.reported for seed, point in points.items()}
+    return {seed: one[metric] for seed, one in final.items()} if all(metric in one for one in final.values()) else {}

@@ -1,0 +1,139 @@
+"""The tables of an audit. Accuracies are shown in per cent, differences in points with 95 % intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from fedvlm import durable, faults
+from fedvlm.experiment import Experiment
+from fedvlm.reports import grid
+from fedvlm.reports.columns import columns
+from fedvlm.reports.statistics import Estimate, least_p
+from fedvlm.studies.audit.plan import variants
+from fedvlm.studies.audit.play import Cell, Line, play
+from fedvlm.studies.study import Options
+from fedvlm.training.metrics import Metric
+
+_READING = (
+    "difference: with the fault minus right, in points, mean over seeds with its 95 % interval (Student's t); p: "
+    "sign-flip test over seeds, two-sided, not corrected for the number of rows"
+)
+
+
+def audit(experiment: Experiment, out: Path, options: Options) -> list[Line]:
+    """Carry out an audit in `out`, and write its tables after every variant."""
+    found: list[Line] = []
+    for found in play(variants(experiment), out, options):
+        _write(out, experiment, found)
+    return found
+
+
+def _write(out: Path, experiment: Experiment, found: Sequence[Line]) -> None:
+    durable.write_json(out / "audit.json", as_json(experiment, found))
+    durable.write_text(out / "audit.md", as_markdown(experiment, found))
+    durable.write_text(out / "audit.csv", as_csv(found))
+
+
+def as_json(experiment: Experiment, found: Sequence[Line]) -> dict[str, object]:
+    """Plain values, accuracies in 0..1, after the settings of the right run."""
+    return {
+        "experiment": experiment.resolved(),
+        "digest": experiment.digest(),
+        "reading": _READING,
+        "rows": [asdict(line) | {"faults": list(line.faults)} for line in found],
+    }
+
+
+def as_csv(found: Sequence[Line]) -> str:
+    """One line per row; accuracies and differences in per cent."""
+    return grid.csv([
+        {"method": line.label, "fault": line.fault, "faults": " ".join(line.faults),
+         "seeds": next((cell.value.seeds for cell in line.cells.values()), 0)}
+        | {f"{m.name}{part}": number for m in columns("core") for part, number in _numbers(line.cells.get(m.name))}
+        | {"train_s": "" if line.train_s is None else f"{line.train_s:.2f}", "code": line.code,
+           "failed": line.failed or ""}
+        for line in found
+    ])  # fmt: skip
+
+
+def _numbers(cell: Cell | None) -> list[tuple[str, str]]:
+    """What stands in the columns of one metric, by the ending of their names."""
+    value, gap, p = (None, None, None) if cell is None else (cell.value, cell.difference, cell.p)
+    shown = []
+    for ending, one in (("", value), ("_difference", gap)):
+        for part, number in ((ending, one.mean if one else None), (f"{ending}_half", one.half if one else None)):
+            shown.append((part, "" if number is None else f"{100 * number:.4f}"))
+    return [*shown, ("_p", "" if p is None else f"{p:.5f}")]
+
+
+def as_markdown(experiment: Experiment, found: Sequence[Line]) -> str:
+    """A heading and a table for every method."""
+    seeds = ", ".join(map(str, experiment.seeds))
+    text = [f"# Audit of {experiment.name}", "", f"{experiment.rounds} rounds, seeds {seeds}; {_READING}.", ""]
+    for method in experiment.methods:
+        rows = [line for line in found if line.method == method]
+        shown = columns("core", {name for line in rows for name in line.cells})
+        heads = [head for m in shown for head in (m.heading, "difference", "p")]
+        heads = ["fault", *heads, "train s", "published code it is in"]
+        text += [f"## {method}", "", grid.markdown(heads, [_row(line, shown) for line in rows]), ""]
+    return "\n".join([*text, *notes(experiment, found), ""])
+
+
+def _row(line: Line, shown: Sequence[Metric]) -> list[str]:
+    cells = [part for metric in shown for part in _parts(line.cells.get(metric.name))]
+    seconds = "-" if line.train_s is None else f"{line.train_s:.1f}"
+    return [line.fault, *cells, seconds, line.code]
+
+
+def _parts(cell: Cell | None) -> tuple[str, str, str]:
+    """Value, difference and p as words."""
+    if cell is None:
+        return "-", "-", "-"
+    gap, p = cell.difference, cell.p
+    return _words(cell.value), "-" if gap is None else _words(gap, "+"), "-" if p is None else f"{p:.3f}"
+
+
+def _words(value: Estimate, sign: str = "") -> str:
+    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
+    return f"{100 * value.mean:{sign}.1f}{half}"
+
+
+def as_rich(rows: Sequence[Line], title: str) -> RichTable:
+    """For a terminal of 120 columns: in every cell the accuracy, below it the difference and p."""
+    metrics = columns("core", {name for line in rows for name in line.cells})
+    heads = ["fault", *(metric.heading for metric in metrics), "train s", "published code it is in"]
+    cells = [
+        [line.fault, *(_stacked(line.cells.get(metric.name)) for metric in metrics),
+         "-" if line.train_s is None else f"{line.train_s:.1f}", line.failed or line.code]
+        for line in rows
+    ]  # fmt: skip
+    return grid.terminal(heads, cells, title, left=(0, -1))
+
+
+def _stacked(cell: Cell | None) -> str:
+    value, gap, p = _parts(cell)
+    return value + ("" if gap == "-" else f"\n{gap}") + ("" if p == "-" else f"\np {p}")
+
+
+def notes(experiment: Experiment, found: Sequence[Line]) -> list[str]:
+    """How to read it, what each fault is, what failed."""
+    known, seeds = faults.known(), len(experiment.seeds)
+    there = dict.fromkeys(line.fault for line in found if line.fault in known)
+    power = f"smallest possible p with {seeds} seeds: {least_p(seeds):.3f}" if seeds > 1 else "one seed: no intervals"
+    notes = [f"{_READING}; {power}", ""]
+    notes += [f"- {name}: {known[name].title}" for name in there]
+    return notes + [f"- {line.label} FAILED: {line.failed}" for line in found if line.failed]
+
+
+def catalogue() -> RichTable:
+    """Every fault: what it does, the methods it is in, where it was read."""
+    shown = RichTable("fault", "what it does", "methods", "read in", box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for name, fault in faults.known().items():
+        own = ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")
+        shown.add_row(name, escape(fault.title), own, escape(f"{fault.code}: {fault.where}"))
+    return shown

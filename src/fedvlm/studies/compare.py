@@ -1,0 +1,113 @@
+"""`fedvlm compare`: methods on the same seeds, compared with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvlm import durable, methods
+from fedvlm.errors import FedvlmError, listed, nearest
+from fedvlm.experiment import Experiment
+from fedvlm.reports import comparison, figure
+from fedvlm.reports.columns import columns
+from fedvlm.reports.comparison import Comparison, Target
+from fedvlm.reports.text import FORMATS
+from fedvlm.runs.results import Results
+from fedvlm.studies import study
+from fedvlm.studies.study import Options, Plan
+
+
+def compare(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    against: str | None = None,
+    target: Target | None = None,
+    options: Options | None = None,
+) -> Comparison:
+    """The comparison in `folder`, taken up where it stands. `against`: zero-shot, or the first method without it.
+
+    A method of which a seed failed has words in the place of numbers. Raises `FedvlmError` as `study.run` does.
+    """
+    chosen = reference(experiment, against)
+    return write(study.run(Plan(experiment.name, experiment, folder), options or Options()), chosen, target)
+
+
+def write(done: Results, against: str, target: Target | None = None) -> Comparison:
+    """Compare the methods of a run with one of them, and write the tables and the picture into its folder."""
+    experiment, folder = done.experiment, done.folder
+    found = comparison.compare(experiment.name, done.complete, done.labels[against], target)
+    partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
+    notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
+    found = replace(found, notes=notes, failed=done.failures)
+    for ending, text in FORMATS.items():
+        durable.write_text(folder / f"compare.{ending}", text(found))
+    durable.write_json(folder / "compare.json", found.as_json())
+    figure.tradeoff(found, folder)
+    return found
+
+
+def reference(experiment: Experiment, against: str | None) -> str:
+    """The method that the others are compared with. Raises `FedvlmError` if it is not among them."""
+    names = experiment.methods
+    chosen = against or ("zero_shot" if "zero_shot" in names else names[0])
+    if chosen not in names:
+        raise FedvlmError(f"--against '{chosen}' is not compared{nearest(chosen, names)}: {', '.join(names)}")
+    return chosen
+
+
+def drawn(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:
+    """What differs between seeds, which is what the intervals are about, from their saved partitions."""
+    if len(partitions) < 2:
+        return []
+    facts: dict[str, list[Any]] = {
+        "images": [saved["images"] for saved in partitions],
+        "clients' training images": [[(c["name"], c["train"]) for c in saved["clients"]] for saved in partitions],
+        "test images": [[saved["tests"], [c["local"] for c in saved["clients"]]] for saved in partitions],
+    }
+    changed = [name for name, each in facts.items() if any(one != each[0] for one in each)]
+    if "images" in changed:
+        changed, facts = ["images", "partition"], {}
+    same = [name for name in facts if name not in changed]
+    changed += ["who takes part in a round"] if participation < 1 else []
+    ending = f"; they have the same {listed(same)}." if same else "."
+    return [f"Seeds differ in {', '.join([*changed, 'first tensors'])} and the order of training{ending}"]
+
+
+def budgets(experiment: Experiment) -> list[str]:
+    """A warning where methods do not train alike."""
+    by_budget: dict[str, list[str]] = {}
+    for name in experiment.methods:
+        if budget := methods.build(name, experiment.method).budget:
+            by_budget.setdefault(budget, []).append(name)
+    if len(by_budget) < 2:
+        return []
+    told = "; ".join(f"{budget}: {listed(names, 40)}" for budget, names in by_budget.items())
+    return [f"Clients do not train alike (epochs of a round x images of a batch): {told}."]
+
+
+def told(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What the data of each seed could not satisfy."""
+    by_note: dict[str, list[int]] = {}
+    for seed, saved in partitions.items():
+        for note in saved["notes"]:
+            by_note.setdefault(note, []).append(seed)
+    return [f"{'seed' if len(those) == 1 else 'seeds'} {', '.join(map(str, those))}: {note}"
+            for note, those in by_note.items()]  # fmt: skip
+
+
+def target(words: str) -> Target | None:
+    """`local=80` as an accuracy to be reached; None for no words."""
+    if not words:
+        return None
+    metric, _, value = words.partition("=")
+    try:
+        per_cent = float(value)
+    except ValueError:
+        per_cent = -1.0
+    known = [metric.name for metric in columns("core")]
+    if metric not in known or not 0 < per_cent <= 100:
+        raise FedvlmError(f"--reach '{words}' is not an accuracy in per cent, such as local=80 ({', '.join(known)})")
+    return Target(metric, per_cent / 100)

@@ -1,0 +1,73 @@
+"""The files of this folder, read once and checked against each other."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from fedvlm import experiment, plain
+from fedvlm.errors import FedvlmError, nearest
+from fedvlm.experiment import Section
+from fedvlm.studies.published.schema import Catalogue, Table
+
+FOLDER = Path(__file__).parent
+S = TypeVar("S", bound=Section)
+
+
+def names() -> list[str]:
+    """All tables, the two papers' own first."""
+    found = [file.stem for file in (FOLDER / "tables").glob("*.toml")]
+    return sorted(found, key=lambda name: (name.startswith("others"), name))
+
+
+def table(name: str) -> Table:
+    """A published table by its name."""
+    if name not in names():
+        raise FedvlmError(f"no published table '{name}'{nearest(name, names())}; tables: {', '.join(names())}")
+    return _table(name)
+
+
+@cache
+def _table(name: str) -> Table:
+    return read(FOLDER / "tables" / f"{name}.toml")
+
+
+def read(file: Path) -> Table:
+    """A table's file; FedvlmError where it does not hold together, or names what reasons and catalogue do not have."""
+    found = _parse(file, Table)
+    used = {*found.reasons, found.void}
+    for row in found.rows.values():
+        used |= {*row.reasons, row.void}
+    for column in found.columns.values():
+        used |= {*column.reasons, column.void}
+    data, weights = {run.data for run in found.runs.values()}, {found.protocol.backbone}
+    for what, named, known in (
+        ("reasons", used - {None}, reasons().keys()),
+        ("data sets", data, catalogue().data.keys()),
+        ("weights", weights - {"not noted"}, catalogue().weights.keys()),
+    ):
+        if unknown := sorted(str(name) for name in named - known):
+            raise FedvlmError(f"{file.name} names {what} that are not described: {', '.join(unknown)}")
+    return found
+
+
+@cache
+def reasons() -> dict[str, str]:
+    """Why a correct run may not meet a published number, by name."""
+    return {name: str(text) for name, text in plain.read(FOLDER / "reasons.toml").items()}
+
+
+@cache
+def catalogue() -> Catalogue:
+    """Data sets and weights."""
+    return _parse(FOLDER / "catalogue.toml", Catalogue)
+
+
+def _parse(file: Path, kind: type[S]) -> S:
+    try:
+        return kind.model_validate(plain.read(file))
+    except ValidationError as error:
+        raise FedvlmError(f"{file.name}: " + "; ".join(experiment.problems(error, kind))) from None

@@ -1,0 +1,276 @@
+"""What of a published table can be made here: for every cell what is in the way, and the runs that make the rest."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from fedvlm import experiment, methods, plain, presets
+from fedvlm.errors import FedvlmError, nearest
+from fedvlm.experiment import ComputeSection, Experiment, ModelSection
+from fedvlm.studies.published import inventory, library
+from fedvlm.studies.published.inventory import Found, Weights
+from fedvlm.studies.published.schema import Row, Table, Value
+
+_OURS = {"methods": "--rows", "seeds": "--seeds", "data": "--data", "data.path": "--data", "data.source": "--data",
+         "model": "--model", "model.name": "--model"}  # fmt: skip
+_HARMLESS = {"evaluation.every", "evaluation.batch", "model.offline", "name",
+             *(f"compute.{key}" for key in ComputeSection.model_fields if key not in ("dtype", "kept_as"))}  # fmt: skip
+"""Settings that change no result."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a table; None: everything, or as the table says."""
+
+    data: Path = Path("data")
+    model: str | None = None
+    rows: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+    words: Sequence[str] = ()
+    offline: bool = False
+    """Fetch nothing."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Words that depart from the published protocol."""
+        return [word for word in self.words if _key(word) not in _HARMLESS]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that keeps a cell from being made."""
+
+    kind: Literal["not here", "method", "preset", "settings", "data", "weights"]
+    text: str
+
+    @property
+    def mendable(self) -> bool:
+        """Whether data or weights are all that lacks."""
+        return self.kind in ("data", "weights")
+
+
+Cells = Mapping[tuple[str, str], tuple[Obstacle, ...]]
+"""What is in the way of each cell, by row and column."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, of all rows that share its settings."""
+
+    run: str
+    preset: str
+    head: tuple[str, ...]
+    """Settings before the rows' own."""
+    rows: Mapping[str, tuple[str, ...]]
+    """Settings of each row's method."""
+    tail: tuple[str, ...]
+    """Settings asked for, which stand last."""
+    counts: bool = False
+    """Only the data is read, and its images are counted."""
+    ready: bool = True
+    """Whether it makes a cell whose data and weights are all there."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All settings over the preset."""
+        named = () if self.counts else (f"methods={','.join(self.rows)}",)
+        return (*self.head, *named, *(word for words in self.rows.values() for word in words), *self.tail)
+
+    def experiment(self) -> Experiment:
+        """The experiment that the command describes."""
+        return experiment.parse(plain.override(presets.settings(self.preset), self.words))
+
+    @property
+    def command(self) -> str:
+        """The words to type."""
+        return shlex.join(["fedvlm", "partition" if self.counts else "run", self.preset, *self.words])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table with what is asked of it: cells by row and column, each with what is in its way."""
+
+    name: str
+    table: Table
+    ask: Ask
+    weights: Weights | None
+    """None where nothing needs any."""
+    cells: Cells
+    jobs: tuple[Job, ...]
+
+    @property
+    def possible(self) -> list[tuple[str, str]]:
+        """Cells that can be made."""
+        return [cell for cell, obstacles in self.cells.items() if not obstacles]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether our numbers are made with the published weights, as far as weights matter."""
+        return self.weights is None or self.weights.published
+
+
+def plan(name: str, ask: Ask) -> Plan:
+    """Look for everything a table needs. Raises FedvlmError for a mistake in what is asked; misses are obstacles."""
+    table = library.table(name)
+    _check(ask)
+    rows, columns = _chosen("row", ask.rows, table.rows), _columns(table, ask.columns)
+    asked = [(row, column) for row, column in table.cells if row in rows and column in columns]
+    planner = _Planner(table, ask)
+    cells, weights = planner.weighed({(row, column): planner.obstacles(row, column) for row, column in asked})
+    return Plan(name, table, ask, weights, cells, tuple(planner.jobs(cells)))
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].strip()
+
+
+def _check(ask: Ask) -> None:
+    for word in ask.words:
+        key = _key(word)
+        if key in _OURS:
+            raise FedvlmError(f"'{word}': the table's runs set {key} themselves: use {_OURS[key]}")
+
+
+def _chosen(what: str, asked: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
+    for name in asked or ():
+        if name not in known:
+            raise FedvlmError(f"the table has no {what} '{name}'{nearest(name, known)}; {what}s: {', '.join(known)}")
+    return list(known) if asked is None else list(asked)
+
+
+def _columns(table: Table, asked: Sequence[str] | None) -> list[str]:
+    """Columns by their names, or by the name of a run that they need."""
+    if asked is None:
+        return list(table.columns)
+    known = {**dict.fromkeys(table.columns), **dict.fromkeys(table.runs)}
+    chosen = _chosen("column", asked, known)
+    return [name for name, column in table.columns.items() if name in chosen or set(chosen) & set(column.runs)]
+
+
+class _Planner:
+    """Looks up each run's data and each row's method once."""
+
+    def __init__(self, table: Table, ask: Ask) -> None:
+        self.table, self.ask = table, ask
+        self.found: dict[str, Found] = {
+            name: inventory.find(library.catalogue().data[run.data], ask.data) for name, run in table.runs.items()
+        }
+        self.known: dict[tuple[str, str], Obstacle | None] = {}
+
+    @property
+    def model(self) -> ModelSection:
+        """The asked model, or the first of the published ids."""
+        name = self.ask.model or next(iter(self.ids), "embedded")
+        words = [word for word in self.ask.words if _key(word).startswith("model.")]
+        settings = plain.override({"model": {"name": name}}, words)
+        if self.ask.offline:
+            settings["model"]["offline"] = True
+        return experiment.parse(settings).model
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Hub ids of the published weights."""
+        backbone = self.table.protocol.backbone
+        return () if backbone == "not noted" else tuple(library.catalogue().weights[backbone].ids)
+
+    def obstacles(self, row: str, column: str) -> tuple[Obstacle, ...]:
+        """Everything in a cell's way but weights."""
+        absent = [why for why in (self.table.rows[row].absent, self.table.columns[column].absent) if why]
+        if absent:
+            return tuple(Obstacle("not here", why) for why in dict.fromkeys(absent))
+        found: dict[Obstacle, None] = {}
+        for run in self.table.columns[column].runs:
+            for obstacle in (self.obstacle(run, row), self.missing(run)):
+                if obstacle is not None:
+                    found[obstacle] = None
+        return tuple(found)
+
+    def missing(self, run: str) -> Obstacle | None:
+        """Data that is not there."""
+        text = self.found[run].missing
+        return None if text is None else Obstacle("data", text)
+
+    def obstacle(self, run: str, row: str) -> Obstacle | None:
+        """A method, preset or setting that this version does not know."""
+        if (run, row) not in self.known:
+            self.known[run, row] = self._obstacle(run, row)
+        return self.known[run, row]
+
+    def _obstacle(self, run: str, row: str) -> Obstacle | None:
+        method, preset = self.table.rows[row].method, self.preset(run)
+        if method is not None and method not in methods.known():
+            return Obstacle("method", f"this fedvlm has no method '{method}'")
+        if preset not in presets.names():
+            return Obstacle("preset", f"this fedvlm has no preset '{preset}'")
+        try:
+            self._try(self.job(run, [row]))
+        except FedvlmError as error:
+            plain = _Planner(self.table, replace(self.ask, words=()))
+            if self.ask.words and plain._obstacle(run, row) is None:
+                raise  # the asked words are to blame
+            return Obstacle("settings", str(error))
+        return None
+
+    def _try(self, job: Job) -> None:
+        chosen = job.experiment()
+        if not job.counts:
+            methods.check(chosen.method)
+            for name in chosen.methods:
+                methods.build(name, chosen.method)
+
+    def preset(self, run: str) -> str:
+        """The run's, or the table's."""
+        return self.table.runs[run].preset or self.table.preset or ""
+
+    def weighed(self, cells: Cells) -> tuple[Cells, Weights | None]:
+        """Cells with missing weights among their obstacles, and the weights if any cell that could run needs them."""
+        need = {cell for cell, found in cells.items() if self._trains(cell[0]) and all(o.mendable for o in found)}
+        if not need:
+            return cells, None
+        model = self.model
+        if all(cells[cell] for cell in need):  # nothing would run: look, but fetch nothing
+            model = model.model_copy(update={"offline": True})
+        weights = inventory.look(model, self.ids)
+        lacking = () if weights.missing is None else (Obstacle("weights", weights.missing),)
+        return {cell: (*found, *lacking) if cell in need else found for cell, found in cells.items()}, weights
+
+    def _trains(self, row: str) -> bool:
+        return self.table.rows[row].method is not None
+
+    def jobs(self, cells: Cells) -> list[Job]:
+        """A run for every group of rows with the same settings, also where only data or weights lack."""
+        ready: dict[tuple[str, str], bool] = {}
+        for (row, column), obstacles in cells.items():
+            for run in self.table.columns[column].runs if all(o.mendable for o in obstacles) else ():
+                ready[run, row] = ready.get((run, row), False) or not obstacles
+        groups: dict[tuple[str, tuple[str, ...], bool], list[str]] = {}
+        for (run, row), can in sorted(ready.items(), key=lambda item: list(self.table.runs).index(item[0][0])):
+            groups.setdefault((run, tuple(self.table.rows[row].run), can), []).append(row)
+        return [replace(self.job(run, rows), ready=can) for (run, _, can), rows in groups.items()]
+
+    def job(self, run: str, rows: Sequence[str]) -> Job:
+        """The run of some rows; what is asked for stands after what the table says."""
+        first = self.table.rows[rows[0]]
+        head = [*self.table.settings, *self.table.runs[run].settings, f"data.path={self.found[run].path}", *first.run]
+        counts = first.count is not None
+        if not counts:
+            head.append(f"model.name={self.model.name}")
+        seeds = [] if self.ask.seeds is None else [f"seeds={','.join(map(str, self.ask.seeds))}"]
+        variants = {name: _variant(name, self.table.rows[name]) for name in rows}
+        return Job(run, self.preset(run), tuple(head), variants, (*seeds, *self.ask.words), counts)
+
+
+def _variant(name: str, row: Row) -> tuple[str, ...]:
+    """Words that make a row's method from another one's."""
+    named = [f"method.{name}.method={row.method}"] if row.method not in (None, name) else []
+    return (*named, *(f"method.{name}.{key}={_literal(value)}" for key, value in row.settings.items()))
+
+
+def _literal(value: Value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

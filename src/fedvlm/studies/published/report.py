@@ -1,0 +1,221 @@
+"""A plan and what came of it as lines: paper, ours, difference, reasons; for a terminal, as Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fedvlm import durable
+from fedvlm.reports import grid
+from fedvlm.studies.published import library
+from fedvlm.studies.published.plan import Job, Plan
+from fedvlm.studies.published.reproduce import Made, Ours, ours
+from fedvlm.studies.published.schema import MEANING, Number
+
+HEADINGS = ("row", "column", "paper", "ours", "difference", "known reason; comparable?")
+OTHER = "other weights: not comparable"
+ORDER = ("weights", "data", "method", "preset", "settings", "not here")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell. Numbers are in the table's unit (per cent, or images)."""
+
+    row: str
+    column: str
+    paper: Number
+    read: str
+    mean: float | None
+    std: float | None
+    seeds: int
+    difference: float | None
+    """Ours minus the paper's; None where they must not be compared."""
+    void: bool
+    reasons: tuple[str, ...]
+    """Names of known reasons, of the whole table too."""
+    own_reasons: tuple[str, ...]
+    """Those of this row and column."""
+    missing: tuple[str, ...]
+    """Kinds of obstacles, or what failed."""
+    caveats: tuple[str, ...]
+    """Why our number is not what the paper measured."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table's lines and everything that must be said with them."""
+
+    plan: Plan
+    lines: tuple[Line, ...]
+    failures: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    """What was run, and what could not be."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every asked cell has a number of ours."""
+        return all(line.mean is not None for line in self.lines)
+
+
+def report(plan: Plan, made: Made) -> Report:
+    """Lines in the table's order."""
+    lines = tuple(_line(plan, made, row, column) for row, column in plan.cells)
+    failures = tuple(f"failed ({run}, {row}): {text}" for (run, row), text in made.failures.items())
+    idle = [job for job in plan.jobs if not job.ready] if made.jobs else plan.jobs
+    return Report(plan, lines, failures, (*made.jobs, *idle))
+
+
+def _line(plan: Plan, made: Made, row: str, column: str) -> Line:
+    table, found = plan.table, ours(plan, made, row, column)
+    paper = table.number(row, column)
+    assert paper is not None
+    scale = 100 if table.unit == "%" else 1
+    own = found if isinstance(found, Ours) else None
+    mean = own.value.mean * scale if own else None
+    std = own.value.std * scale if own and own.value.std is not None else None
+    known, whole = table.reasons_for(row, column), {*table.reasons}
+    return Line(
+        row, column, paper, table.read_at(column), mean, std, own.seeds if own else 0,
+        mean - paper.mean if mean is not None and plan.comparable else None,
+        table.void_for(row, column) is not None, tuple(known), tuple(name for name in known if name not in whole),
+        _missing(plan, (row, column), found), _caveats(plan),
+    )  # fmt: skip
+
+
+def _missing(plan: Plan, cell: tuple[str, str], found: Ours | str | None) -> tuple[str, ...]:
+    if isinstance(found, str):
+        return ("failed",)
+    return tuple(dict.fromkeys(obstacle.kind for obstacle in plan.cells[cell]))
+
+
+def _caveats(plan: Plan) -> tuple[str, ...]:
+    other = () if plan.comparable else (OTHER,)
+    return (*other, *(("other settings",) if plan.ask.changed else ()))
+
+
+def heading(plan: Plan) -> list[str]:
+    """What stands above every result: the table, where it was read, weights, settings that were changed."""
+    table = plan.table
+    at = f"{table.paper} ({table.venue}{f', arXiv {table.arxiv}' if table.arxiv else ''}), {table.place}"
+    lines = [
+        f"{plan.name}: {table.title}. {at}",
+        f"numbers read in: {table.source} [{table.read}: {MEANING[table.read]}]",
+    ]
+    if plan.weights is not None:
+        lines.append(plan.weights.said)
+    if plan.ask.changed:
+        lines.append(f"other settings: not the published protocol ({' '.join(plan.ask.changed)})")
+    return lines
+
+
+def missing(found: Report) -> list[str]:
+    """Every obstacle once, with the number of cells it is in the way of, and every failure."""
+    counts = Counter(obstacle for obstacles in found.plan.cells.values() for obstacle in obstacles)
+    order = sorted(counts, key=lambda obstacle: ORDER.index(obstacle.kind))
+    return [f"{o.kind} ({_cells(counts[o])}): {o.text}" for o in order] + list(found.failures)
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' if count != 1 else ''}"
+
+
+def reasons(found: Sequence[Line]) -> dict[str, str]:
+    """Texts of the reasons that lines name."""
+    named = dict.fromkeys(name for line in found for name in line.reasons)
+    return {name: library.reasons()[name] for name in named}
+
+
+def commands(jobs: Sequence[Job]) -> list[str]:
+    """What to type for each run."""
+    return [f"{job.command}{'' if job.ready else '   # data or weights are missing'}" for job in jobs]
+
+
+def _cells_of(line: Line, plan: Plan) -> tuple[str, ...]:
+    table = plan.table
+    digits = 2 if table.unit == "%" else 0
+    number = "-" if line.mean is None else f"{line.mean:.{digits}f}"
+    if line.std is not None:
+        number += f"±{line.std:.{digits}f}"
+    if line.mean is not None and table.unit == "%":
+        number += f" ({line.seeds} seed{'s' if line.seeds > 1 else ''})"
+    difference = "-" if line.difference is None else f"{line.difference:+.{digits}f}"
+    lacks = (f"missing: {', '.join(line.missing)}",) if line.missing else ()
+    void = ("VOID",) if line.void else ()
+    notes = "; ".join((*lacks, *line.caveats, *void, ", ".join(line.own_reasons))).rstrip("; ")
+    return (
+        table.rows[line.row].title, table.columns[line.column].title, f"{line.paper.text} [{line.read}]",
+        number, difference, notes,
+    )  # fmt: skip
+
+
+def as_rich(found: Report) -> Table:
+    """For a terminal of 120 columns."""
+    return grid.terminal(HEADINGS, [_cells_of(line, found.plan) for line in found.lines], left=(0, 1, 2, 3, 4, -1))
+
+
+def after(found: Report) -> list[str]:
+    """What stands below: what is missing, reasons, commands."""
+    blocks = [("missing", missing(found)), ("for every cell", _whole(found)),
+              ("known reasons", [f"{name}: {text}" for name, text in reasons(found.lines).items()]),
+              ("made by", commands(found.jobs))]  # fmt: skip
+    return [line for title, lines in blocks if lines for line in ("", f"{title}:", *(f"  {text}" for text in lines))]
+
+
+def _whole(found: Report) -> list[str]:
+    table = found.plan.table
+    return [", ".join(table.reasons)] if table.reasons else []
+
+
+def as_markdown(found: Report) -> str:
+    """The same as a page."""
+    head, *others = heading(found.plan)
+    rows = [_cells_of(line, found.plan) for line in found.lines]
+    text = [f"# {head}", "", *(f"{line}  " for line in others), "", grid.markdown(HEADINGS, rows)]
+    for title, lines in (
+        ("Missing", missing(found)),
+        ("Reasons for every cell", _whole(found)),
+        ("Known reasons", [f"**{name}**: {text}" for name, text in reasons(found.lines).items()]),
+    ):
+        text += ["", f"## {title}", "", *(f"- {line}" for line in lines)] if lines else []
+    if found.jobs:
+        text += ["", "## Commands", "", "```console", *(f"$ {line}" for line in commands(found.jobs)), "```"]
+    return "\n".join(text) + "\n"
+
+
+def write(found: Report, folder: Path) -> None:
+    """Write a table's page and its numbers."""
+    durable.write_json(folder / "reproduce.json", as_json(found))
+    durable.write_text(folder / "reproduce.md", as_markdown(found))
+
+
+def as_json(found: Report) -> dict[str, object]:
+    """Everything, for other programs."""
+    plan, weights = found.plan, found.plan.weights
+    return {
+        "table": plan.name,
+        "heading": heading(plan),
+        "protocol": plan.table.protocol.model_dump(),
+        "unit": plan.table.unit,
+        "weights": None if weights is None else {
+            "name": weights.name, "sha256": weights.digest, "published": weights.published, "ids": list(weights.ids)
+        },
+        "changed": plan.ask.changed,
+        "complete": found.complete,
+        "cells": [_plain(line) for line in found.lines],
+        "missing": missing(found),
+        "reasons": reasons(found.lines),
+        "runs": [{"run": job.run, "rows": list(job.rows), "ready": job.ready, "command": job.command}
+                 for job in found.jobs],
+    }  # fmt: skip
+
+
+def _plain(line: Line) -> dict[str, object]:
+    own = None if line.mean is None else {"mean": line.mean, "std": line.std, "seeds": line.seeds}
+    paper = {"mean": line.paper.mean, "std": line.paper.std, "read": line.read}
+    return {"row": line.row, "column": line.column, "paper": paper, "ours": own, "difference": line.difference,
+            "void": line.void, "reasons": list(line.reasons), "missing": list(line.missing),
+            "caveats": list(line.caveats)}  # fmt: skip

@@ -1,0 +1,120 @@
+"""Running a plan: each run in a folder of its own that is taken up again, and our number for every cell."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedvlm import durable
+from fedvlm.data import federate, load_source
+from fedvlm.errors import FedvlmError
+from fedvlm.runs import failure
+from fedvlm.runs.result import PointResult
+from fedvlm.runs.results import Value, value
+from fedvlm.studies import study
+from fedvlm.studies.published.plan import Job, Plan
+from fedvlm.studies.published.schema import Column
+from fedvlm.studies.study import Options
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our number: an accuracy in 0..1 or a count, over so many seeds."""
+
+    value: Value
+    seeds: int
+
+
+@dataclass
+class Made:
+    """What the jobs of a plan gave, by run and row."""
+
+    points: dict[tuple[str, str], dict[int, PointResult]] = field(default_factory=dict)
+    """By seed."""
+    domains: dict[tuple[str, str], dict[int, dict[str, str]]] = field(default_factory=dict)
+    """By seed the domain of each client."""
+    counts: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    """What was run in the end."""
+
+
+def make(plan: Plan, out: Path, options: Options | None = None) -> Made:
+    """Run what can be run; a run that fails is an entry in `failures`, the others go on."""
+    made = Made()
+    for job in plan.jobs:
+        if job.ready:
+            made.jobs += _count(job, made) if job.counts else _run(job, out, made, options or Options())
+    return made
+
+
+def _run(job: Job, out: Path, made: Made, options: Options) -> list[Job]:
+    """Run a job; gives it back, or a job for each of its rows where they could not be run together."""
+    chosen = job.experiment()
+    folder = out / f"{job.run}-{chosen.digest()[:8]}"
+    outcome = study.attempt(study.Plan(job.run, chosen, folder), options)
+    found = outcome.results
+    for row in job.rows:
+        label = found.labels[row]
+        if label in found.failed:
+            made.failures[job.run, row] = failure.reasons(found.failed, label)
+        else:
+            made.points[job.run, row] = found.points[label]
+            made.domains[job.run, row] = {seed: _domains(folder, seed) for seed in chosen.seeds}
+    return [replace(job, rows={row: words}) for row, words in job.rows.items()] if outcome.apart else [job]
+
+
+def _domains(folder: Path, seed: int) -> dict[str, str]:
+    """The domain of each client that takes part in rounds, from the saved partition."""
+    saved = durable.read_json(folder / f"seed-{seed}" / "partition.json")
+    return {client["name"]: client["domain"] for client in saved["clients"] if not client.get("late")}
+
+
+def _count(job: Job, made: Made) -> list[Job]:
+    """Count training and own test images of all clients together."""
+    try:
+        chosen = job.experiment()
+        seed = chosen.seeds[0]
+        clients = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed).clients
+    except FedvlmError as error:
+        made.failures |= {(job.run, row): str(error) for row in job.rows}
+        return [job]
+    counted = {"train": sum(len(client.train) for client in clients),
+               "test": sum(len(client.local) for client in clients)}  # fmt: skip
+    made.counts |= {(job.run, row): counted for row in job.rows}
+    return [job]
+
+
+def ours(plan: Plan, made: Made, row: str, column: str) -> Ours | str | None:
+    """Our number for a cell; what failed; None where nothing was run."""
+    shape = plan.table.columns[column]
+    keys = [(run, row) for run in shape.runs]
+    failed = [made.failures[key] for key in keys if key in made.failures]
+    if failed:
+        return failed[0]
+    if not keys or not all(key in made.points or key in made.counts for key in keys):
+        return None
+    count = plan.table.rows[row].count
+    if count is not None:
+        return Ours(Value(sum(made.counts[key][count] for key in keys), None), 1)
+    seeds = list(made.points[keys[0]])
+    try:
+        means = [statistics.fmean(_accuracy(made, key, seed, shape) for key in keys) for seed in seeds]
+    except LookupError as error:
+        return f"the run has no {error.args[0]}"
+    return Ours(value(means), len(seeds))
+
+
+def _accuracy(made: Made, key: tuple[str, str], seed: int, column: Column) -> float:
+    """The column's metric of one run with one seed, in the state that the method reports."""
+    point = made.points[key][seed]
+    if column.domain is None:
+        if column.metric not in point.reported:
+            raise LookupError(f"accuracy '{column.metric}'")
+        return point.reported[column.metric]
+    members = [name for name, domain in made.domains[key][seed].items() if domain == column.domain]
+    values = [point.clients[point.state][name] for name in members]
+    if not any(column.metric in metrics for metrics in values):
+        raise LookupError(f"client of domain '{column.domain}' with accuracy '{column.metric}'")
+    return statistics.fmean(metrics[column.metric] for metrics in values if column.metric in metrics)
