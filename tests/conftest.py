@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small
 
-from fedvlm import clip
+pytest.register_assert_rewrite("fedvlm.testing.promises")
+
+from fedvlm import clip  # noqa: E402
+from fedvlm.testing import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,10 +60,10 @@ def makes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "golden":
         return {"vit": ALL[0] / "tiny-clip", "resnet": ALL[0] / "tiny-clip-resnet"}
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("vit", "resnet")}
-    clip.save(small.clip(small.vit_config()), folders["vit"])
-    config = small.resnet_config()
+    clip.save(tiny.clip(tiny.vit_config()), folders["vit"])
+    config = tiny.resnet_config()
     usual = replace(config.text.tower, mlp=4 * config.text.tower.width)  # open_clip's format knows no other
-    clip.save(small.clip(replace(config, text=replace(config.text, tower=usual))), folders["resnet"])
+    clip.save(tiny.clip(replace(config, text=replace(config.text, tower=usual))), folders["resnet"])
     return folders
 
 
@@ -71,9 +73,9 @@ def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "golden":
         return ALL[0] / "tiny-clip"
     folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str())
-    (folder / "vocab.json").write_text(json.dumps(small.vocabulary()))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, small.MERGES), ""]))
+    (folder / "tokenizer.json").write_text(tiny.byte_pairs().to_str())
+    (folder / "vocab.json").write_text(json.dumps(tiny.vocabulary()))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, tiny.MERGES), ""]))
     return folder
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import naive
 import safetensors.torch
-import small
 import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 
 NAMES = ["cat", "red_fox", "it's", "dog 7", "blue jay", "x"]
-CONFIG = small.vit_config(vision=(48, 5, 3, 192), text=(32, 6, 2, 128), embed=24, image=20, patch=5)
+CONFIG = tiny.vit_config(vision=(48, 5, 3, 192), text=(32, 6, 2, 128), embed=24, image=20, patch=5)
 
 
 def draw(*shape: int, name: str, scale: float = 1.0) -> Tensor:
@@ -26,15 +26,15 @@ def draw(*shape: int, name: str, scale: float = 1.0) -> Tensor:
 
 def write_clip(folder: Path) -> FrozenCLIP:
     """An open_clip directory: OpenAI's names are ours without the text encoder's prefix."""
-    clip = small.clip(CONFIG, seed=4)
+    clip = tiny.clip(CONFIG, seed=4)
     folder.mkdir(parents=True)
     stored = {name.removeprefix("text."): tensor.contiguous() for name, tensor in clip.state_dict().items()}
     safetensors.torch.save_file(stored, folder / "open_clip_model.safetensors")
     vision = {"image_size": 20, "patch_size": 5, "width": 48, "layers": 5, "head_width": 16}
-    text = {"context_length": 40, "vocab_size": len(small.vocabulary()), "width": 32, "heads": 2, "layers": 6}
+    text = {"context_length": 40, "vocab_size": len(tiny.vocabulary()), "width": 32, "heads": 2, "layers": 6}
     table = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": table}))
-    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str())
+    (folder / "tokenizer.json").write_text(tiny.byte_pairs().to_str())
     return clip
 
 

@@ -56,7 +56,7 @@ def test_a_documented_command_is_valid(page: str, command: str, tmp_path: Path) 
         if verb == "sweep":
             (chosen, *_) = sweep.plan(settings, words, sub.params["over"]).experiments
         else:
-            chosen = methods.written_out(experiment.parse(plain.override(settings, words)))
+            chosen = experiment.parse(plain.override(settings, words))
         methods.check(chosen.method)
         faults.check(chosen)
         for method in chosen.methods:

@@ -13,12 +13,12 @@ import torch
 import fedvlm
 from fedvlm import clip as clips
 from fedvlm import experiment, methods, plain, presets
+from fedvlm.clip.templates import TEMPLATES
 from fedvlm.data import federate, load_source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.runs.chance import above_chance, zero_shot_check
 from fedvlm.studies import sweep
-from fedvlm.templates import TEMPLATES
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
 

@@ -38,7 +38,7 @@ def run(
     promised before training is in `Results.contract`; the folders it names fill without a word while this is `quiet`.
     Raises `FedvlmError` with one message for any mistake.
     """
-    from fedvlm import experiment, methods, plain, presets
+    from fedvlm import experiment
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies import study
     from fedvlm.studies.study import Options
@@ -46,7 +46,6 @@ def run(
     if processes > 1 and multiprocessing.parent_process() is not None:
         raise FedvlmError('several processes: call this under `if __name__ == "__main__":`, because each of them reads '
                           "the script again")  # fmt: skip
-    told = plain.override(plain.with_tables(presets.settings(what), settings), words)
-    chosen = methods.written_out(experiment.parse(told))
+    chosen = experiment.load(what, words, settings)
     options = Options(resume, overwrite, processes, Reporter(quiet=quiet))
     return study.run(study.single(chosen, None if out is None else Path(out)), options)

@@ -98,7 +98,7 @@ def with_tables(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 _KINDS = {"source": "scenes", "method": None}
 """What decides which settings a table may have, and what it is where nothing is said."""
-LISTS = ("methods", "seeds", "faults", "data.styles", "data.include", "data.exclude")
+LISTS = ("methods", "seeds", "faults", "evaluation.metrics", "data.styles", "data.include", "data.exclude")
 
 
 def _value(text: str, *, is_list: bool) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import PIL.Image
 import pytest
-import small
 import torch
 from torch.nn import functional as F
 
 from fedvlm.clip.preprocess import CifarPreprocess, Preprocess, chosen
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 # pFedMoAP and FedOTP, Dassl/dassl/data/data_manager.py, class DatasetCifar100
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
@@ -73,4 +73,4 @@ def test_other_images_and_augmentation_are_refused() -> None:
     with pytest.raises(FedvlmError, match=r'32 x 32.*one has 40 x 40.*data\.preprocess = "clip"'):
         own.test(photo(40))
     with pytest.raises(FedvlmError, match='no augmentation: set views = "none"'):
-        own.augment(photo(), small.draws())
+        own.augment(photo(), tiny.draws())

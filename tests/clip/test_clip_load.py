@@ -10,13 +10,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 import safetensors.torch
-import small
 import torch
 from huggingface_hub import constants
 
 from fedvlm import clip as clips
 from fedvlm.clip import save
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 
@@ -24,7 +24,7 @@ Change = Callable[[dict[str, torch.Tensor]], None]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A complete Hugging Face directory."""
-    save(small.clip(), tmp_path / "model")
+    save(tiny.clip(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -42,7 +42,7 @@ def rewrite(folder: Path, change: Change) -> None:
 
 
 def test_the_fixture_loads(folder: Path) -> None:
-    assert clips.load(str(folder)).config == small.vit_config()
+    assert clips.load(str(folder)).config == tiny.vit_config()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])
@@ -124,12 +124,12 @@ def test_an_unreadable_tokenizer(folder: Path, text: str) -> None:
 
 
 def test_a_tokenizer_of_another_model(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str().replace("<|startoftext|>", "<s>"))
+    (folder / "tokenizer.json").write_text(tiny.byte_pairs().to_str().replace("<|startoftext|>", "<s>"))
     refused(folder, "<|startoftext|>")
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(folder: Path) -> None:
-    inner = small.byte_pairs()
+    inner = tiny.byte_pairs()
     inner.add_tokens(["fundus"])
     (folder / "tokenizer.json").write_text(inner.to_str())
     refused(folder, "tokenizer", "vocabulary")

@@ -6,7 +6,6 @@ import math
 
 import naive
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -14,13 +13,14 @@ from fedvlm.clip import CLIP, Beside, FrozenCLIP, Insertions, Patches, initialis
 from fedvlm.clip.config import ClipConfig, from_open_clip, standard
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
-DEEP = small.vit_config(vision=(32, 5, 2, 64), text=(24, 3, 3, 48), patch=4)
+DEEP = tiny.vit_config(vision=(32, 5, 2, 64), text=(24, 3, 3, 48), patch=4)
 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip(DEEP)
+    return tiny.clip(DEEP)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_published_open_clip_configuration_of_rn50() -> None:
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_features_are_those_of_the_naive_encoder(activation: str, pixels: Tensor) -> None:
-    clip = small.clip(small.vit_config(patch=4, activation=activation))
+    clip = tiny.clip(tiny.vit_config(patch=4, activation=activation))
     w = naive.weights(clip)
     near(clip.encode_image(pixels), naive.image_features(pixels, w, clip.config))
     rows, ends = naive.token_rows(["cat", "a photo of a dog.", "x"], clip)
@@ -105,7 +105,7 @@ def test_patch_features(clip: FrozenCLIP, pixels: Tensor) -> None:
 
 def test_patch_features_of_a_resnet() -> None:
     """Every position queries the pool; position p of the published pool is the same attention with another query."""
-    clip = small.clip(small.resnet_config())
+    clip = tiny.clip(tiny.resnet_config())
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert clip.visual.hidden(images, Patches()).shape == (2, 1, 32)  # type: ignore[operator,call-arg]
     pool = clip.visual.attnpool
@@ -123,7 +123,7 @@ def test_patch_features_of_a_resnet() -> None:
 
 
 def test_a_resnet_answers_like_a_transformer_of_no_blocks() -> None:
-    clip = small.clip(small.resnet_config())
+    clip = tiny.clip(tiny.resnet_config())
     images = torch.randn(2, 3, 32, 32)
     hidden = clip.visual.hidden(images, clip.visual.depth + 1)
     assert torch.equal(clip.visual.feature(hidden, 1), clip.encode_image(images))
@@ -192,7 +192,7 @@ def test_beside_a_block_nothing_of_it_is_computed_again(clip: FrozenCLIP, pixels
         read = slice(0, 1) if number == clip.visual.depth else slice(None)
         near(hidden[:, 0], block.ln_1(x)[:, read])
         near(hidden[:, 1], block(x)[:, read])
-        other = small.clip(clip.config, seed=5)
+        other = tiny.clip(clip.config, seed=5)
         other.load_state_dict(clip.state_dict())
         for parameter in other.visual.transformer.resblocks[number - 1].parameters():
             parameter.fill_(torch.nan)
@@ -244,11 +244,11 @@ def test_the_zero_shot_classifier_keeps_the_order_of_names(clip: FrozenCLIP) -> 
 
 def test_an_unsupported_activation_is_named() -> None:
     with pytest.raises(FedvlmError, match=r"relu.*quick_gelu"):
-        CLIP(small.vit_config(activation="relu"))
+        CLIP(tiny.vit_config(activation="relu"))
 
 
 WIDE = ClipConfig(
-    small.vit_config(vision=(64, 2, 4, 256), patch=4).vision, small.vit_config(text=(96, 3, 4, 384)).text, 32
+    tiny.vit_config(vision=(64, 2, 4, 256), patch=4).vision, tiny.vit_config(text=(96, 3, 4, 384)).text, 32
 )
 
 

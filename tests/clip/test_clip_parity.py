@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-import small
 import torch
 from transformers import CLIPConfig, CLIPModel
 
 from fedvlm import clip as clips
 from fedvlm.clip import FrozenCLIP, Patches, save
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 TEXTS = ["a photo of a cat.", "dog", "it's 2 photos of the red, green & blue fox!"]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def huggingface(
         return {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": mlp,
                 "hidden_act": act, "layer_norm_eps": eps}  # fmt: skip
 
-    last = len(small.vocabulary()) - 1
+    last = len(tiny.vocabulary()) - 1
     words = {
         "max_position_embeddings": 60,
         "vocab_size": last + 1,
@@ -68,7 +68,7 @@ def huggingface(
 
 def written(model: CLIPModel, folder: Path, **how: Any) -> Path:
     model.save_pretrained(folder, **how)
-    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str())
+    (folder / "tokenizer.json").write_text(tiny.byte_pairs().to_str())
     return folder
 
 
@@ -186,7 +186,7 @@ def open_clip_folder(folder: Path, weights: dict[str, torch.Tensor], quick: bool
     table = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16, "mlp_ratio": 2.0},
-        "text_cfg": {"context_length": 60, "vocab_size": len(small.vocabulary()), "width": 24, "heads": 3, "layers": 2},
+        "text_cfg": {"context_length": 60, "vocab_size": len(tiny.vocabulary()), "width": 24, "heads": 3, "layers": 2},
     }
     config = {
         "model_cfg": table | ({"quick_gelu": True} if quick else {}),
@@ -194,7 +194,7 @@ def open_clip_folder(folder: Path, weights: dict[str, torch.Tensor], quick: bool
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    (folder / "tokenizer.json").write_text(small.byte_pairs().to_str())
+    (folder / "tokenizer.json").write_text(tiny.byte_pairs().to_str())
     return folder
 
 
@@ -218,8 +218,8 @@ def test_a_folder_with_both_configurations_is_read_by_the_weights_it_has(tmp_pat
 
 
 def test_a_resnet_is_written_as_open_clip_does(tmp_path: Path) -> None:
-    config = replace(small.resnet_config(), text=small.vit_config(text=(64, 2, 1, 256)).text)
-    clip = small.clip(config)
+    config = replace(tiny.resnet_config(), text=tiny.vit_config(text=(64, 2, 1, 256)).text)
+    clip = tiny.clip(config)
     save(clip, tmp_path)
     stored = safetensors.torch.load_file(tmp_path / "open_clip_model.safetensors")
     assert {"visual.conv1.weight", "token_embedding.weight", "transformer.resblocks.0.ln_1.bias"} <= stored.keys()
@@ -233,7 +233,7 @@ def test_a_resnet_is_written_as_open_clip_does(tmp_path: Path) -> None:
 
 def test_a_text_encoder_without_a_place_in_the_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedvlmError, match="MLP width"):
-        save(small.clip(small.resnet_config()), tmp_path)
+        save(tiny.clip(tiny.resnet_config()), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

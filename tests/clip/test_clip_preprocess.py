@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import small
 import torch
 from transformers import CLIPImageProcessorPil
 
 from fedvlm.clip import preprocess
 from fedvlm.clip.preprocess import Preprocess
+from fedvlm.testing import tiny
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -64,7 +64,7 @@ def test_any_mode_becomes_rgb(mode: str) -> None:
     pixels = Preprocess(16).test(image)
     assert pixels.shape == (3, 16, 16)
     assert torch.equal(pixels, Preprocess(16).test(image.convert("RGB")))
-    assert Preprocess(16).augment(image, small.draws()).shape == (3, 16, 16)
+    assert Preprocess(16).augment(image, tiny.draws()).shape == (3, 16, 16)
 
 
 def test_normalisation_by_hand() -> None:
@@ -90,7 +90,7 @@ def test_means_are_read_from_either_file(tmp_path: Path) -> None:
 
 def test_the_same_stream_gives_the_same_view_and_another_another() -> None:
     image, own = photo(60, 50), Preprocess(32)
-    views = [own.augment(image, small.draws(name)) for name in ("a", "a", "b")]
+    views = [own.augment(image, tiny.draws(name)) for name in ("a", "a", "b")]
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
 
@@ -105,7 +105,7 @@ def boxes(width: int, height: int, count: int) -> np.ndarray:
     image = PIL.Image.fromarray(np.stack([x * 250 / width, y * 250 / height, 0 * x], -1).round().astype(np.uint8))
     place, found = np.arange(4, size - 4) + 0.5, []
     for number in range(count):
-        view = Preprocess(size).augment(image, small.draws("crop", number)).numpy().astype(float)
+        view = Preprocess(size).augment(image, tiny.draws("crop", number)).numpy().astype(float)
         rising, start = np.polyfit(place, view[0].mean(0)[4:-4] * width / 250, 1)
         down, top = np.polyfit(place, view[1].mean(1)[4:-4] * height / 250, 1)
         wide = abs(rising) * size
@@ -158,4 +158,4 @@ def test_an_image_too_long_for_any_crop_is_cut_in_its_middle(width: int, height:
 def test_augmentation_is_bicubic() -> None:
     """An image in which nothing can be cropped but everything: one pixel a side."""
     image = PIL.Image.fromarray(np.array([[[10, 200, 30]]], np.uint8))
-    assert Preprocess(4).augment(image, small.draws()).flatten(1).T.unique(dim=0).tolist() == [[10, 200, 30]]
+    assert Preprocess(4).augment(image, tiny.draws()).flatten(1).T.unique(dim=0).tolist() == [[10, 200, 30]]

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small
 import torch
 from transformers import CLIPTokenizer
 
 from fedvlm.clip import tokenizer as tokenizers
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 TEXTS = [
     "a photo of a cat.", "A PHOTO  of\ta\nCat", "golden retriever", "windsor_chair", "it's they'll I'd we've you're don't isn't",
@@ -74,8 +74,8 @@ def test_every_word_of_the_vocabulary_survives(
 
 
 def test_a_batch_is_as_long_as_its_longest_text() -> None:
-    ids, eot = small.tokenizer()(["cat", "", "a photo of a cat."])
-    words = small.vocabulary()
+    ids, eot = tiny.tokenizer()(["cat", "", "a photo of a cat."])
+    words = tiny.vocabulary()
     first = [words["<|startoftext|>"], words["cat</w>"], words["<|endoftext|>"]]
     assert ids.dtype == eot.dtype == torch.int64
     assert ids.shape == (3, int(eot[2]) + 1)
@@ -86,7 +86,7 @@ def test_a_batch_is_as_long_as_its_longest_text() -> None:
 
 
 def test_a_text_fills_the_context_exactly_or_is_refused() -> None:
-    own = small.tokenizer(context=10)
+    own = tiny.tokenizer(context=10)
     letters = " ".join("x" * 8)
     assert own([letters])[0].shape == (1, 10)
     with pytest.raises(FedvlmError, match=r"11 tokens.*10 positions.*shorten"):
@@ -98,11 +98,11 @@ def test_a_text_fills_the_context_exactly_or_is_refused() -> None:
 
 def test_padding_or_truncation_stored_in_the_file_does_no_harm(tmp_path: Path) -> None:
     """`tokenizer.json` may carry the settings of whoever wrote it."""
-    inner = small.byte_pairs()
+    inner = tiny.byte_pairs()
     inner.enable_padding(length=20)
     inner.enable_truncation(4)
     (tmp_path / "tokenizer.json").write_text(inner.to_str())
-    assert tokenizers.load(tmp_path, 40).words("black cat") == small.tokenizer().words("black cat")
+    assert tokenizers.load(tmp_path, 40).words("black cat") == tiny.tokenizer().words("black cat")
 
 
 def test_a_post_processor_in_the_file_adds_nothing(tmp_path: Path, ours: tokenizers.Tokenizer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import naive
 import pytest
-import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from fedvlm.clip import packed as packing
 from fedvlm.clip.packed import pack
+from fedvlm.testing import tiny
 
-CLIP = small.clip(small.vit_config(text=(24, 3, 3, 48)))
+CLIP = tiny.clip(tiny.vit_config(text=(24, 3, 3, 48)))
 Rows = list[list[int]]
 
 

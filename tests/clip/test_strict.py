@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 
 from fedvlm import clip as clips
 from fedvlm.clip import preprocess, save
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT, from_huggingface, from_open_clip, standard
 from fedvlm.clip.preprocess import MEAN, STD
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 Table = dict[str, Any]
 # What transformers 4.16 wrote into both towers of openai/clip-vit-*.
@@ -193,7 +193,7 @@ def test_another_open_clip_transform_is_refused(tmp_path: Path, key: str, value:
 
 
 def test_a_refusal_names_the_file_of_the_model(tmp_path: Path) -> None:
-    save(small.clip(), tmp_path)
+    save(tiny.clip(), tmp_path)
     table = json.loads((tmp_path / "config.json").read_text())
     table["vision_config"]["use_rms_norm"] = True
     (tmp_path / "config.json").write_text(json.dumps(table))

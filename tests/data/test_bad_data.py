@@ -11,8 +11,10 @@ import pytest
 from data_samples import photos
 
 from fedvlm.data import load_source
+from fedvlm.data.sources.coop import CoopData
+from fedvlm.data.sources.folder import FolderData
+from fedvlm.data.sources.manifest import ManifestData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import CoopData, FolderData, ManifestData
 
 
 def load_folder(root: Path, **settings: Any) -> None:

@@ -14,8 +14,10 @@ from data_samples import experiment_of, photo, photos, problem_of
 import fedvlm
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.files import FileImage
+from fedvlm.data.sources.cifar import CifarData
+from fedvlm.data.sources.folder import FolderData
+from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import CifarData, FolderData, ScenesData
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(4)]
 

@@ -13,8 +13,8 @@ import pytest
 
 from fedvlm.data import Source, load_source
 from fedvlm.data.pixels import read_images
+from fedvlm.data.sources.cifar import CifarData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import CifarData
 
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 COARSE = [(7 * fine + 3) % 20 for fine in range(100)]

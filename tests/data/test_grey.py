@@ -11,8 +11,8 @@ import pytest
 from data_samples import photo
 
 from fedvlm.data import Source, load_source
+from fedvlm.data.sources.folder import FolderData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import FolderData
 
 Levels = dict[str, tuple[int, ...]]
 

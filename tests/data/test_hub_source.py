@@ -13,10 +13,9 @@ import pytest
 from data_samples import photo, problem_of
 
 from fedvlm.data import Source, load_source
-from fedvlm.data.hub import HubImage, Table
 from fedvlm.data.pixels import read_images
+from fedvlm.data.sources.huggingface import HubData, HubImage, Table
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import HubData
 
 datasets = pytest.importorskip("datasets")
 

@@ -11,8 +11,8 @@ import copies
 import pytest
 
 from fedvlm.data import Source, load_source
+from fedvlm.data.sources.folder import FolderData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import FolderData
 
 DOMAINS = ["clipart", "real", "sketch"]
 LABELS = {"bird": 291, "teapot": 23, "apple": 7, "zebra": 344}

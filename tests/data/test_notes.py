@@ -11,7 +11,7 @@ from data_samples import experiment_of, photo, photos, source_of
 
 from fedvlm.data import Federation, federate, load_source
 from fedvlm.data.notes import Note, counted, public
-from fedvlm.experiment import FolderData
+from fedvlm.data.sources.folder import FolderData
 
 SECRETS = ("ann", "bob", "cid", ".png", ".txt")
 

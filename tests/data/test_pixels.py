@@ -11,8 +11,8 @@ from data_samples import photo
 from fedvlm.data import Image, load_source
 from fedvlm.data.files import FileImage
 from fedvlm.data.pixels import read_images
+from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ScenesData
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedvlm.cli import app
 from fedvlm.data import Source, decode, load_source, remember
-from fedvlm.experiment import FolderData
+from fedvlm.data.sources.folder import FolderData
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
 

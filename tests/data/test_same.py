@@ -13,8 +13,11 @@ import pytest
 from data_samples import experiment_of, photos
 
 from fedvlm.data import Source, federate, load_source
+from fedvlm.data.sources.coop import CoopData
+from fedvlm.data.sources.folder import FolderData
+from fedvlm.data.sources.manifest import ManifestData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import CoopData, FolderData, ManifestData, parse
+from fedvlm.experiment import parse
 
 TRAIN = ["train/cat/0.png", "train/cat/1.png", "train/dog/2.png", "train/dog/3.png"]
 TEST = ["test/cat/4.png", "test/dog/5.png"]

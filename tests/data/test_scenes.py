@@ -9,12 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from fedvlm.data.scenes import COLOURS, FILLS, NEUTRAL, SHAPES, SIZE, STYLES, SceneSpec, render, scenes_source
+from fedvlm.data.scenes import COLOURS, FILLS, NEUTRAL, SHAPES, SIZE, STYLES, SceneSpec, render
 from fedvlm.data.scenes.draws import draws
 from fedvlm.data.scenes.shapes import REACH, TABLE, distance_tables
-from fedvlm.data.scenes.source import choose_classes, read_styles
+from fedvlm.data.sources.scenes import ScenesData, choose_classes, read_styles, scenes_source
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ScenesData
 
 
 def specs(count: int, first: int = 0) -> list[SceneSpec]:

@@ -15,7 +15,7 @@ from data_samples import photo, problem_of
 
 from fedvlm.data import load_source
 from fedvlm.data.files import EncodedImage
-from fedvlm.experiment import FolderData
+from fedvlm.data.sources.folder import FolderData
 
 
 def encoded(kind: str, side: int = 64, mode: str = "RGB", **options: Any) -> bytes:

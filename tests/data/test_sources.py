@@ -12,9 +12,12 @@ import pytest
 from data_samples import photo, photos
 
 from fedvlm.data import Source, load_source
+from fedvlm.data.sources.coop import CoopData
+from fedvlm.data.sources.folder import FolderData
+from fedvlm.data.sources.manifest import ManifestData
+from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.data.splits import class_lists
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import CoopData, FolderData, ManifestData, ScenesData
 
 
 def rows(source: Source) -> set[tuple[Any, ...]]:

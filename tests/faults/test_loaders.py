@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import small
 
 from fedvlm import faults
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.methods.zero_shot import ZeroShot
+from fedvlm.testing import tiny
 
 
 def wrong(fed: Federation, *names: str, seed: int = 0) -> Federation:
@@ -23,7 +23,7 @@ def wrong(fed: Federation, *names: str, seed: int = 0) -> Federation:
 
 def many(base: int = 30, each: int = 10) -> Federation:
     """Thirty classes in two domains, dealt to two clients each."""
-    source = small.source(tuple(f"thing {i}" for i in range(base)), ("odd", "queer"), each=each)
+    source = tiny.source(tuple(f"thing {i}" for i in range(base)), ("odd", "queer"), each=each)
     records = tuple(replace(record, domain=("ink", "oil")[place % 2]) for place, record in enumerate(source.records))
     source = replace(source, records=records)
     clients, tests = [], {}
@@ -36,7 +36,7 @@ def many(base: int = 30, each: int = 10) -> Federation:
             mine = [i for i in images if records[i].label in classes]
             train, local = (tuple(i for i in mine if (i % 10 >= 6) is test) for test in (False, True))
             clients.append(
-                small.Client(f"{domain}{part}", train, local, f"base/{domain}", f"novel/{domain}", classes, domain)
+                tiny.Client(f"{domain}{part}", train, local, f"base/{domain}", f"novel/{domain}", classes, domain)
             )
     return Federation(source, tuple(range(base)), (base, base + 1), tuple(clients), tests)
 
@@ -114,16 +114,16 @@ def test_both_faults_of_data_together() -> None:
 
 
 def test_client_five_is_missing() -> None:
-    fed = small.federation((5, 5, 4, 4, 4, 4, 3))
+    fed = tiny.federation((5, 5, 4, 4, 4, 4, 3))
     experiment = Experiment.model_validate({"faults": ["missing_client"], "partition": {"clients": 7}})
-    found = faults.Built(small.method("coop"), experiment).federation(fed, 0)
+    found = faults.Built(tiny.method("coop"), experiment).federation(fed, 0)
     assert [client.name for client in found.clients] == [f"site-{i}" for i in (0, 1, 2, 3, 4, 6)]
 
 
 def test_client_five_of_five() -> None:
     experiment = Experiment.model_validate({"faults": ["missing_client"], "partition": {"kind": "domain"}})
     with pytest.raises(FedvlmError, match="needs 6 clients, here are 4"):
-        faults.Built(small.method("coop"), experiment).federation(small.federation(), 0)
+        faults.Built(tiny.method("coop"), experiment).federation(tiny.federation(), 0)
 
 
 def test_zero_shot_is_at_chance_with_either_fault_of_data(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from fedvlm import faults, tensors
@@ -17,6 +16,7 @@ from fedvlm.federation.procedure import Around
 from fedvlm.federation.simulation import FederationState, Simulation, client_outputs, run_rounds, start
 from fedvlm.methods.pfedmoap import EXPERT
 from fedvlm.tensors import Named
+from fedvlm.testing import tiny
 
 from dataclasses import replace  # isort: skip
 
@@ -24,7 +24,7 @@ Seen = list[tuple[int, str, ClientInput, ClientUpdate]]
 
 
 def watched(
-    name: str, participation: float = 1.0, rounds: int = 3, sizes: Sequence[int] = small.SIZES, **settings: Any
+    name: str, participation: float = 1.0, rounds: int = 3, sizes: Sequence[int] = tiny.SIZES, **settings: Any
 ) -> tuple[Simulation, Seen]:
     """A task with a fault, and everything that enters and leaves the real visits below it."""
     seen: Seen = []
@@ -35,7 +35,7 @@ def watched(
             seen.append((round_, one.client.name, one, done))
             return done
 
-    made = small.simulation(small.method("pfedmoap", **settings), small.clip(), small.federation(sizes), rounds=rounds,
+    made = tiny.simulation(tiny.method("pfedmoap", **settings), tiny.clip(), tiny.federation(sizes), rounds=rounds,
                       participation=participation)  # fmt: skip
     made = replace(made, procedure=Watch(made.procedure))
     experiment = Experiment.model_validate({"faults": [name], "participation": participation, "rounds": rounds})
@@ -56,7 +56,7 @@ def gate(own: Named) -> str:
 
 def test_experts_are_the_first_of_one_order() -> None:
     task, seen = watched("fixed_experts", rounds=3, experts=3)
-    small.run(task)
+    tiny.run(task)
     pool = {name: prompt(done) for round_, name, _, done in seen if round_ == 1}
     dealt = {name: [key for digest in experts(guest.received) for key, value in pool.items() if value == digest]
              for round_, name, guest, _ in seen if round_ == 2}  # fmt: skip
@@ -69,7 +69,7 @@ def test_experts_are_the_first_of_one_order() -> None:
 
 def test_at_the_second_visit_the_gate_is_that_of_the_client_before() -> None:
     task, seen = watched("inherited_gate", rounds=3)
-    small.run(task)
+    tiny.run(task)
     left = [gate(done.personal) for _, _, _, done in seen]
     begun = [None if guest.personal is None else gate(guest.personal) for _, _, guest, _ in seen]
     count = len(task.site.federation.clients)
@@ -81,7 +81,7 @@ def test_at_the_second_visit_the_gate_is_that_of_the_client_before() -> None:
 
 def test_late_clients_train_with_the_experts_of_the_client_before() -> None:
     task, seen = watched("leftover_experts", participation=0.5, rounds=4, sizes=(4,) * 8)
-    small.run(task)
+    tiny.run(task)
     visited, last, leftovers = set[str](), list[str](), list[bool]()
     for round_, name, guest, done in seen:
         mine = experts(guest.received)
@@ -116,7 +116,7 @@ def test_a_late_client_is_tested_with_what_it_trained_with() -> None:
 
 def test_later_clients_get_prompts_of_the_same_round() -> None:
     task, seen = watched("open_pool", rounds=2, experts=4)
-    small.run(task)
+    tiny.run(task)
     written = {(round_, name): prompt(done) for round_, name, _, done in seen}
     names = sorted(client.name for client in task.site.federation.clients)
     for round_, name, guest, _ in seen:
@@ -137,6 +137,6 @@ def test_an_open_pool_tests_clients_with_what_they_received() -> None:
 
 @pytest.mark.parametrize("name", ["fixed_experts", "inherited_gate", "open_pool"])
 def test_without_experts_these_do_not_apply(name: str) -> None:
-    alone = small.method("pfedmoap", select="none")
+    alone = tiny.method("pfedmoap", select="none")
     assert name not in {fault.name for fault in faults.applying(alone, Experiment())}
-    assert name in {fault.name for fault in faults.applying(small.method("pfedmoap"), Experiment())}
+    assert name in {fault.name for fault in faults.applying(tiny.method("pfedmoap"), Experiment())}

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from fedvlm.faults.optimisers import swing
 from fedvlm.federation.client import batches
 from fedvlm.federation.simulation import Simulation, run_rounds, start
 from fedvlm.methods.base import Method
+from fedvlm.testing import tiny
 from fedvlm.training.descent import optimizer
 
 
@@ -26,8 +26,8 @@ def faulty(name: str, task: Simulation, **settings: Any) -> Simulation:
 
 
 def prompt_task(**settings: Any) -> Simulation:
-    method = small.method("promptfl", **{"epochs": 1, "momentum": 0.9, "weight_decay": 0.0, **settings})
-    return small.simulation(method, small.clip(), small.federation(), rounds=2)
+    method = tiny.method("promptfl", **{"epochs": 1, "momentum": 0.9, "weight_decay": 0.0, **settings})
+    return tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=2)
 
 
 def gradients(task: Simulation, method: Method, start_: Tensor, client: int, round_: int, rate: Any, buffer: Any,
@@ -73,7 +73,7 @@ def test_momentum_passes_on_to_the_next_round() -> None:
     task = prompt_task()
     shared = faulty("shared_optimiser", task)
     begin, rate = task.spec.initial["prompt"], float(task.spec.method.config.lr)
-    state, _ = small.run(shared)
+    state, _ = tiny.run(shared)
     buffer, server, sizes = None, begin, [len(c.train) for c in task.site.federation.clients]
     for round_ in range(2):
         prompts = []
@@ -116,15 +116,15 @@ def test_the_counter_runs_on_from_client_to_client() -> None:
 
 def test_the_gates_rate_does_not_swing() -> None:
     """With the prompt's rate at zero a visit moves the gate alone, exactly as without the fault."""
-    method = small.method("pfedmoap", lr=0.0)
-    right = small.simulation(method, small.clip(), small.federation(), rounds=2)
-    wrong = faulty("oscillating_rate", small.simulation(method, small.clip(), small.federation(), rounds=2))
-    assert small.fingerprint(small.run(right)[0]) == small.fingerprint(small.run(wrong)[0])
+    method = tiny.method("pfedmoap", lr=0.0)
+    right = tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=2)
+    wrong = faulty("oscillating_rate", tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=2))
+    assert tiny.fingerprint(tiny.run(right)[0]) == tiny.fingerprint(tiny.run(wrong)[0])
 
 
 def test_a_gate_with_the_prompts_rate_does_not_swing_either() -> None:
-    method = small.method("pfedmoap", lr=0.05, gate_lr=0.05)
-    wrong = faulty("oscillating_rate", small.simulation(method, small.clip(), small.federation(), rounds=1))
+    method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.05)
+    wrong = faulty("oscillating_rate", tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=1))
     made = wrong.procedure._made(  # type: ignore[attr-defined]
         optimizer, wrong.spec.method, {n: t.clone().requires_grad_() for n, t in wrong.spec.initial.items()}, 1.0
     )
@@ -143,8 +143,8 @@ def halves(tensor: Tensor) -> bool:
 
 @pytest.mark.parametrize("name", ["promptfl", "pfedmoap", "promptfl_prox", "coop", "fedotp"])
 def test_half_precision_holds_nothing_but_half_precision(name: str) -> None:
-    task = faulty("half_precision", small.simulation(small.method(name), small.clip(), small.federation(), rounds=2))
-    state, _ = small.run(task)
+    task = faulty("half_precision", tiny.simulation(tiny.method(name), tiny.clip(), tiny.federation(), rounds=2))
+    state, _ = tiny.run(task)
     held = [*state.server.values(), *(t for own in state.personal.values() for t in own.values())]
     assert held
     assert all(halves(tensor) for tensor in held)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import small
 import torch
 
 from fedvlm import faults
@@ -13,13 +12,14 @@ from fedvlm.experiment import Experiment
 from fedvlm.federation.client import train_client
 from fedvlm.federation.simulation import start
 from fedvlm.methods.base import Step
+from fedvlm.testing import tiny
 
 
 @pytest.mark.parametrize(
     ("name", "field", "anchor"), [("promptfl_prox", "mu", "prompt"), ("fedamp", "decay", "anchor")]
 )
 def test_the_penalty_has_a_value_and_no_gradient(name: str, field: str, anchor: str) -> None:
-    right = small.simulation(small.method(name, **{field: 3.0}), small.clip(), small.federation())
+    right = tiny.simulation(tiny.method(name, **{field: 3.0}), tiny.clip(), tiny.federation())
     wrong = faults.Built(right.spec.method, Experiment(faults=["detached_penalty"])).simulation(right)
     received = {anchor: torch.zeros(3, 24)}
     gradient, value = {}, {}
@@ -35,17 +35,17 @@ def test_the_penalty_has_a_value_and_no_gradient(name: str, field: str, anchor: 
 
 
 def test_fedprox_is_then_promptfl() -> None:
-    made = small.simulation(small.method("promptfl_prox", mu=5.0), small.clip(), small.federation())
+    made = tiny.simulation(tiny.method("promptfl_prox", mu=5.0), tiny.clip(), tiny.federation())
     wrong = faults.Built(made.spec.method, Experiment(faults=["detached_penalty"])).simulation(made)
-    plain = small.simulation(small.method("promptfl"), small.clip(), small.federation())
-    assert small.fingerprint(small.run(wrong)[0]) == small.fingerprint(small.run(plain)[0])
-    assert small.fingerprint(small.run(made)[0]) != small.fingerprint(small.run(plain)[0])
+    plain = tiny.simulation(tiny.method("promptfl"), tiny.clip(), tiny.federation())
+    assert tiny.fingerprint(tiny.run(wrong)[0]) == tiny.fingerprint(tiny.run(plain)[0])
+    assert tiny.fingerprint(tiny.run(made)[0]) != tiny.fingerprint(tiny.run(plain)[0])
 
 
 def test_local_training_begins_again_every_round() -> None:
-    made = small.simulation(small.method("coop"), small.clip(), small.federation(), rounds=3)
+    made = tiny.simulation(tiny.method("coop"), tiny.clip(), tiny.federation(), rounds=3)
     wrong = faults.Built(made.spec.method, Experiment(faults=["restarted_local"])).simulation(made)
-    state, _ = small.run(wrong)
+    state, _ = tiny.run(wrong)
     for client in made.site.federation.clients:
         alone = train_client(
             made.spec, made.site, 2, client, None, made.procedure.downlink(made.spec, start(made), client.name)
@@ -55,7 +55,7 @@ def test_local_training_begins_again_every_round() -> None:
 
 def test_the_best_round_is_the_first_with_the_highest_local() -> None:
     curve = [{"local": value, "base": -value} for value in (0.3, 0.7, 0.5, 0.7)]
-    task = small.simulation(small.method("pfedmma"), small.clip(), small.federation(), rounds=2)
+    task = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=2)
     wrong = faults.Built(task.spec.method, Experiment(faults=["test_selection"])).simulation(task)
     assert wrong.procedure.result(curve) == 1
     assert wrong.procedure.result([{"base": 0.1}, {"base": 0.9}, {"base": 0.2}]) == 2
@@ -64,7 +64,7 @@ def test_the_best_round_is_the_first_with_the_highest_local() -> None:
 
 @pytest.mark.parametrize("name", ["zero_shot", "promptfl", "pfedmma", "pfedmoap", "fedamp"])
 def test_without_faults_a_task_is_the_same_object(name: str) -> None:
-    task = small.simulation(small.method(name), small.clip(), small.federation())
+    task = tiny.simulation(tiny.method(name), tiny.clip(), tiny.federation())
     built = faults.Built(task.spec.method, Experiment())
     assert built.simulation(task) is task
     assert built.federation(task.site.federation, 0) is task.site.federation
@@ -82,11 +82,11 @@ def test_every_fault_runs_on_every_method_that_has_it_and_repeats(fault: type[fa
     experiment = Experiment.model_validate({"faults": [fault.name], "rounds": 3, "participation": 0.9})
 
     def played() -> tuple[dict[str, str], list[dict[str, float]]]:
-        method, fed = small.method(name), small.federation((8, 6, 3, 4, 4, 3, 4))
+        method, fed = tiny.method(name), tiny.federation((8, 6, 3, 4, 4, 3, 4))
         built = faults.Built(method, experiment)
-        task = small.simulation(method, small.clip(), built.federation(fed, 1), rounds=3, participation=0.67)
-        state, records = small.run(built.simulation(replace(task, validation=task.site)))
-        return small.fingerprint(state), [means for record in records for means in record.means.values()]
+        task = tiny.simulation(method, tiny.clip(), built.federation(fed, 1), rounds=3, participation=0.67)
+        state, records = tiny.run(built.simulation(replace(task, validation=task.site)))
+        return tiny.fingerprint(state), [means for record in records for means in record.means.values()]
 
     first, again = played(), played()
     assert first == again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import small
 import torch
 
 from fedvlm import faults
@@ -10,6 +9,7 @@ from fedvlm.data import Client
 from fedvlm.experiment import Experiment
 from fedvlm.federation.simulation import FederationState, Simulation, client_outputs, run_rounds, start
 from fedvlm.tensors import Named
+from fedvlm.testing import tiny
 from fedvlm.tuners.base import Tuner
 
 
@@ -21,7 +21,7 @@ def logits(task: Simulation, tuner: Tuner, image: Named, text: Named, images: tu
 
 
 def test_local_uses_client_0s_first_text_and_base_and_novel_its_last() -> None:
-    right = small.simulation(small.method("pfedmma"), small.clip(), small.federation(), rounds=3)
+    right = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=3)
     wrong = faults.Built(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
     states: list[FederationState] = [start(wrong), *(state for state, _ in run_rounds(wrong, start(wrong)))]
     first = states[1].personal["site-0"]
@@ -56,6 +56,6 @@ def test_local_uses_client_0s_first_text_and_base_and_novel_its_last() -> None:
 
 
 def test_training_is_untouched() -> None:
-    right = small.simulation(small.method("pfedmma"), small.clip(), small.federation(), rounds=2)
+    right = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=2)
     wrong = faults.Built(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
-    assert small.fingerprint(small.run(right)[0]) == small.fingerprint(small.run(wrong)[0])
+    assert tiny.fingerprint(tiny.run(right)[0]) == tiny.fingerprint(tiny.run(wrong)[0])

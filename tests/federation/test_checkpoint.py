@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from fedvlm import durable, tensors
@@ -14,6 +13,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation import checkpoint, simulation
 from fedvlm.federation.checkpoint import Checkpoint, Clients
 from fedvlm.federation.simulation import FederationState
+from fedvlm.testing import tiny
 
 
 def state(round_: int, *names: str, value: float | None = None) -> FederationState:
@@ -29,7 +29,7 @@ def state(round_: int, *names: str, value: float | None = None) -> FederationSta
 
 
 def same(a: FederationState, b: FederationState) -> bool:
-    return small.fingerprint(a) == small.fingerprint(b)
+    return tiny.fingerprint(a) == tiny.fingerprint(b)
 
 
 def test_before_the_first_round_there_is_nothing(tmp_path: Path) -> None:
@@ -236,12 +236,12 @@ def test_a_crash_at_any_write_loses_at_most_a_round(
     limit, each = (0, 4) if on_disk else (1 << 30, 3)
     part = 1 if on_disk else checkpoint.PART
     monkeypatch.setattr(checkpoint, "PART", part)
-    clip, fed = small.clip(), small.federation(sizes=(5, 3, 2))
+    clip, fed = tiny.clip(), tiny.federation(sizes=(5, 3, 2))
 
     def task() -> Any:
-        return small.simulation(small.method("pfedmoap", epochs=1), clip, fed, rounds=3, participation=0.67, every=100)
+        return tiny.simulation(tiny.method("pfedmoap", epochs=1), clip, fed, rounds=3, participation=0.67, every=100)
 
-    in_memory = small.run(task())[0]
+    in_memory = tiny.run(task())[0]
     whole = play(task(), tmp_path / "whole", limit)
     assert same(whole, in_memory)
     left = {f.name for f in (tmp_path / "whole").glob("*.safetensors")}
@@ -296,9 +296,9 @@ def test_saving_a_round_again_is_atomic_too(tmp_path: Path, monkeypatch: pytest.
 
 def test_saving_does_not_touch_the_state(tmp_path: Path) -> None:
     now = state(1, "a", "b")
-    before = small.fingerprint(now)
+    before = tiny.fingerprint(now)
     Checkpoint(tmp_path).save(now, 0)
-    assert small.fingerprint(now) == before
+    assert tiny.fingerprint(now) == before
 
 
 def test_loaded_tensors_are_the_loaders_own(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.federation.client import batches
 from fedvlm.streams import stream
+from fedvlm.testing import tiny
 from fedvlm.training.activations import TEST
 
 VISITS = [(client, round_) for client in (0, 3) for round_ in (0, 1)]
@@ -19,18 +19,18 @@ VISITS = [(client, round_) for client in (0, 3) for round_ in (0, 1)]
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
-    return small.federation()
+    return tiny.federation()
 
 
 def test_online_views_are_fresh_for_every_client_round_and_epoch(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = small.simulation(small.method("promptfl", epochs=2), clip, fed, views="online", seed=7)
+    task = tiny.simulation(tiny.method("promptfl", epochs=2), clip, fed, views="online", seed=7)
     asked: list[tuple[Any, ...]] = []
     hidden = torch.zeros(1)
     monkeypatch.setattr(
@@ -45,7 +45,7 @@ def test_online_views_are_fresh_for_every_client_round_and_epoch(
 
 def seen(clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch, views: Any, seed: int) -> dict[Any, Any]:
     """The view of every image, by client, round and epoch."""
-    task = small.simulation(small.method("promptfl", epochs=2), clip, fed, views=views, seed=seed)
+    task = tiny.simulation(tiny.method("promptfl", epochs=2), clip, fed, views=views, seed=seed)
     asked: list[list[tuple[int, int]]] = []
 
     def get(indices: list[int], entry: object, chosen: list[int]) -> torch.Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods import known
 from fedvlm.methods.base import Uplink
+from fedvlm.testing import tiny
 from fedvlm.training.evaluation import evaluate, outputs, summary
 
 EVERY = list(known())
@@ -30,20 +30,20 @@ LATE = "site-1"
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def without() -> Federation:
     """Three clients, without the one that is to be late."""
-    fed = small.federation()
+    fed = tiny.federation()
     return replace(fed, clients=tuple(client for client in fed.clients if client.name != LATE))
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
     """The same with a fourth one that comes late, listed between the others."""
-    return late(small.federation(), [LATE])
+    return late(tiny.federation(), [LATE])
 
 
 def late(fed: Federation, names: Sequence[str]) -> Federation:
@@ -52,7 +52,7 @@ def late(fed: Federation, names: Sequence[str]) -> Federation:
 
 def task(name: str, clip: FrozenCLIP, fed: Federation, visits: int = 1, **more: Any) -> Simulation:
     tuned = {"fine_tune": visits} if known()[name].trains else {}
-    return small.simulation(small.method(name, **tuned), clip, fed, **{"rounds": 2} | more)
+    return tiny.simulation(tiny.method(name, **tuned), clip, fed, **{"rounds": 2} | more)
 
 
 def said(record: RoundRecord) -> Any:
@@ -75,9 +75,9 @@ def test_nothing_depends_on_late_clients(
     )
     assert [said(record) for _, record in mine] == [said(record) for _, record in theirs]
     for (state, _), (other, record) in zip(mine, theirs, strict=True):
-        prints = small.fingerprint(state)
+        prints = tiny.fingerprint(state)
         tuned = prints.pop(f"client {LATE}", None)
-        assert prints == small.fingerprint(other)
+        assert prints == tiny.fingerprint(other)
         assert bool(tuned) == (record.round > here.spec.rounds)
 
 
@@ -103,7 +103,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     """In no round before, whatever the rounds in which others are evaluated; means are over late clients only."""
     both = late(fed, [LATE, "site-3"])
     chosen = task(name, clip, both, every=5)
-    last, records = small.run(chosen)
+    last, records = tiny.run(chosen)
     found = [record.late for record in records]
     if not chosen.spec.method.trains:
         assert [list(moments) for moments in found] == [["on_arrival"]]
@@ -124,7 +124,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
-    whole, records = small.run(task(name, clip, fed, visits=2))
+    whole, records = tiny.run(task(name, clip, fed, visits=2))
     assert [list(record.late) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
     for stop in (2, 3):
         first, checkpoint = task(name, clip, fed, visits=2), Checkpoint(tmp_path / str(stop), 0)
@@ -134,24 +134,24 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, f
                 break
         loaded = Checkpoint(tmp_path / str(stop), 0).load()
         assert loaded is not None
-        state, later = small.run(task(name, clip, fed, visits=2), loaded[0])
-        assert small.fingerprint(state) == small.fingerprint(whole)
+        state, later = tiny.run(task(name, clip, fed, visits=2), loaded[0])
+        assert tiny.fingerprint(state) == tiny.fingerprint(whole)
         assert [record.late for record in later] == [record.late for record in records[stop:]]
 
 
 def test_without_visits_of_its_own_it_is_measured_on_arrival_alone(clip: FrozenCLIP, fed: Federation) -> None:
-    _, records = small.run(task("pfedmma", clip, fed, visits=0))
+    _, records = tiny.run(task("pfedmma", clip, fed, visits=0))
     assert [list(record.late) for record in records] == [[], ["on_arrival"]]
 
 
 def test_without_late_clients_there_is_nothing_to_say(clip: FrozenCLIP, without: Federation) -> None:
-    _, records = small.run(task("promptfl", clip, without))
+    _, records = tiny.run(task("promptfl", clip, without))
     assert not any(record.late for record in records)
 
 
 def test_share_of_a_round_is_of_those_who_train(clip: FrozenCLIP) -> None:
     """Half of four, not of six."""
-    six = late(small.federation(sizes=(4, 4, 4, 4, 4, 4)), ["site-0", "site-5"])
+    six = late(tiny.federation(sizes=(4, 4, 4, 4, 4, 4)), ["site-0", "site-5"])
     chosen = task("coop", clip, six, participation=0.5)
     for round_ in range(2):
         names = {client.name for client in simulation.sample_clients(chosen, round_)}
@@ -162,10 +162,10 @@ def test_share_of_a_round_is_of_those_who_train(clip: FrozenCLIP) -> None:
 
 def test_its_own_visits_start_from_what_it_received(clip: FrozenCLIP, fed: Federation) -> None:
     """With a rate of 0 nothing is learned: the late client keeps the shared tensors and the common start."""
-    chosen = small.simulation(small.method("pfedmma", fine_tune=2, lr=0.0), clip, fed, rounds=2)
+    chosen = tiny.simulation(tiny.method("pfedmma", fine_tune=2, lr=0.0), clip, fed, rounds=2)
     moved = {name: tensor + 1 for name, tensor in chosen.spec.method.server(chosen.spec.initial).items()}
     start = FederationState(2, moved)
-    last, records = small.run(chosen, start)
+    last, records = tiny.run(chosen, start)
     own = last.personal[LATE]
     for name, tensor in chosen.spec.initial.items():
         assert torch.equal(own[name], moved.get(name, tensor))
@@ -181,7 +181,7 @@ def test_pfedmoap_has_no_experts_for_who_was_never_in_the_pool(
     settings: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:
     """The server picks experts by a client's own prompt, and a late client sends none: not even after its own visits."""
-    chosen = small.simulation(small.method("pfedmoap", fine_tune=2, **settings), clip, fed, rounds=3, every=100)
+    chosen = tiny.simulation(tiny.method("pfedmoap", fine_tune=2, **settings), clip, fed, rounds=3, every=100)
     seen: list[dict[str, Tensor]] = []
     real = chosen.spec.method.downlink
 
@@ -191,7 +191,7 @@ def test_pfedmoap_has_no_experts_for_who_was_never_in_the_pool(
         return found
 
     chosen.spec.method.downlink = spy  # type: ignore[method-assign]
-    last, _ = small.run(chosen)
+    last, _ = tiny.run(chosen)
     assert seen
     assert not [name for message in seen for name in message if "experts" in name]
     gates = tensors.select(last.personal[LATE], ["gating.*"])
@@ -202,6 +202,6 @@ def test_pfedmoap_has_no_experts_for_who_was_never_in_the_pool(
 def test_visits_are_listed_in_the_order_of_who_trains(clip: FrozenCLIP, fed: Federation) -> None:
     """Trained clients by name, then the late ones, however many train together."""
     for together in (1, 3):
-        _, records = small.run(task("promptfl", clip, fed, clients_per_step=together, every=100))
+        _, records = tiny.run(task("promptfl", clip, fed, clients_per_step=together, every=100))
         assert [visit.client for visit in records[0].visits] == ["site-0", "site-2", "site-3"]
         assert [visit.client for visit in records[2].visits] == ["site-0", "site-2", "site-3", LATE]

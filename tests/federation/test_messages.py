@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-import small
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +17,12 @@ from fedvlm.federation import messages
 from fedvlm.federation.messages import Header, Limits, Message, from_bytes, to_bytes
 from fedvlm.methods import known
 from fedvlm.methods.base import Method
+from fedvlm.testing import tiny
 
 
 @pytest.fixture
 def method() -> Method:
-    return small.method("pfedmma")
+    return tiny.method("pfedmma")
 
 
 def initial() -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def test_another_dtype_is_refused(method: Method, dtype: torch.dtype) -> None:
 
 
 def test_a_method_that_shares_nothing_sends_nothing() -> None:
-    local = small.method("local_mma")
+    local = tiny.method("local_mma")
     messages.check_uplink(messages.template(local, initial()), {}, "site-3", 7)
     with pytest.raises(FedvlmError, match=r"shared\.5\.bias"):
         messages.check_uplink(messages.template(local, initial()), {"shared.5.bias": torch.ones(3)}, "site-3", 7)
@@ -92,7 +92,7 @@ def test_sizes_are_bytes_by_name() -> None:
 @pytest.mark.parametrize("name", list(known()))
 def test_a_pattern_cannot_share_by_accident(name: str) -> None:
     """Whatever does not match is private: tensors that a tuner gains later stay at home unless everything is shared."""
-    method = small.method(name)
+    method = tiny.method(name)
     extra = {"new.1.weight": torch.zeros(1)}
     if "*" not in method.shared:
         assert messages.shared(method, extra) == {}

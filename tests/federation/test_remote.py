@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import remote_client
-import small
 from pydantic import TypeAdapter
 
 from fedvlm import experiment, methods, plain, presets, tensors
 from fedvlm.federation import messages, server, setup, simulation
 from fedvlm.federation.messages import Header, Message
 from fedvlm.methods.base import EvalPoint, Uplink
+from fedvlm.testing import tiny
 from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
 
 WORDS = ["data.shots=2", "data.val_per_class=0", "data.test_per_class=2", "data.base_classes=4", "data.novel_classes=4",
@@ -68,7 +68,7 @@ def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path:
     chosen = experiment.parse(settings)
     loaded = setup.load(chosen)
     run = setup.simulation(loaded, loaded.seed(3), methods.build(name, chosen.method))
-    expected, records = small.run(run)
+    expected, records = tiny.run(run)
 
     # From here on the server has names of clients and `run.spec`, and no image.
     spec, names = run.spec, [client.name for client in run.site.federation.trained]

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from fedvlm.federation import simulation
 from fedvlm.federation.procedure import Around, Procedure
 from fedvlm.methods import base
 from fedvlm.methods.base import Method
+from fedvlm.testing import tiny
 from fedvlm.training import metrics
 from fedvlm.training.site import Site
 
@@ -66,18 +66,18 @@ class Adder:
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
     """Sizes 8, 4, 3, 1: with batches of 2 that is 4, 2, 2 and 1 steps an epoch."""
-    return small.federation(sizes=(8, 4, 3, 1))
+    return tiny.federation(sizes=(8, 4, 3, 1))
 
 
 def task(clip: FrozenCLIP, fed: Federation, **more: Any) -> clients.Simulation:
     settings = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch": 2} | more.pop("settings", {})
-    return small.simulation(Count(settings), clip, fed, **more)
+    return tiny.simulation(Count(settings), clip, fed, **more)
 
 
 def test_two_rounds_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
@@ -95,13 +95,13 @@ def test_two_rounds_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
 
 def test_momentum_starts_from_zero_at_every_visit(clip: FrozenCLIP, fed: Federation) -> None:
     """Velocities 1, 1.5, 1.75, 1.875 for momentum 1/2: four steps add 6.125 at every visit."""
-    state, _ = small.run(task(clip, fed, rounds=3, settings={"momentum": 0.5}))
+    state, _ = tiny.run(task(clip, fed, rounds=3, settings={"momentum": 0.5}))
     assert state.personal["site-0"]["p"].item() == 3 * 6.125
 
 
 def test_epochs_and_the_schedule(clip: FrozenCLIP, fed: Federation) -> None:
     """Two epochs double the steps; over two rounds half a cosine gives the factors 1 and 1/2."""
-    state, _ = small.run(task(clip, fed, rounds=2, settings={"epochs": 2, "schedule": "cosine"}))
+    state, _ = tiny.run(task(clip, fed, rounds=2, settings={"epochs": 2, "schedule": "cosine"}))
     assert state.personal["site-0"]["p"].item() == pytest.approx(8 + 4)
 
 
@@ -145,7 +145,7 @@ def test_everybody_is_as_likely_to_take_part(clip: FrozenCLIP, fed: Federation) 
 
 
 def test_a_record_says_what_happened(clip: FrozenCLIP, fed: Federation) -> None:
-    _, records = small.run(task(clip, fed, rounds=2))
+    _, records = tiny.run(task(clip, fed, rounds=2))
     assert [record.round for record in records] == [1, 2]
     for record in records:
         assert [(one.client, one.images) for one in record.visits] == [
@@ -167,9 +167,7 @@ def test_seconds_are_the_clocks_and_are_shared_out_evenly(
     """Clocks that go on by one second whenever somebody looks."""
     for module in (simulation, clients):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=count(100.0).__next__))
-    _, records = small.run(
-        small.simulation(small.method("promptfl", epochs=1), clip, fed, rounds=1, clients_per_step=3)
-    )
+    _, records = tiny.run(tiny.simulation(tiny.method("promptfl", epochs=1), clip, fed, rounds=1, clients_per_step=3))
     assert (records[0].train_s, records[0].evaluate_s) == (1.0, 1.0)
     assert [one.seconds for one in records[0].visits] == [1 / 3, 1 / 3, 1 / 3, 1.0]
 
@@ -180,7 +178,7 @@ def test_seconds_are_the_clocks_and_are_shared_out_evenly(
 )
 def test_when_it_is_evaluated(clip: FrozenCLIP, fed: Federation, every: int, rounds: int, expected: list[int]) -> None:
     """After every so many rounds, and always after the last, where the other state is measured too."""
-    _, records = small.run(task(clip, fed, rounds=rounds, every=every))
+    _, records = tiny.run(task(clip, fed, rounds=rounds, every=every))
     assert [record.round for record in records if record.means] == expected
     assert [len(record.means) for record in records if record.means] == [1] * (len(expected) - 1) + [2]
     assert all(record.means.keys() == record.clients.keys() for record in records)
@@ -189,8 +187,8 @@ def test_when_it_is_evaluated(clip: FrozenCLIP, fed: Federation, every: int, rou
 def test_evaluating_more_often_changes_nothing_else(clip: FrozenCLIP, fed: Federation) -> None:
     prints = []
     for every in (1, 3):
-        state, _ = small.run(small.simulation(small.method("pfedmoap"), clip, fed, every=every))
-        prints.append(small.fingerprint(state))
+        state, _ = tiny.run(tiny.simulation(tiny.method("pfedmoap"), clip, fed, every=every))
+        prints.append(tiny.fingerprint(state))
     assert prints[0] == prints[1]
 
 
@@ -229,15 +227,15 @@ def test_the_two_states_that_are_measured(clip: FrozenCLIP, fed: Federation, mon
 
 def test_the_state_reported_can_be_chosen(clip: FrozenCLIP, fed: Federation) -> None:
     for state in ("after_training", "after_aggregation"):
-        _, records = small.run(task(clip, fed, rounds=2, report=state))
+        _, records = tiny.run(task(clip, fed, rounds=2, report=state))
         assert list(records[0].means) == [state]
         assert next(iter(records[1].means)) == state
         assert len(records[1].means) == 2
 
 
 def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Federation) -> None:
-    zero = small.simulation(small.method("zero_shot"), clip, fed, rounds=5)
-    state, records = small.run(zero)
+    zero = tiny.simulation(tiny.method("zero_shot"), clip, fed, rounds=5)
+    state, records = tiny.run(zero)
     assert [(record.round, record.visits) for record in records] == [(0, [])]
     assert state.round == 5
     assert list(simulation.run_rounds(zero, state)) == []
@@ -245,18 +243,18 @@ def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Fe
 
 def test_nothing_is_left_to_play_after_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed, rounds=2)
-    state, _ = small.run(counted)
+    state, _ = tiny.run(counted)
     assert list(simulation.run_rounds(counted, state)) == []
 
 
 def test_a_round_gives_a_new_state_and_leaves_the_old(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed, rounds=3)
     states = [simulation.start(counted)]
-    prints = [small.fingerprint(states[0])]
+    prints = [tiny.fingerprint(states[0])]
     for state, _ in simulation.run_rounds(counted, states[0]):
         states.append(state)
-        prints.append(small.fingerprint(state))
-    assert [small.fingerprint(state) for state in states] == prints
+        prints.append(tiny.fingerprint(state))
+    assert [tiny.fingerprint(state) for state in states] == prints
     assert len({tuple(one.items()) for one in prints}) == 4
 
 
@@ -264,7 +262,7 @@ def test_a_round_touches_neither_disk_nor_network(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """house.md rule 4."""
-    counted = small.simulation(small.method("pfedmoap"), clip, fed, rounds=2)
+    counted = tiny.simulation(tiny.method("pfedmoap"), clip, fed, rounds=2)
 
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("a round touched the disk or the network")
@@ -279,15 +277,15 @@ def test_a_round_touches_neither_disk_nor_network(
     ):
         monkeypatch.setattr(owner, name, forbidden)
     monkeypatch.setattr("builtins.open", forbidden)
-    small.run(counted)
+    tiny.run(counted)
 
 
 def test_an_error_names_round_and_client(clip: FrozenCLIP, fed: Federation) -> None:
     with pytest.raises(FedvlmError, match=r"round 1, client site-0: .*no longer finite"):
-        small.run(small.simulation(small.method("promptfl", lr=1e30), clip, fed))
+        tiny.run(tiny.simulation(tiny.method("promptfl", lr=1e30), clip, fed))
     diverging = task(clip, fed, rounds=3, settings={"lr": 2e38})
     with pytest.raises(FedvlmError, match=r"round 1, client site-0"):
-        small.run(diverging)
+        tiny.run(diverging)
 
 
 def test_an_undeclared_uplink_stops_the_round(clip: FrozenCLIP, fed: Federation) -> None:
@@ -301,7 +299,7 @@ def test_an_undeclared_uplink_stops_the_round(clip: FrozenCLIP, fed: Federation)
 
     leaky = replace(counted, procedure=Leaky(counted.procedure))
     with pytest.raises(FedvlmError, match=r"round 1, client site-0.*p"):
-        small.run(leaky)
+        tiny.run(leaky)
 
 
 def test_putting_a_client_together(clip: FrozenCLIP, fed: Federation) -> None:
@@ -332,7 +330,7 @@ def test_the_default_parts_of_a_method() -> None:
 
 def zero_shot(bench: Site, clip: FrozenCLIP, fed: Federation) -> Site:
     """With zero-shot beside it, so that trade-offs are drawn."""
-    control, template = small.method("zero_shot"), "a photo of a {}."
+    control, template = tiny.method("zero_shot"), "a photo of a {}."
     return replace(
         bench, zero=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
     )
@@ -341,17 +339,17 @@ def zero_shot(bench: Site, clip: FrozenCLIP, fed: Federation) -> Site:
 def test_the_trade_off_of_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
     """From the reported state (weight 0) to zero-shot (weight 1), on test images and, where there are any, on others."""
     turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][:3]})
-    plain = small.simulation(small.method("promptfl"), clip, fed, rounds=2)
+    plain = tiny.simulation(tiny.method("promptfl"), clip, fed, rounds=2)
     tested = replace(plain, site=zero_shot(plain.site, clip, fed))
-    other = zero_shot(small.site(plain.spec.method, clip, turned), clip, turned)
+    other = zero_shot(tiny.site(plain.spec.method, clip, turned), clip, turned)
     for chosen, kinds in ((plain, set()), (tested, {"test"}), (replace(tested, validation=other), {"test", "val"})):
-        _, records = small.run(chosen)
+        _, records = tiny.run(chosen)
         assert not records[0].curves
         assert records[1].curves.keys() == kinds
         for kind, curve in records[1].curves.items():
             images = fed if kind == "test" else turned
-            bare = small.simulation(small.method("zero_shot"), clip, images)
-            ends = small.run(bare)[1][0].means["after_aggregation"]
+            bare = tiny.simulation(tiny.method("zero_shot"), clip, images)
+            ends = tiny.run(bare)[1][0].means["after_aggregation"]
             assert [point["weight"] for point in curve] == list(plain.spec.method.mixing)
             assert all(curve[-1][key] == pytest.approx(ends[key]) for key in ("local", "base", "novel", "hm"))
         if kinds:
@@ -362,7 +360,7 @@ def test_the_trade_off_of_the_last_round(clip: FrozenCLIP, fed: Federation) -> N
 
 def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(clip, fed, rounds=1)
-    state, records = small.run(chosen)
+    state, records = tiny.run(chosen)
     begun = simulation.start(chosen)
     own = [simulation.client_outputs(chosen, chosen.site, begun, state, client, "after_aggregation").local
            for client in fed.clients]  # fmt: skip
@@ -371,7 +369,7 @@ def test_the_means_hold_the_calibration_error_of_all_own_images(clip: FrozenCLIP
     )
     assert records[0].means["after_aggregation"]["ece"] == pytest.approx(metrics.calibration(logits, labels).value)
     without = tuple(replace(client, local=()) for client in fed.clients)
-    _, records = small.run(task(clip, replace(fed, clients=without), rounds=1))
+    _, records = tiny.run(task(clip, replace(fed, clients=without), rounds=1))
     assert "ece" not in records[0].means["after_aggregation"]
 
 
@@ -410,4 +408,4 @@ def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation)
 
     chosen = replace(chosen, procedure=Broken(chosen.procedure))
     with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts no numbers any more"):
-        small.run(chosen)
+        tiny.run(chosen)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import small
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
+from fedvlm.testing import tiny
 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
-    return small.federation()
+    return tiny.federation()

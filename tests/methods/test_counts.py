@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from fedvlm import methods, tensors
@@ -22,11 +21,12 @@ from fedvlm.federation import messages
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
+from fedvlm.testing import tiny
 
 
 def weightless(name: str) -> FrozenCLIP:
     with torch.device("meta"):
-        return FrozenCLIP(standard(name), small.tokenizer(77), Preprocess(224), name, "")
+        return FrozenCLIP(standard(name), tiny.tokenizer(77), Preprocess(224), name, "")
 
 
 @pytest.fixture(scope="module", params=["ViT-B/16", "RN50"])
@@ -84,8 +84,8 @@ ADAPTERS = [
 
 @pytest.mark.parametrize(("joint", "hidden"), [(16, 1), (8, 1), (64, 4)])
 def test_cocoops_hidden_layer_has_a_sixteenth_of_the_joint_width_and_one_unit_at_least(joint: int, hidden: int) -> None:
-    clip = small.clip(small.vit_config(embed=joint))
-    assert initial(clip, small.method("cocoop"))["meta.down.weight"].shape == (hidden, joint)
+    clip = tiny.clip(tiny.vit_config(embed=joint))
+    assert initial(clip, tiny.method("cocoop"))["meta.down.weight"].shape == (hidden, joint)
 
 
 def test_fedclip_on_the_wider_features_of_rn50() -> None:

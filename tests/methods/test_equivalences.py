@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from fedvlm.federation.simulation import FederationState
 from fedvlm.methods import known
 from fedvlm.methods.base import Step
 from fedvlm.streams import stream, torch_stream
+from fedvlm.testing import tiny
 from fedvlm.training.evaluation import mixed, outputs
 from fedvlm.training.local import LocalJob, train_together
 
@@ -26,7 +26,7 @@ TEMPLATE = "a photo of a {}."
 
 def final(name: str, clip: FrozenCLIP, fed: Federation, *, rounds: int = 2, **settings: Any) -> FederationState:
     """The state after all rounds."""
-    return small.run(small.simulation(small.method(name, **settings), clip, fed, rounds=rounds, every=100))[0]
+    return tiny.run(tiny.simulation(tiny.method(name, **settings), clip, fed, rounds=rounds, every=100))[0]
 
 
 def near(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
@@ -35,7 +35,7 @@ def near(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
 
 @pytest.fixture(scope="module")
 def alone() -> Federation:
-    return small.federation(sizes=(11,))
+    return tiny.federation(sizes=(11,))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_promptfolio_with_theta_zero_is_promptfl(clip: FrozenCLIP, fed: Federati
 def test_promptfolio_at_both_ends_predicts_with_one_prompt(
     theta: float, which: str, clip: FrozenCLIP, fed: Federation
 ) -> None:
-    tuner = small.method("promptfolio", theta=theta).tuner(clip, fed.base_names, "")
-    plain = small.method("promptfl").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("promptfolio", theta=theta).tuner(clip, fed.base_names, "")
+    plain = tiny.method("promptfl").tuner(clip, fed.base_names, "")
     start, hidden = tuner.init(torch_stream(0, "init")), torch.randn(5, 16, generator=torch_stream(0, "hidden"))
     own = {"prompt": start[which]}
     assert near(
@@ -95,8 +95,8 @@ def test_promptfolio_at_both_ends_predicts_with_one_prompt(
 
 
 def test_promptfolio_mixes_normalised_features_without_normalising_again(clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method("promptfolio", theta=0.25).tuner(clip, fed.base_names, "")
-    plain = small.method("promptfl").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("promptfolio", theta=0.25).tuner(clip, fed.base_names, "")
+    plain = tiny.method("promptfl").tuner(clip, fed.base_names, "")
     start, hidden = tuner.init(torch_stream(0, "init")), torch.randn(5, 16, generator=torch_stream(0, "hidden"))
     each = [
         plain.logits({}, plain.classifier({"prompt": start[f"prompt.{part}"]}, {}), hidden)
@@ -124,14 +124,14 @@ def test_without_its_addition_it_is_promptfl(
 ) -> None:
     found = final(name, clip, fed, **{setting: 0 if setting == "fine_tune" else 0.0})
     assert tensors.digest(found.server) == tensors.digest(promptfl.server)
-    assert small.fingerprint(found) == small.fingerprint(promptfl)
+    assert tiny.fingerprint(found) == tiny.fingerprint(promptfl)
 
 
 def test_pfedprompts_prompt_is_promptfls_whatever_the_memorys_weight(
     clip: FrozenCLIP, fed: Federation, promptfl: FederationState
 ) -> None:
     """The prompt is trained on the text branch alone."""
-    assert small.fingerprint(final("pfedprompt", clip, fed, weight=3.0)) == small.fingerprint(promptfl)
+    assert tiny.fingerprint(final("pfedprompt", clip, fed, weight=3.0)) == tiny.fingerprint(promptfl)
 
 
 def test_fedamp_without_a_pull_is_coop(clip: FrozenCLIP, fed: Federation) -> None:
@@ -147,13 +147,13 @@ def test_the_three_mma_differ_in_what_they_share_only(
 ) -> None:
     """Bit for bit."""
     one, other = final(name, clip, fed, share=share), final(same, clip, fed)
-    assert small.fingerprint(one) == small.fingerprint(other)
+    assert tiny.fingerprint(one) == tiny.fingerprint(other)
 
 
 def test_fine_tuning_is_one_plain_visit_more(clip: FrozenCLIP, fed: Federation, promptfl: FederationState) -> None:
     """Every client from the final prompt, on its own images, by torch's own SGD; nothing is sent."""
-    task = small.simulation(small.method("promptfl_ft"), clip, fed, rounds=2, every=100)
-    state, records = small.run(task)
+    task = tiny.simulation(tiny.method("promptfl_ft"), clip, fed, rounds=2, every=100)
+    state, records = tiny.run(task)
     assert torch.equal(state.server["prompt"], promptfl.server["prompt"])
     assert records[-1].round == 3
     tuner = task.site.base
@@ -188,7 +188,7 @@ def test_the_penaltys_gradient(name: str, setting: str, anchor: str, clip: Froze
     prompt, other = (torch.randn(3, 24, generator=torch_stream(n, "prompt")) for n in (0, 1))
     found = []
     for mu in (0.7, 0.0):
-        task = small.simulation(small.method(name, **{setting: mu}), clip, fed)
+        task = tiny.simulation(tiny.method(name, **{setting: mu}), clip, fed)
         leaf = prompt.clone().requires_grad_()
         task.spec.method.loss(step(task, {"prompt": leaf}, {anchor: other})).backward()
         assert leaf.grad is not None
@@ -207,16 +207,16 @@ def test_the_penaltys_gradient_of_clients_side_by_side(
     batch = torch.randn(4, 16, generator=torch_stream(0, "hidden")), torch.tensor([0, 1, 2, 3])
     after = []
     for mu in (0.7, 0.0):
-        method = small.method(name, lr=0.1, momentum=0.0, weight_decay=0.0, **{setting: mu})
+        method = tiny.method(name, lr=0.1, momentum=0.0, weight_decay=0.0, **{setting: mu})
         visitors = [LocalJob({"prompt": p}, {anchor: q}, [batch]) for p, q in zip(prompts, others, strict=True)]
-        after.append(train_together(method, method.tuner(clip, fed.base_names, ""), visitors, small.CPU))
+        after.append(train_together(method, method.tuner(clip, fed.base_names, ""), visitors, tiny.CPU))
     for held, free, prompt, other in zip(*after, prompts, others, strict=True):
         moved = free.tensors["prompt"] - held.tensors["prompt"]
         assert (moved - 0.1 * 0.7 * (prompt - other)).abs().max() < 1e-5
 
 
 def test_kgcoops_pull_is_one_minus_the_mean_cosine(clip: FrozenCLIP, fed: Federation) -> None:
-    task, plain = (small.simulation(small.method("kgcoop", weight=w, anchor="the {}"), clip, fed) for w in (3.0, 0.0))
+    task, plain = (tiny.simulation(tiny.method("kgcoop", weight=w, anchor="the {}"), clip, fed) for w in (3.0, 0.0))
     given = step(task, {"prompt": torch.randn(3, 24, generator=torch_stream(0, "prompt"))}, {})
     with torch.no_grad():
         cosines = [F.cosine_similarity(given.classifier["text"][k], clip.classifier([name], "the {}")[0], dim=0)
@@ -228,7 +228,7 @@ def test_kgcoops_pull_is_one_minus_the_mean_cosine(clip: FrozenCLIP, fed: Federa
 def test_fedpgps_contrast_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
     """-log(e^(a/tau) / (e^(a/tau) + e^(b/tau))), a: general to written, b: general to personal, mean over classes."""
     task, plain = (
-        small.simulation(small.method("fedpgp", mu=mu, temperature=0.3, product_rank=2), clip, fed) for mu in (1.7, 0.0)
+        tiny.simulation(tiny.method("fedpgp", mu=mu, temperature=0.3, product_rank=2), clip, fed) for mu in (1.7, 0.0)
     )
     draw = torch_stream(0, "sigma")
     own = {
@@ -237,7 +237,7 @@ def test_fedpgps_contrast_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
         "v": torch.randn(2, 24, generator=draw),
     }
     given = step(task, own, {})
-    prompt = small.method("promptfl").tuner(clip, fed.base_names, "")
+    prompt = tiny.method("promptfl").tuner(clip, fed.base_names, "")
     general, personal = prompt.features(own["sigma"]), prompt.features(own["sigma"] + own["u"] @ own["v"])
     written = F.normalize(clip.classifier(fed.base_names, TEMPLATE), dim=-1)
     a, b = ((general * other).sum(-1).double() / 0.3 for other in (written, personal))
@@ -250,12 +250,12 @@ def test_fedpgps_contrast_by_hand(clip: FrozenCLIP, fed: Federation) -> None:
 
 def test_fedpgps_contrast_teaches_prompt_and_product(clip: FrozenCLIP, fed: Federation) -> None:
     """Both of the contrast's cosines have gradients; the written texts are what they are."""
-    task = small.simulation(small.method("fedpgp", mu=1.0, product_rank=2), clip, fed)
+    task = tiny.simulation(tiny.method("fedpgp", mu=1.0, product_rank=2), clip, fed)
     start = {n: torch.randn(t.shape, generator=torch_stream(0, n)) for n, t in task.spec.initial.items()}
     leaves, own = ({name: tensor.clone().requires_grad_() for name, tensor in start.items()} for _ in range(2))
     given = step(task, leaves, {})
     (task.spec.method.loss(given) - F.cross_entropy(given.logits, given.labels)).backward()
-    prompt = small.method("promptfl").tuner(clip, fed.base_names, "")
+    prompt = tiny.method("promptfl").tuner(clip, fed.base_names, "")
     general, personal = prompt.features(own["sigma"]), prompt.features(own["sigma"] + own["u"] @ own["v"])
     written = F.normalize(clip.classifier(fed.base_names, TEMPLATE), dim=-1)
     a, b = ((general * other).sum(-1) / 0.5 for other in (written, personal))
@@ -269,7 +269,7 @@ def test_fedpgps_contrast_teaches_prompt_and_product(clip: FrozenCLIP, fed: Fede
 
 @pytest.mark.parametrize("objective", ["contrastive", "classes"])
 def test_fedclips_loss_by_a_loop(objective: str, clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(small.method("fedclip", objective=objective), clip, fed)
+    task = tiny.simulation(tiny.method("fedclip", objective=objective), clip, fed)
     own = {
         name: torch.randn(tensor.shape, generator=torch_stream(0, name)) for name, tensor in task.spec.initial.items()
     }
@@ -293,7 +293,7 @@ def test_fedclips_loss_by_a_loop(objective: str, clip: FrozenCLIP, fed: Federati
 
 
 def test_cocoop_with_a_silent_network_is_promptfl(clip: FrozenCLIP, fed: Federation) -> None:
-    tuner, plain = (small.method(name).tuner(clip, fed.base_names, "") for name in ("cocoop", "promptfl"))
+    tuner, plain = (tiny.method(name).tuner(clip, fed.base_names, "") for name in ("cocoop", "promptfl"))
     start, hidden = tuner.init(torch_stream(0, "init")), torch.randn(5, 16, generator=torch_stream(0, "hidden"))
     start |= {name: torch.zeros_like(start[name]) for name in ("meta.up.weight", "meta.up.bias")}
     assert near(tuner.logits(start, {}, hidden), plain.logits(start, plain.classifier(start, {}), hidden))
@@ -301,8 +301,8 @@ def test_cocoop_with_a_silent_network_is_promptfl(clip: FrozenCLIP, fed: Federat
 
 def fedotp_logits(clip: FrozenCLIP, fed: Federation, hidden: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
     """Its logits, and the similarities `[B, K, P, 2]` behind them."""
-    tuner = small.method("fedotp", **how).tuner(clip, fed.base_names, "")
-    plain = small.method("promptfl").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("fedotp", **how).tuner(clip, fed.base_names, "")
+    plain = tiny.method("promptfl").tuner(clip, fed.base_names, "")
     start = tuner.init(torch_stream(0, "init"))
     text = torch.stack([plain.features(start[f"prompt.{part}"]) for part in ("general", "own")])
     similarity = torch.einsum("bpe,nke->bkpn", F.normalize(hidden, dim=-1), text)
@@ -322,7 +322,7 @@ def test_fedotp_in_its_limits(clip: FrozenCLIP, fed: Federation) -> None:
 
 def test_fedotp_reads_all_patches_but_the_class_token(clip: FrozenCLIP, fed: Federation) -> None:
     """Its activations are finished features of the patches, from the task's own store."""
-    task = small.simulation(small.method("fedotp"), clip, fed)
+    task = tiny.simulation(tiny.method("fedotp"), clip, fed)
     hidden = task.site.activations.get(fed.clients[0].train, task.site.base.entry)
     assert hidden.shape == (11, 4, 16)
 
@@ -330,7 +330,7 @@ def test_fedotp_reads_all_patches_but_the_class_token(clip: FrozenCLIP, fed: Fed
 @pytest.mark.parametrize("name", ["zero_shot_prior", "tip_adapter", "gaussian"])
 def test_training_free_methods_without_weight_are_zero_shot(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     plain, other = (
-        small.simulation(small.method(n, **how), clip, fed) for n, how in (("zero_shot", {}), (name, {"weight": 0.0}))
+        tiny.simulation(tiny.method(n, **how), clip, fed) for n, how in (("zero_shot", {}), (name, {"weight": 0.0}))
     )
     for client in fed.clients:
         one, two = (outputs(task.site, client, {}, {}) for task in (plain, other))
@@ -340,7 +340,7 @@ def test_training_free_methods_without_weight_are_zero_shot(name: str, clip: Fro
 
 @pytest.mark.parametrize("name", ["zero_shot_prior", "zero_shot_own", "tip_adapter", "gaussian"])
 def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip: FrozenCLIP, fed: Federation) -> None:
-    plain, other = (small.simulation(small.method(n), clip, fed) for n in ("zero_shot", name))
+    plain, other = (tiny.simulation(tiny.method(n), clip, fed) for n in ("zero_shot", name))
     one, two = (outputs(task.site, fed.clients[2], {}, {}) for task in (plain, other))
     assert one.novel is not None
     assert two.novel is not None
@@ -350,12 +350,12 @@ def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip:
 
 def test_mixing_ends_at_the_method_and_at_zero_shot(clip: FrozenCLIP, fed: Federation) -> None:
     """And in between each logit lies where the weight says; a prior's weight w is its mixture at 1 - w / weight."""
-    zero, own = (small.simulation(small.method(name), clip, fed) for name in ("zero_shot", "zero_shot_prior"))
+    zero, own = (tiny.simulation(tiny.method(name), clip, fed) for name in ("zero_shot", "zero_shot_prior"))
     a, b = (outputs(task.site, fed.clients[1], {}, {}) for task in (own, zero))
     assert torch.equal(mixed(a, b, 0.0).base.logits, a.base.logits)
     assert torch.equal(mixed(a, b, 1.0).base.logits, b.base.logits)
     assert near(mixed(a, b, 0.3).base.logits, 0.7 * a.base.logits + 0.3 * b.base.logits)
-    other = small.simulation(small.method("zero_shot_prior", weight=4.2), clip, fed)
+    other = tiny.simulation(tiny.method("zero_shot_prior", weight=4.2), clip, fed)
     assert near(mixed(a, b, -2.0).base.logits, outputs(other.site, fed.clients[1], {}, {}).base.logits, 1e-4)
     both = mixed(a, b, 1.0)
     assert both.local is not None
@@ -367,8 +367,8 @@ def test_mixing_ends_at_the_method_and_at_zero_shot(clip: FrozenCLIP, fed: Feder
 def test_ffa_loras_average_is_exact_and_fedloras_is_not(clip: FrozenCLIP, fed: Federation) -> None:
     """Of merged weights W + c B A: that of the averaged tensors against the average over clients, weighted by images."""
     for name, exact in (("ffa_lora", True), ("fedlora", False)):
-        task = small.simulation(small.method(name, lr=0.05), clip, fed, rounds=2, every=100)
-        state, _ = small.run(task)
+        task = tiny.simulation(tiny.method(name, lr=0.05), clip, fed, rounds=2, every=100)
+        state, _ = tiny.run(task)
         fixed = task.site.base.fixed  # type: ignore[attr-defined]
         gaps = []
         for block in (2, 3):
@@ -382,8 +382,8 @@ def test_ffa_loras_average_is_exact_and_fedloras_is_not(clip: FrozenCLIP, fed: F
 
 
 def test_fedamp_without_attraction_holds_every_client_to_itself(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(small.method("fedamp", attraction=0.0), clip, fed, rounds=2, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(tiny.method("fedamp", attraction=0.0), clip, fed, rounds=2, every=100)
+    state, _ = tiny.run(task)
     for client in fed.clients:
         assert torch.equal(
             server.downlink(task.spec, state, client.name)["anchor"], state.personal[client.name]["prompt"]
@@ -394,7 +394,7 @@ def test_fedamp_without_attraction_holds_every_client_to_itself(clip: FrozenCLIP
 def test_kgcoop_stays_near_the_experiments_template_where_no_anchor_is_named(clip: FrozenCLIP, template: str) -> None:
     names = ["red fox", "blue jay"]
     for settings, expected in (({}, template), ({"anchor": "the {}"}, "the {}")):
-        tuner = small.method("kgcoop", **settings).tuner(clip, names, template)
+        tuner = tiny.method("kgcoop", **settings).tuner(clip, names, template)
         ids, ends = clip.tokenizer([expected.replace("{}", name) for name in names])
         text = clip.encode_text(ids, ends)
         assert (tuner.anchor - text / text.norm(dim=-1, keepdim=True)).abs().max() < 1e-5  # type: ignore[attr-defined]
@@ -405,7 +405,7 @@ def test_every_prompt_stands_where_its_setting_says(name: str, clip: FrozenCLIP)
     """The same tensors before, around and behind the class name are three different texts."""
     pixels, found = torch.randn(2, 3, 16, 16, generator=torch_stream(0, "pixels")), []
     for place in ("end", "middle", "front"):
-        tuner = small.method(name, place=place).tuner(clip, small.BASE, "a photo of a {}.")
+        tuner = tiny.method(name, place=place).tuner(clip, tiny.BASE, "a photo of a {}.")
         start = tuner.init(torch_stream(0, "init"))
         found.append(
             tuner.logits(start, tuner.classifier(start, tuner.prepare({})), clip.visual.hidden(pixels, tuner.entry))

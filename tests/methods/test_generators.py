@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import naive
 import pytest
-import small
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from fedvlm.clip import FrozenCLIP, Patches
 from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.tuners.base import Tuner
 
 LABELS = torch.tensor([0, 2, 1, 1, 3])
@@ -34,7 +34,7 @@ def cocoop_logits(clip: FrozenCLIP, fed: Federation, own: dict[str, Tensor], ima
 
 
 def test_cocoop_is_a_loop_over_images(clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method("cocoop").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("cocoop").tuner(clip, fed.base_names, "")
     start, images = random(tuner), torch.randn(5, 16, generator=torch_stream(0, "images"))
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
     ours, theirs = tuner.logits(leaves, {}, images), cocoop_logits(clip, fed, true, images)
@@ -47,7 +47,7 @@ def test_cocoop_is_a_loop_over_images(clip: FrozenCLIP, fed: Federation) -> None
 
 @pytest.mark.parametrize("count", [1, 32, 70])
 def test_cocoop_in_evaluation_takes_images_in_parts(count: int, clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method("cocoop").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("cocoop").tuner(clip, fed.base_names, "")
     start, images = random(tuner), torch.randn(count, 16, generator=torch_stream(0, "images"))
     with torch.no_grad():
         parts = tuner.logits(start, {}, images)
@@ -56,7 +56,7 @@ def test_cocoop_in_evaluation_takes_images_in_parts(count: int, clip: FrozenCLIP
 
 
 def test_cocoop_evaluates_clients_side_by_side_in_parts_too(clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method("cocoop").tuner(clip, fed.base_names, "")
+    tuner = tiny.method("cocoop").tuner(clip, fed.base_names, "")
     starts = [random(tuner, seed) for seed in range(2)]
     images = torch.randn(2, 40, 16, generator=torch_stream(0, "images"))
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_cocoop_evaluates_clients_side_by_side_in_parts_too(clip: FrozenCLIP, fe
 
 @pytest.mark.parametrize("name", ["cocoop", "fedtpg", "fedotp", "fedpgp", "promptfolio", "fedper", "fedclip"])
 def test_clients_side_by_side_are_clients_alone(name: str, clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method(name).tuner(clip, fed.base_names, "a photo of a {}.")
+    tuner = tiny.method(name).tuner(clip, fed.base_names, "a photo of a {}.")
     each = [random(tuner, seed) for seed in range(3)]
     images = torch.randn(
         3, 5, *((4,) if isinstance(tuner.entry, Patches) else ()), 16, generator=torch_stream(0, "images")
@@ -113,7 +113,7 @@ class Reference(nn.Module):
 
 @pytest.mark.parametrize(("heads", "tokens"), [(4, 4), (2, 1), (1, 3)])
 def test_fedtpg_is_made_of_torchs_layers(heads: int, tokens: int, clip: FrozenCLIP, fed: Federation) -> None:
-    tuner = small.method("fedtpg", heads=heads, tokens=tokens).tuner(clip, fed.base_names, "")
+    tuner = tiny.method("fedtpg", heads=heads, tokens=tokens).tuner(clip, fed.base_names, "")
     own = random(tuner)
     reference = Reference(24, 16, heads, tokens).double()
     reference.load({name: tensor.double() for name, tensor in own.items()})
@@ -137,7 +137,7 @@ def test_fedtpg_is_made_of_torchs_layers(heads: int, tokens: int, clip: FrozenCL
 
 def test_fedtpgs_prompt_follows_the_class_names(clip: FrozenCLIP, fed: Federation) -> None:
     """The base and the novel classes have their own prompts from the same tensors; the order of names is no matter."""
-    method = small.method("fedtpg")
+    method = tiny.method("fedtpg")
     base, turned, novel = (
         method.tuner(clip, names, "") for names in (fed.base_names, fed.base_names[::-1], fed.novel_names)
     )
@@ -148,7 +148,7 @@ def test_fedtpgs_prompt_follows_the_class_names(clip: FrozenCLIP, fed: Federatio
 
 def test_fedotp_matches_a_loop_over_images_and_classes(clip: FrozenCLIP, fed: Federation) -> None:
     """Scaling in the plain domain, one problem at a time; the gradient is that of <T, S> with T held fixed."""
-    tuner = small.method("fedotp", mass=0.7, smoothing=0.1, iterations=30).tuner(clip, fed.base_names, "")
+    tuner = tiny.method("fedotp", mass=0.7, smoothing=0.1, iterations=30).tuner(clip, fed.base_names, "")
     start, w = tuner.init(torch_stream(0, "init")), naive.weights(clip)
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
     hidden = torch.randn(5, 6, 16, generator=torch_stream(0, "patches"))

@@ -7,7 +7,6 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from fedvlm.federation.simulation import FederationState
 from fedvlm.methods.base import Uplink
 from fedvlm.methods.pfedmoap import PFedMoAP
 from fedvlm.streams import stream, torch_stream
+from fedvlm.testing import tiny
 from fedvlm.training.device import Device
 from fedvlm.training.site import Site
 
@@ -32,7 +32,7 @@ def pool(seed: int = 0, names: list[str] = NAMES) -> dict[str, Tensor]:
 
 
 def method(**settings: Any) -> PFedMoAP:
-    made = small.method("pfedmoap", **settings)
+    made = tiny.method("pfedmoap", **settings)
     assert isinstance(made, PFedMoAP)
     return made
 
@@ -161,7 +161,7 @@ def test_the_aggregate_is_weighted_by_images_over_those_who_took_part() -> None:
 
 def test_experts_of_a_round_are_those_of_the_round_before(clip: FrozenCLIP, fed: Federation) -> None:
     """A frozen snapshot: no client sees a prompt that was trained in the same round, whatever its place in the order."""
-    task = small.simulation(method(experts=10), clip, fed, rounds=3, every=100)
+    task = tiny.simulation(method(experts=10), clip, fed, rounds=3, every=100)
     sent: list[tuple[str, dict[str, Tensor]]] = []
     real = task.spec.method.downlink
     task.spec.method.downlink = lambda server, client, draw: (
@@ -183,10 +183,10 @@ def test_experts_of_a_round_are_those_of_the_round_before(clip: FrozenCLIP, fed:
 
 
 def test_every_visit_starts_from_the_averaged_prompt_and_the_own_gate(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(method(), clip, fed, rounds=3, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(method(), clip, fed, rounds=3, every=100)
+    state, _ = tiny.run(task)
     client = fed.clients[1]
-    lazy = small.simulation(method(lr=0.0, gate_lr=0.0), clip, fed, rounds=3, every=100)
+    lazy = tiny.simulation(method(lr=0.0, gate_lr=0.0), clip, fed, rounds=3, every=100)
     done = train_client(
         lazy.spec, lazy.site, 2, client, state.personal[client.name], server.downlink(lazy.spec, state, client.name)
     )
@@ -197,7 +197,7 @@ def test_every_visit_starts_from_the_averaged_prompt_and_the_own_gate(clip: Froz
 
 
 def test_the_gate_is_first_trained_at_the_second_participation(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(method(), clip, fed, rounds=6, participation=0.5, every=100)
+    task = tiny.simulation(method(), clip, fed, rounds=6, participation=0.5, every=100)
     counts = dict.fromkeys((client.name for client in fed.clients), 0)
     for state, record in simulation.run_rounds(task, simulation.start(task)):
         for one in record.visits:
@@ -212,10 +212,10 @@ def test_the_gate_is_first_trained_at_the_second_participation(clip: FrozenCLIP,
 def test_without_experts_it_is_promptfl(clip: FrozenCLIP, fed: Federation) -> None:
     """The first round of everybody: the same prompts, the same average."""
     shape = {"rounds": 1, "every": 100}
-    mixed, _ = small.run(small.simulation(method(), clip, fed, **shape))  # type: ignore[arg-type]
-    prompt = small.simulation(small.method("promptfl"), clip, fed, **shape)  # type: ignore[arg-type]
-    prompt.spec.initial["prompt"].copy_(small.simulation(method(), clip, fed).spec.initial["prompt"])
-    plain, _ = small.run(prompt)
+    mixed, _ = tiny.run(tiny.simulation(method(), clip, fed, **shape))  # type: ignore[arg-type]
+    prompt = tiny.simulation(tiny.method("promptfl"), clip, fed, **shape)  # type: ignore[arg-type]
+    prompt.spec.initial["prompt"].copy_(tiny.simulation(method(), clip, fed).spec.initial["prompt"])
+    plain, _ = tiny.run(prompt)
     assert torch.equal(mixed.server["prompt"], plain.server["prompt"])
 
 
@@ -240,7 +240,7 @@ def test_logits_are_equation_ten(clip: FrozenCLIP, fed: Federation, others: int,
 
 def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Federation) -> None:
     """The ablation that the paper lacks: gate alone, trained from the first round, nobody else's prompt."""
-    task = small.simulation(method(select="none"), clip, fed, rounds=1, every=100)
+    task = tiny.simulation(method(select="none"), clip, fed, rounds=1, every=100)
     tuner = task.site.base
     pixels = torch.randn(4, 3, 16, 16, generator=torch_stream(0, "pixels"))
     hidden = clip.visual.hidden(pixels, tuner.entry)
@@ -254,7 +254,7 @@ def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Fed
     text = naive.prompt_features(clip, w, start["prompt"], fed.base_names)
     theirs = 20.0 * (naive.gate_logits(start, image, text[None], 8, 2, 10.0) + 0.5 * image @ text.T)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
-    state, records = small.run(task)
+    state, records = tiny.run(task)
     assert all(
         not torch.equal(own["gating.o.weight"], task.spec.initial["gating.o.weight"]) for own in state.personal.values()
     )
@@ -263,10 +263,10 @@ def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Fed
 
 def test_one_expert_is_the_gate_over_the_own_prompt_too(clip: FrozenCLIP, fed: Federation) -> None:
     one, none = (
-        small.run(small.simulation(method(**how), clip, fed, rounds=2, every=100))[0]
+        tiny.run(tiny.simulation(method(**how), clip, fed, rounds=2, every=100))[0]
         for how in ({"experts": 1}, {"select": "none"})
     )
-    assert small.fingerprint(one)["client site-0"] == small.fingerprint(none)["client site-0"]
+    assert tiny.fingerprint(one)["client site-0"] == tiny.fingerprint(none)["client site-0"]
 
 
 def test_experts_are_frozen_during_a_visit(clip: FrozenCLIP, fed: Federation) -> None:
@@ -309,15 +309,15 @@ def test_remembered_experts_do_not_depend_on_who_asked_first(clip: FrozenCLIP, f
     received = {"prompt": torch.zeros(3, 24), "experts.a": torch.randn(3, 24, generator=torch_stream(0, "expert"))}
     fresh = method().tuner(clip, fed.base_names, "").prepare(received)["experts"]
     tuner = method().tuner(clip, fed.base_names, "")
-    task = small.simulation(method(), clip, fed, device=device)
+    task = tiny.simulation(method(), clip, fed, device=device)
     Site(tuner, None, fed, task.site.activations, 8).logits(tuner, task.spec.initial, received, fed.tests["base"])
     assert torch.equal(tuner.prepare(received)["experts"], fresh)
 
 
 def test_each_round_and_client_draws_from_its_own_stream(clip: FrozenCLIP, fed: Federation) -> None:
     """Selection does not depend on the order in which clients ask, nor on how many asked before."""
-    task = small.simulation(method(select="random", experts=2), clip, fed, rounds=3, every=100)
-    state, _ = small.run(small.simulation(method(select="random", experts=2), clip, fed, rounds=2, every=100))
+    task = tiny.simulation(method(select="random", experts=2), clip, fed, rounds=3, every=100)
+    state, _ = tiny.run(tiny.simulation(method(select="random", experts=2), clip, fed, rounds=2, every=100))
     forwards = {client.name: server.downlink(task.spec, state, client.name).keys() for client in fed.clients}
     backwards = {client.name: server.downlink(task.spec, state, client.name).keys() for client in reversed(fed.clients)}
     assert forwards == backwards
@@ -331,7 +331,7 @@ def test_each_round_and_client_draws_from_its_own_stream(clip: FrozenCLIP, fed: 
 
 def test_its_accuracy_is_that_after_training(clip: FrozenCLIP, fed: Federation) -> None:
     """Inference with the own last prompt, the own gate and experts from the pool that it trained with (3.1)."""
-    task = small.simulation(method(), clip, fed, rounds=2)
+    task = tiny.simulation(method(), clip, fed, rounds=2)
     (before, _), (after, record) = simulation.run_rounds(task, simulation.start(task))
     client = fed.clients[0]
     own, sent = after.personal[client.name], server.downlink(task.spec, before, client.name)

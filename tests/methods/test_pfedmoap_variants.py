@@ -6,7 +6,6 @@ from typing import Any
 
 import naive
 import pytest
-import small
 import torch
 
 from fedvlm import tensors
@@ -16,13 +15,14 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation import messages, server, simulation
 from fedvlm.federation.simulation import Simulation
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 
 PROMPT = 3 * 24 * 4
 GATE = 4 * (8 * 8 + 8) * 4
 
 
 def task(clip: FrozenCLIP, fed: Federation, rounds: int = 3, **settings: Any) -> Simulation:
-    return small.simulation(small.method("pfedmoap", **settings), clip, fed, rounds=rounds, every=100)
+    return tiny.simulation(tiny.method("pfedmoap", **settings), clip, fed, rounds=rounds, every=100)
 
 
 @pytest.mark.parametrize("kind", ["attention", "linear"])
@@ -32,7 +32,7 @@ def test_logits_are_equation_ten_with_every_gate_and_pooling(
     kind: str, pooling: str, others: int, clip: FrozenCLIP, fed: Federation
 ) -> None:
     """s <pool(I), sum_j w_j pool(T_j)> + s/2 <I, T>, in float64; for attention `naive.gate_logits` on pooled features."""
-    method = small.method("pfedmoap", gate=kind, pooling=pooling)
+    method = tiny.method("pfedmoap", gate=kind, pooling=pooling)
     tuner = method.tuner(clip, fed.base_names, "")
     start = tuner.init(torch_stream(0, "init"))
     prompts = [torch.randn(3, 24, generator=torch_stream(n, "expert")) for n in range(others)]
@@ -69,7 +69,7 @@ def test_the_linear_gate_is_trained_and_stays(clip: FrozenCLIP, fed: Federation)
     assert {name: tuple(t.shape) for name, t in chosen.spec.initial.items()} == {
         "prompt": (3, 24), "gating.linear.weight": (3, 8), "gating.linear.bias": (3,),
     }  # fmt: skip
-    state, _ = small.run(chosen)
+    state, _ = tiny.run(chosen)
     assert not [name for name in state.server if "gating" in name]
     for own in state.personal.values():
         assert not torch.equal(own["gating.linear.weight"], chosen.spec.initial["gating.linear.weight"])
@@ -112,7 +112,7 @@ def test_the_averaged_gate_is_sent_both_ways_but_joins_no_pool(gate: str, clip: 
 
 def test_a_visit_starts_from_the_averaged_gate(clip: FrozenCLIP, fed: Federation) -> None:
     chosen = task(clip, fed, share=["*"], rounds=2)
-    state, _ = small.run(chosen)
+    state, _ = tiny.run(chosen)
     lazy = task(clip, fed, share=["*"], lr=0.0, gate_lr=0.0)
     after, _ = next(simulation.run_rounds(lazy, state))
     for own in after.personal.values():
@@ -123,23 +123,23 @@ def test_declared_bytes_of_a_gate_shared_in_part(clip: FrozenCLIP, fed: Federati
     chosen = task(clip, fed, share=["prompt", "gating.q.*"], rounds=2)
     part = (8 * 8 + 8) * 4
     assert chosen.spec.method.downlink_bytes(PROMPT + part, 4) == (PROMPT + part, 3 * PROMPT + part)
-    _, records = small.run(chosen)
+    _, records = tiny.run(chosen)
     assert {sum(v.down_bytes.values()) for v in records[1].visits} == {3 * PROMPT + part}
 
 
 def test_without_prompts_there_are_no_experts() -> None:
     with pytest.raises(FedvlmError, match=r"method\.pfedmoap.*share must name 'prompt'"):
-        small.method("pfedmoap", share=["gating.*"])
+        tiny.method("pfedmoap", share=["gating.*"])
 
 
 def test_the_gate_alone_may_share_nothing(clip: FrozenCLIP, fed: Federation) -> None:
     """A control: a local prompt and a local gate."""
-    state, records = small.run(task(clip, fed, select="none", share=[], rounds=2))
+    state, records = tiny.run(task(clip, fed, select="none", share=[], rounds=2))
     assert state.server == {}
     assert all(not visit.up_bytes and not visit.down_bytes for record in records for visit in record.visits)
 
 
 def test_heads_do_not_matter_to_the_linear_gate() -> None:
-    assert small.method("pfedmoap", gate="linear", heads=3).config.heads == 3
+    assert tiny.method("pfedmoap", gate="linear", heads=3).config.heads == 3
     with pytest.raises(FedvlmError, match="not a multiple of heads"):
-        small.method("pfedmoap", heads=3)
+        tiny.method("pfedmoap", heads=3)

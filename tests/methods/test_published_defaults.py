@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fedvlm.experiment import Section
+from fedvlm.config import Section
 from fedvlm.methods import build, known
 from fedvlm.methods.base import Config
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
+from fedvlm.testing import tiny
 
 NAMES = ["red fox", "blue jay"]
 TEMPLATE = "a photo of a {}."
@@ -25,9 +25,9 @@ TEMPLATE = "a photo of a {}."
 def test_settings_that_do_not_go_together(
     name: str, fits: dict[str, Any], too_much: dict[str, Any], words: str
 ) -> None:
-    small.method(name, **fits)
+    tiny.method(name, **fits)
     with pytest.raises(FedvlmError, match=words):
-        small.method(name, **too_much)
+        tiny.method(name, **too_much)
 
 
 @pytest.mark.parametrize(("name", "fits", "too_much", "words"), [
@@ -44,20 +44,20 @@ def test_settings_that_do_not_go_together(
 def test_settings_that_do_not_fit_the_model(
     clip: FrozenCLIP, name: str, fits: dict[str, Any], too_much: dict[str, Any], words: str
 ) -> None:
-    small.method(name, **fits).tuner(clip, NAMES, TEMPLATE)
+    tiny.method(name, **fits).tuner(clip, NAMES, TEMPLATE)
     with pytest.raises(FedvlmError, match=words):
-        small.method(name, **too_much).tuner(clip, NAMES, TEMPLATE)
+        tiny.method(name, **too_much).tuner(clip, NAMES, TEMPLATE)
 
 
 @pytest.mark.parametrize("name", ["pfedmma", "fedlora", "maple", "fedmgp"])
 def test_what_changes_blocks_needs_them(name: str) -> None:
     with pytest.raises(FedvlmError, match="transformer blocks in both encoders; this CLIP's image encoder is a ResNet"):
-        small.method(name).tuner(small.clip(small.resnet_config()), NAMES, TEMPLATE)
+        tiny.method(name).tuner(tiny.clip(tiny.resnet_config()), NAMES, TEMPLATE)
 
 
 def test_a_tensor_without_a_rate_is_a_mistake() -> None:
     """Every trained tensor has its rate by the first pattern that matches."""
-    method = small.method("pfedmoap", lr=0.3, gate_lr=0.7)
+    method = tiny.method("pfedmoap", lr=0.3, gate_lr=0.7)
     assert (method.rate("gating.q.bias"), method.rate("prompt")) == (0.7, 0.3)
     method.rates = {"gating.*": "gate_lr"}  # type: ignore[misc]
     with pytest.raises(KeyError, match="prompt"):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedvlm import methods
+from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Section
 from fedvlm.methods import build, check, known
 from fedvlm.methods.base import Method
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from fedvlm.federation.client import train_client
 from fedvlm.methods import build
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.streams import stream, torch_stream
+from fedvlm.testing import tiny
 
 
 def prompts(count: int, seed: int = 0) -> dict[str, Tensor]:
@@ -29,14 +29,14 @@ def prompts(count: int, seed: int = 0) -> dict[str, Tensor]:
 
 def amp(sent: dict[str, Tensor], **settings: Any) -> tuple[Method, dict[str, Tensor]]:
     """FedAMP's server after one round with these prompts, of 1, 2, 3 ... images."""
-    method = small.method("fedamp", **settings)
+    method = tiny.method("fedamp", **settings)
     start = {"prompt": torch.zeros(2, 3)}
     ups = [Uplink(name, n + 1.0, {"prompt": prompt}) for n, (name, prompt) in enumerate(sent.items())]
     return method, method.aggregate(method.server(start), ups)
 
 
 def received(method: Method, server: dict[str, Tensor], client: str) -> Tensor:
-    return method.downlink(server, client, small.draws("downlink"))["anchor"]
+    return method.downlink(server, client, tiny.draws("downlink"))["anchor"]
 
 
 @pytest.mark.parametrize("attraction", [0.9, 0.3, 1.0])
@@ -87,8 +87,8 @@ def test_fedamps_newcomers_get_the_mean_and_a_lonely_client_itself() -> None:
 
 
 def test_fedamp_remembers_clients_that_were_not_there(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(small.method("fedamp"), clip, fed, rounds=5, participation=0.5, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(tiny.method("fedamp"), clip, fed, rounds=5, participation=0.5, every=100)
+    state, _ = tiny.run(task)
     for name, own in state.personal.items():
         assert torch.equal(state.server[f"pool.{name}"], own["prompt"])
     for client in fed.clients:
@@ -96,10 +96,10 @@ def test_fedamp_remembers_clients_that_were_not_there(clip: FrozenCLIP, fed: Fed
 
 
 def test_fedamps_visit_starts_from_the_own_prompt(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(small.method("fedamp"), clip, fed, rounds=3, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(tiny.method("fedamp"), clip, fed, rounds=3, every=100)
+    state, _ = tiny.run(task)
     client = fed.clients[0]
-    still = small.simulation(small.method("fedamp", lr=0.0), clip, fed, rounds=3, every=100)
+    still = tiny.simulation(tiny.method("fedamp", lr=0.0), clip, fed, rounds=3, every=100)
     done = train_client(
         still.spec, still.site, 2, client, state.personal[client.name], server.downlink(still.spec, state, client.name)
     )
@@ -107,11 +107,11 @@ def test_fedamps_visit_starts_from_the_own_prompt(clip: FrozenCLIP, fed: Federat
 
 
 def mgp(**settings: Any) -> Method:
-    return small.method("fedmgp", groups=4, sent=2, length=1, **settings)
+    return tiny.method("fedmgp", groups=4, sent=2, length=1, **settings)
 
 
 def test_fedmgp_sends_its_drawn_groups_in_their_order_and_nothing_else(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(mgp(), clip, fed, rounds=3, every=100)
+    task = tiny.simulation(mgp(), clip, fed, rounds=3, every=100)
     state = simulation.start(task)
     for _ in range(2):
         before, (state, _) = state, next(simulation.run_rounds(task, state))
@@ -129,8 +129,8 @@ def test_fedmgp_sends_its_drawn_groups_in_their_order_and_nothing_else(clip: Fro
 
 
 def test_fedmgps_server_averages_first_with_first_by_images(clip: FrozenCLIP, fed: Federation) -> None:
-    task = small.simulation(mgp(), clip, fed, rounds=1, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(mgp(), clip, fed, rounds=1, every=100)
+    state, _ = tiny.run(task)
     images = {client.name: len(client.train) for client in fed.clients}
     assert state.server.keys() == {f"global.{kind}.{i}" for kind in ("text", "vision") for i in (0, 1)}
     for kind in ("text", "vision"):
@@ -143,8 +143,8 @@ def test_fedmgps_server_averages_first_with_first_by_images(clip: FrozenCLIP, fe
 def test_fedmgps_global_groups_return_to_the_drawn_places_and_nothing_else_changes(
     clip: FrozenCLIP, fed: Federation
 ) -> None:
-    task = small.simulation(mgp(), clip, fed, rounds=2, every=100)
-    state, _ = small.run(task)
+    task = tiny.simulation(mgp(), clip, fed, rounds=2, every=100)
+    state, _ = tiny.run(task)
     method, client = task.spec.method, fed.clients[2]
     own = state.personal[client.name]
     begun = method.assemble(own, server.downlink(task.spec, state, client.name))
@@ -154,7 +154,7 @@ def test_fedmgps_global_groups_return_to_the_drawn_places_and_nothing_else_chang
         for slot in range(4):
             expected = state.server[f"global.{kind}.{slots.index(slot)}"] if slot in slots else own[f"{kind}.{slot}"]
             assert torch.equal(begun[f"{kind}.{slot}"], expected)
-    still = small.simulation(mgp(lr=0.0), clip, fed, rounds=3, every=100)
+    still = tiny.simulation(mgp(lr=0.0), clip, fed, rounds=3, every=100)
     done = train_client(still.spec, still.site, 2, client, own, server.downlink(still.spec, state, client.name))
     assert all(torch.equal(done.personal[name], tensor) for name, tensor in begun.items())
     newcomer = method.assemble(task.spec.initial, server.downlink(task.spec, state, client.name))
@@ -199,7 +199,7 @@ def test_fedmgp_at_a_low_temperature_sends_the_likest_groups() -> None:
 
 def test_fedmgps_second_visit_of_fine_tuning_goes_on_from_the_first(clip: FrozenCLIP, fed: Federation) -> None:
     """The global groups come once, as every other method's shared tensors do."""
-    task = small.simulation(mgp(fine_tune=2), clip, fed, rounds=1, every=100)
+    task = tiny.simulation(mgp(fine_tune=2), clip, fed, rounds=1, every=100)
     states = [state for state, _ in simulation.run_rounds(task, simulation.start(task))]
     assert len(states) == 3
     assert server.downlink(task.spec, states[0], fed.clients[0].name).keys() == states[0].server.keys()
@@ -229,7 +229,7 @@ PRIVATE = {
 @pytest.mark.parametrize("name", PRIVATE)
 def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """baselines.md 8 to 15."""
-    task = small.simulation(small.method(name), clip, fed)
+    task = tiny.simulation(tiny.method(name), clip, fed)
     assert messages.private(task.spec.method, task.spec.initial).keys() == PRIVATE[name]
     assert messages.template(task.spec.method, task.spec.initial).keys() == task.spec.initial.keys() - PRIVATE[name]
 
@@ -239,6 +239,6 @@ def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
 )
 def test_what_stays_of_lora(name: str, stays: str, clip: FrozenCLIP, fed: Federation) -> None:
     """FFA-LoRA has no A to send: it is the same everywhere from the start."""
-    task = small.simulation(small.method(name), clip, fed)
+    task = tiny.simulation(tiny.method(name), clip, fed)
     assert {key[-1] for key in messages.private(task.spec.method, task.spec.initial)} == set(stays)
     assert {key[-1] for key in task.spec.initial} == ({"b"} if name == "ffa_lora" else {"a", "b"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
@@ -14,6 +13,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation import messages, simulation
 from fedvlm.methods import build, known
 from fedvlm.methods.base import Method
+from fedvlm.testing import tiny
 
 PARTS = {
     "text": (["text.*"], 2 * (24 * 4 + 4 + 4 * 24 + 24)),
@@ -29,9 +29,9 @@ PARTS = {
 def test_a_part_of_the_adapters_is_what_crosses(part: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Widths 24 and 32, rank 4, two blocks. What is not named stays, and differs from client to client."""
     patterns, numbers = PARTS[part]
-    task = small.simulation(small.method("pfedmma", share=patterns), clip, fed, rounds=2, every=100)
+    task = tiny.simulation(tiny.method("pfedmma", share=patterns), clip, fed, rounds=2, every=100)
     assert tensors.count(messages.template(task.spec.method, task.spec.initial)) == numbers
-    state, _ = small.run(task)
+    state, _ = tiny.run(task)
     assert state.server.keys() == tensors.select(task.spec.initial, patterns).keys()
     one, other = (state.personal[client.name] for client in fed.clients[:2])
     for name in task.spec.initial.keys() - state.server.keys():
@@ -43,7 +43,7 @@ def test_a_pattern_that_matches_nothing_is_refused(
     share: list[str], pattern: str, clip: FrozenCLIP, fed: Federation
 ) -> None:
     with pytest.raises(FedvlmError) as error:
-        small.simulation(small.method("pfedmma", share=share), clip, fed)
+        tiny.simulation(tiny.method("pfedmma", share=share), clip, fed)
     words = str(error.value)
     assert f"'{pattern}' matches no trained tensor" in words
     assert all(name in words for name in ("text.*.down.weight", "vision.*.up.bias", "shared.*.weight"))
@@ -67,8 +67,8 @@ def test_who_overrides_the_uplink_says_so() -> None:
 @pytest.mark.parametrize("share", [[], ["*"]], ids=["nothing", "everything"])
 def test_nothing_or_everything_may_be_shared(name: str, share: list[str], clip: FrozenCLIP, fed: Federation) -> None:
     settings: dict[str, Any] = {"share": share} | ({"select": "none"} if name == "pfedmoap" else {})
-    task = small.simulation(small.method(name, **settings), clip, fed, rounds=2, every=100)
+    task = tiny.simulation(tiny.method(name, **settings), clip, fed, rounds=2, every=100)
     start = simulation.start(task)
-    state, records = small.run(task, start)
+    state, records = tiny.run(task, start)
     assert all(bool(visit.up_bytes) == bool(share) for visit in records[0].visits)
     assert task.spec.initial.keys() <= state.server.keys() if share else state.server == {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import known
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import matches
+from fedvlm.testing import tiny
 
 TEXT, IMAGE, JOINT, RANK, GATE = 24, 32, 16, 4, 8
 DRAWN = {"tokens": 8, "words": None, "start": None}
@@ -60,7 +60,7 @@ STARTS: list[tuple[str, dict[str, Any], str, str, float]] = [
 def drawn(clip: FrozenCLIP, name: str, settings: dict[str, Any], pattern: str) -> Tensor:
     """Every number of these tensors, of forty starts."""
     known_settings = known()[name].Config.model_fields
-    made = small.method(name, **{key: value for key, value in DRAWN.items() if key in known_settings} | settings)
+    made = tiny.method(name, **{key: value for key, value in DRAWN.items() if key in known_settings} | settings)
     tuner = made.tuner(clip, ["red fox", "blue jay"], "a photo of a {}.")
     starts = [tuner.init(torch_stream(seed, "init")) for seed in range(40)]
     parts = [tensor.flatten() for start in starts for key, tensor in start.items() if matches(key, [pattern])]
@@ -89,7 +89,7 @@ def test_tensors_start_from_the_published_distribution(
 
 def test_fedtpgs_attention_starts_as_torchs_where_all_widths_are_equal() -> None:
     """`nn.MultiheadAttention` then draws q, k and v as one matrix `[3 D, D]`: Xavier's bound is (6 / 4 D)^(1/2)."""
-    clip = small.clip(small.vit_config(embed=TEXT))
+    clip = tiny.clip(tiny.vit_config(embed=TEXT))
     theirs = torch.nn.MultiheadAttention(TEXT, 2).in_proj_weight.detach()
     for part in "qkv":
         values = drawn(clip, "fedtpg", {}, f"attention.{part}.weight")

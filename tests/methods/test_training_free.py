@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +15,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.methods import build
 from fedvlm.methods.zero_shot_prior import Prior
+from fedvlm.testing import tiny
 from fedvlm.training.evaluation import outputs
 
 TEMPLATE = "a photo of a {}."
@@ -39,10 +39,10 @@ def unit(x: Tensor) -> np.ndarray:
 
 def logits(name: str, clip: FrozenCLIP, fed: Federation, labels: list[int] = LABELS, **settings: Any) -> np.ndarray:
     """Of five images, for a client whose own images have these labels."""
-    method = small.method(name, **settings)
+    method = tiny.method(name, **settings)
     tuner = method.tuner(clip, fed.base_names, TEMPLATE)
     own = features(len(labels), 1), torch.tensor(labels)
-    start = small.simulation(method, clip, fed).spec.initial
+    start = tiny.simulation(method, clip, fed).spec.initial
     classifier = tuner.classifier(start, tuner.prepare({}, lambda: own))
     return tuner.logits(start, classifier, features(5, 2)).double().numpy()
 
@@ -63,8 +63,8 @@ def test_the_memory_by_a_loop(
     """weight sum_i exp(-sharpness (1 - cos)) over the remembered images of each class, beside the text's logits."""
     known, images = unit(features(7, 1)), unit(features(5, 2))
     if name == "pfedprompt":
-        method = small.method(name)
-        prompt = small.simulation(method, clip, fed).spec.initial
+        method = tiny.method(name)
+        prompt = tiny.simulation(method, clip, fed).spec.initial
         text = method.tuner(clip, fed.base_names, "").classifier(prompt, {})["text"].double().numpy()
     expected = zero(text)
     for b, image in enumerate(images):
@@ -133,7 +133,7 @@ def test_the_discriminant_of_one_image_of_each_class_is_finite(clip: FrozenCLIP,
 @pytest.mark.parametrize("name", ["tip_adapter", "gaussian", "zero_shot_prior", "pfedprompt"])
 def test_a_client_is_measured_with_its_own_images(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Two clients of one method differ though nothing was trained, and each by its own training images alone."""
-    task = small.simulation(small.method(name), clip, fed)
+    task = tiny.simulation(tiny.method(name), clip, fed)
     one, other = (outputs(task.site, fed.clients[n], task.spec.initial, {}).base.logits for n in (0, 2))
     assert (one - other).abs().max() > 1e-3
     tuner, client = task.site.base, fed.clients[2]
@@ -151,5 +151,5 @@ def test_templates_are_averaged_after_and_before_normalising(clip: FrozenCLIP, f
     mean = sum(unit(clip.classifier(fed.base_names, template)) for template in templates) / 3
     text = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     for name in ("zero_shot", "zero_shot_own", "tip_adapter"):
-        tuner = small.method(name, templates=templates).tuner(clip, fed.base_names, TEMPLATE)
+        tuner = tiny.method(name, templates=templates).tuner(clip, fed.base_names, TEMPLATE)
         assert near(tuner.text.double().numpy(), text)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
+from fedvlm.testing import tiny
 
 import fedvlm
 from fedvlm.data import Client, Federation, Record, Source, load_source
@@ -41,11 +41,11 @@ def test_the_sample_has_as_many_images_of_each_class() -> None:
     """Of 330 images the first class has 300: answering with it must not look like knowledge."""
     counts = {0: 300, 1: 10, 2: 10, 3: 10}
     pixels = np.zeros((4, 4, 3), np.uint8)
-    records = tuple(Record(small.ArrayImage(f"{label}/{i}", pixels), label, small.BASE[label])
+    records = tuple(Record(tiny.ArrayImage(f"{label}/{i}", pixels), label, tiny.BASE[label])
                     for label, count in counts.items() for i in range(count))  # fmt: skip
     everything = tuple(range(len(records)))
     client = Client("a", everything[:1], (), "base", None, (0,), None)
-    fed = Federation(Source("x", small.BASE, records), (0, 1, 2, 3), (), (client,), {"base": everything})
+    fed = Federation(Source("x", tiny.BASE, records), (0, 1, 2, 3), (), (client,), {"base": everything})
     sample = chance.balanced(fed, 40)
     assert Counter(records[i].label for i in sample) == dict.fromkeys(counts, 10)
     assert len(set(sample)) == 40

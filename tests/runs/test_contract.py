@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import small
+from fedvlm.testing import tiny
 
 from fedvlm import methods
 from fedvlm.experiment import Experiment
@@ -16,8 +16,8 @@ from fedvlm.tensors import Named
 
 
 def test_the_contract_of_a_run() -> None:
-    clip, fed = small.clip(), small.federation()
-    lines = [contract.terms(name, small.simulation(small.method(name), clip, fed)) for name in ("pfedmma", "coop")]
+    clip, fed = tiny.clip(), tiny.federation()
+    lines = [contract.terms(name, tiny.simulation(tiny.method(name), clip, fed)) for name in ("pfedmma", "coop")]
     scenes = contract.text(Experiment(), clip, fed, lines)
     assert "clients     4, each with 3 to 11 training images" in scenes
     assert "coop: nothing" in scenes
@@ -26,7 +26,7 @@ def test_the_contract_of_a_run() -> None:
 
 
 def test_photographs_are_told_what_is_remembered_of_them() -> None:
-    clip, fed = small.clip(), small.federation()
+    clip, fed = tiny.clip(), tiny.federation()
     data = {"source": "folder", "path": "photos"}
     kept = contract.text(Experiment.model_validate({"data": data}), clip, fed, [])
     assert ": activations of the images, and which of them can be decoded (compute.disk_gib=0" in kept
@@ -36,9 +36,9 @@ def test_photographs_are_told_what_is_remembered_of_them() -> None:
 
 def test_who_sees_what_leaves() -> None:
     """A mean of two tells each the other's; single prompts are told to be seen whole; who sends nothing is not named."""
-    clip, fed = small.clip(), small.federation()
+    clip, fed = tiny.clip(), tiny.federation()
     lines = [
-        contract.terms(n, small.simulation(small.method(n), clip, fed))
+        contract.terms(n, tiny.simulation(tiny.method(n), clip, fed))
         for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
     ]
     said = contract.text(Experiment(), clip, fed, lines).split("other clients see:\n")[1].splitlines()
@@ -53,8 +53,8 @@ def test_who_sees_what_leaves() -> None:
 
 
 def test_columns_never_touch_and_visits_after_the_last_round_are_told() -> None:
-    clip, fed = small.clip(), small.federation()
-    line = contract.terms("promptfl_ft", small.simulation(small.method("promptfl", fine_tune=20), clip, fed))
+    clip, fed = tiny.clip(), tiny.federation()
+    line = contract.terms("promptfl_ft", tiny.simulation(tiny.method("promptfl", fine_tune=20), clip, fed))
     wide = replace(line, trained=4_206_080, shared=4_206_080, up_bytes=16_824_320, down_bytes=(59_392, 16_824_320))
     text = contract.text(Experiment(), clip, fed, [wide]).splitlines()
     row = next(each for each in text if each.startswith("promptfl_ft"))

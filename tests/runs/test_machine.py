@@ -17,7 +17,7 @@ from fedvlm import experiment, plain, presets
 from fedvlm.clip import load
 from fedvlm.clip.load import save
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ComputeSection
+from fedvlm.training.device import ComputeSection
 from fedvlm.runs.folder import RESULTS, results
 from fedvlm.runs.result import CLOCK
 from fedvlm.runs import machine

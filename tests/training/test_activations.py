@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
 
 from fedvlm import clip as clips
@@ -15,18 +14,19 @@ from fedvlm.clip import Beside, Entry, FrozenCLIP
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.data import Record, Source
 from fedvlm.streams import stream
+from fedvlm.testing import tiny
 from fedvlm.training.activations import CHUNK, TEST, Activations, Key
 from fedvlm.training.store import Store
 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture
 def source() -> Source:
-    return small.source(each=12)
+    return tiny.source(each=12)
 
 
 def opened(source: Source) -> int:
@@ -55,7 +55,7 @@ def remembered(store: Activations) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("entry", [1, 2, 3, 4, Beside(1), Beside(3)])
 @pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
 def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: Entry, limit: int) -> None:
-    store = Activations(clip, source.records, small.CPU, limit)
+    store = Activations(clip, source.records, tiny.CPU, limit)
     store.prepare(plain([80, 3, 5, 3]), entry)
     for indices in ([5, 3, 80, 3], [3, 4, 5], [80], list(range(84))):
         out = store.get(indices, entry)
@@ -69,7 +69,7 @@ def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, 
 
 
 def test_what_is_remembered_is_not_read_again(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 1 << 30)
+    store = Activations(clip, source.records, tiny.CPU, 1 << 30)
     store.prepare(plain([1, 2, 3, 2]), 2)
     assert opened(source) == 3
     first = store.get([1, 2, 3], 2)
@@ -84,15 +84,15 @@ def test_what_is_remembered_is_not_read_again(clip: FrozenCLIP, source: Source) 
 
 def test_what_was_asked_for_first_does_not_decide_what_is_remembered(clip: FrozenCLIP) -> None:
     """Two chunks fit: the first two in rising order, whatever the order of the request."""
-    source = small.source(each=60)
-    store = Activations(clip, source.records, small.CPU, 2 * CHUNK * size(clip, 2))
+    source = tiny.source(each=60)
+    store = Activations(clip, source.records, tiny.CPU, 2 * CHUNK * size(clip, 2))
     store.prepare(plain(reversed(range(3 * CHUNK))), 2)
     assert remembered(store) == {(i, 2) for i in range(2 * CHUNK)}
     assert store.used_bytes == store.limit_bytes
 
 
 def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 1 << 30)
+    store = Activations(clip, source.records, tiny.CPU, 1 << 30)
     store.prepare(plain([1, 2]), 2)
     first = store.get([1, 2], 2)
     kept = first.clone()
@@ -101,7 +101,7 @@ def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
 
 
 def test_another_entry_makes_room_when_it_must(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 4 * size(clip, 2))
+    store = Activations(clip, source.records, tiny.CPU, 4 * size(clip, 2))
     store.prepare(plain([1, 2]), 4)
     store.prepare(plain([1, 2]), 2)
     assert remembered(store) == {(1, 4), (2, 4), (1, 2), (2, 2)}
@@ -112,20 +112,20 @@ def test_another_entry_makes_room_when_it_must(clip: FrozenCLIP, source: Source)
 
 def test_memory_is_bounded_by_the_limit(clip: FrozenCLIP) -> None:
     """Rows are kept as rows: none keeps the chunk alive that it was computed in."""
-    source = small.source(each=60)
-    store = Activations(clip, source.records, small.CPU, 200 * size(clip, 2))
+    source = tiny.source(each=60)
+    store = Activations(clip, source.records, tiny.CPU, 200 * size(clip, 2))
     store.prepare(plain(range(3 * CHUNK)), 2)
     held = [block.untyped_storage().nbytes() for memory in store.memory.values() for block in memory.blocks]
     assert sum(held) == store.used_bytes == 200 * size(clip, 2)
 
 
 def test_every_batch_has_the_same_number_of_images(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = small.source(each=60)
-    store, batches, real = Activations(clip, source.records, small.CPU, 0), [], clip.visual.hidden
+    source = tiny.source(each=60)
+    store, batches, real = Activations(clip, source.records, tiny.CPU, 0), [], clip.visual.hidden
     monkeypatch.setattr(clip.visual, "hidden", lambda pixels, entry: batches.append(len(pixels)) or real(pixels, entry))  # type: ignore[func-returns-value]
     store.get(list(range(2 * CHUNK + 5)), 2)
     assert batches == [8] * (2 * CHUNK // 8 + 1)
-    assert small.CPU.rows == 8
+    assert tiny.CPU.rows == 8
 
 
 @pytest.fixture
@@ -138,9 +138,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[FrozenCLIP, Source]]:
-    return {"embedded": (clips.load(), small.source(each=16, side=48)),
-            "wide": (small.clip(WIDE), small.source(each=16, side=32)),
-            "resnet": (small.clip(small.resnet_config()), small.source(each=16, side=32))}  # fmt: skip
+    return {"embedded": (clips.load(), tiny.source(each=16, side=48)),
+            "wide": (tiny.clip(WIDE), tiny.source(each=16, side=32)),
+            "resnet": (tiny.clip(tiny.resnet_config()), tiny.source(each=16, side=32))}  # fmt: skip
 
 
 @pytest.mark.parametrize("model", ["embedded", "wide", "resnet"])
@@ -153,15 +153,15 @@ def test_a_row_does_not_depend_on_what_was_held_or_on_threads(
     records = [Record(StoredImage(record.image.key, record.image.pixels), 0, "a") for record in source.records]  # type: ignore[attr-defined]
     for entry in (clip.visual.depth + 1, *([clip.visual.depth // 2 + 1] if clip.visual.depth else [])):
         threads(1)
-        expected = Activations(clip, records, small.CPU, 1 << 30).get(range(100), entry)
+        expected = Activations(clip, records, tiny.CPU, 1 << 30).get(range(100), entry)
         threads(count)
-        cold, warm = (Activations(clip, records, small.CPU, 1 << 30, Store(tmp_path / f"{entry}{name}", 1 << 30))
+        cold, warm = (Activations(clip, records, tiny.CPU, 1 << 30, Store(tmp_path / f"{entry}{name}", 1 << 30))
                       for name in ("cold", "warm"))  # fmt: skip
-        Activations(clip, records, small.CPU, 0, warm.store).prepare(plain(range(5, 105, 10)), entry)
+        Activations(clip, records, tiny.CPU, 0, warm.store).prepare(plain(range(5, 105, 10)), entry)
         for one in (cold, warm):
             one.prepare(plain(range(100)), entry)
             assert torch.equal(one.get(range(100), entry), expected)
-        bounded = Activations(clip, records, small.CPU, 0)
+        bounded = Activations(clip, records, tiny.CPU, 0)
         parts = [bounded.get(range(start, min(start + 7, 100)), entry) for start in range(0, 100, 7)]
         assert torch.equal(torch.cat(parts), expected)
         assert torch.get_num_threads() == count
@@ -173,11 +173,11 @@ def test_an_error_in_a_batch_leaves_the_threads_as_they_were(
     threads(3)
     monkeypatch.setattr(clip.visual, "hidden", lambda pixels, entry: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Activations(clip, source.records, small.CPU, 0).get(range(40), 2)
+        Activations(clip, source.records, tiny.CPU, 0).get(range(40), 2)
     assert torch.get_num_threads() == 3
 
 
-class StoredImage(small.ArrayImage):
+class StoredImage(tiny.ArrayImage):
     """An image that has bytes of its own to be known by."""
 
     def digest(self) -> str:
@@ -185,7 +185,7 @@ class StoredImage(small.ArrayImage):
 
 
 WIDE = ClipConfig(
-    ViT(32, 8, Transformer(128, 2, 2, 512)), Text(40, len(small.vocabulary()), Transformer(24, 1, 2, 48)), 128
+    ViT(32, 8, Transformer(128, 2, 2, 512)), Text(40, len(tiny.vocabulary()), Transformer(24, 1, 2, 48)), 128
 )
 
 
@@ -195,12 +195,12 @@ def test_a_prepared_row_does_not_depend_on_who_asks(entry: Entry) -> None:
 
     A product's last bits depend on the batch's size: width 128 shows it for up to five images, smaller ones hide it.
     """
-    clip, source = small.clip(WIDE), small.source(each=12)
-    store = Activations(clip, source.records, small.CPU, 1 << 30)
+    clip, source = tiny.clip(WIDE), tiny.source(each=12)
+    store = Activations(clip, source.records, tiny.CPU, 1 << 30)
     store.prepare(plain(range(84)), entry)
     whole = store.get(range(84), entry)
     for count in (1, 2, 3, 5, 8):
-        again = Activations(clip, source.records, small.CPU, 1 << 30)
+        again = Activations(clip, source.records, tiny.CPU, 1 << 30)
         again.get([7, 3, 70], entry)
         again.prepare(plain(reversed(range(84))), entry)
         parts = [again.get(range(start, min(84, start + count)), entry) for start in range(0, 84, count)]
@@ -215,8 +215,8 @@ CHUNKS = (
 
 def test_a_prepared_row_does_not_depend_on_what_was_prepared_before() -> None:
     """Seeds of one experiment share the store. Rows 0..128 for one and 0..139 for the next, or the next alone."""
-    clip, source = small.clip(WIDE), small.source(each=20)
-    long, fresh = (Activations(clip, source.records, small.CPU, 1 << 30) for _ in range(2))
+    clip, source = tiny.clip(WIDE), tiny.source(each=20)
+    long, fresh = (Activations(clip, source.records, tiny.CPU, 1 << 30) for _ in range(2))
     long.prepare(plain(range(CHUNK + 1)), 3)
     long.prepare(plain(range(140)), 3)
     fresh.prepare(plain(range(140)), 3)
@@ -228,15 +228,15 @@ ROOM = "rows of the same entry that nobody needs any more are kept, and newly ne
 
 def test_what_is_kept_depends_on_the_request_alone(clip: FrozenCLIP) -> None:
     """As prepare()'s docstring promises."""
-    source = small.source(each=60)
-    store = Activations(clip, source.records, small.CPU, CHUNK * size(clip, 2))
+    source = tiny.source(each=60)
+    store = Activations(clip, source.records, tiny.CPU, CHUNK * size(clip, 2))
     store.prepare(plain(range(CHUNK)), 2)
     store.prepare(plain(range(CHUNK, 2 * CHUNK)), 2)
     assert remembered(store) == {(i, 2) for i in range(CHUNK, 2 * CHUNK)}
 
 
 def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 1 << 30)
+    store = Activations(clip, source.records, tiny.CPU, 1 << 30)
     names: tuple[Any, ...] = (7, "view", "site-1", 2, 0)
     out = store.online([4, 9, 4], 2, *names)
     views = [clip.preprocess.augment(source.records[i].image.open(), stream(*names, i)) for i in (4, 9, 4)]
@@ -247,7 +247,7 @@ def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: S
 
 
 def test_augmented_views_differ_by_every_name(clip: FrozenCLIP, source: Source) -> None:
-    store = Activations(clip, source.records, small.CPU, 0)
+    store = Activations(clip, source.records, tiny.CPU, 0)
     base = store.online([4], 2, 7, "view", "site-1", 2, 0)
     others = [
         (8, "view", "site-1", 2, 0),
@@ -262,10 +262,10 @@ def test_augmented_views_differ_by_every_name(clip: FrozenCLIP, source: Source) 
 def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
     draw = np.random.default_rng(0)
     images = [
-        small.ArrayImage(str(n), draw.integers(0, 255, (20 + 3 * n, 50 - n, 3)).astype(np.uint8)) for n in range(4)
+        tiny.ArrayImage(str(n), draw.integers(0, 255, (20 + 3 * n, 50 - n, 3)).astype(np.uint8)) for n in range(4)
     ]
-    records = [small.Record(image, 0, "a") for image in images]
-    store = Activations(clip, records, small.CPU, 0)
+    records = [tiny.Record(image, 0, "a") for image in images]
+    store = Activations(clip, records, tiny.CPU, 0)
     assert store.get([0, 1, 2, 3], 1).shape == (4, 5, 32)
     assert store.online([0, 1, 2, 3], 4, 0, "a").shape == (4, 16)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.training.descent import StackedOptimizer
 from fedvlm.training.local import LocalJob, train, train_together
 
@@ -43,7 +43,7 @@ def loss(leaf: dict[str, Tensor], client: int, number: int) -> Tensor:
 @pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimiser']}-{config['momentum']}")
 def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     """Two rates, clients with different numbers of steps, a tensor that a step's loss leaves out."""
-    method = small.method("pfedmoap", lr=0.05, gate_lr=0.02, **config)
+    method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.02, **config)
     draw = torch_stream(0, "start")
     start = {"prompt": torch.randn(4, 3, 5, generator=draw), "gating.q.bias": torch.randn(4, 5, generator=draw)}
     descent = StackedOptimizer(method, {name: tensor.clone() for name, tensor in start.items()}, 0.5)
@@ -72,7 +72,7 @@ def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimiser']}-{config['momentum']}")
 def test_what_has_no_gradient_stays_even_under_decay(config: dict[str, Any]) -> None:
-    method = small.method("pfedmoap", **config)
+    method = tiny.method("pfedmoap", **config)
     start = {"prompt": torch.ones(2, 3, 5), "gating.q.bias": torch.ones(2, 5)}
     descent = StackedOptimizer(method, {name: tensor.clone() for name, tensor in start.items()}, 1.0)
     rows = torch.tensor([0, 1])
@@ -85,12 +85,12 @@ def test_what_has_no_gradient_stays_even_under_decay(config: dict[str, Any]) -> 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
-    return small.federation()
+    return tiny.federation()
 
 
 @pytest.mark.parametrize("config", OPTIMISERS[::2], ids=lambda config: config["optimiser"])
@@ -98,7 +98,7 @@ def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
     config: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:
     """Two visits are two fresh optimisers of torch's in a row, alone and side by side; not one that runs on."""
-    method = small.method("promptfl", lr=0.1, **config)
+    method = tiny.method("promptfl", lr=0.1, **config)
     tuner = method.tuner(clip, fed.base_names, "")
     draw = torch_stream(0, "batches")
     batches = [(torch.randn(4, 16, generator=draw), torch.randint(0, 4, (4,), generator=draw)) for _ in range(6)]
@@ -117,14 +117,14 @@ def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
         return leaf.detach()
 
     for prompt in start:
-        once = train(method, tuner, {"prompt": prompt}, {}, batches[:3], small.CPU).tensors
-        twice = train(method, tuner, once, {}, batches[3:], small.CPU).tensors
+        once = train(method, tuner, {"prompt": prompt}, {}, batches[:3], tiny.CPU).tensors
+        twice = train(method, tuner, once, {}, batches[3:], tiny.CPU).tensors
         assert (twice["prompt"] - plain(prompt, True)).abs().max() < 1e-5
         assert (twice["prompt"] - plain(prompt, False)).abs().max() > 1e-3
     now = [{"prompt": prompt} for prompt in start]
     for part in (batches[:3], batches[3:]):
         now = [
-            done.tensors for done in train_together(method, tuner, [LocalJob(one, {}, part) for one in now], small.CPU)
+            done.tensors for done in train_together(method, tuner, [LocalJob(one, {}, part) for one in now], tiny.CPU)
         ]
     for one, prompt in zip(now, start, strict=True):
         assert (one["prompt"] - plain(prompt, True)).abs().max() < 1e-5

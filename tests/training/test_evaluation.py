@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 import torch
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ComputeSection
+from fedvlm.testing import tiny
 from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Memory
+from fedvlm.training.device import ComputeSection
 from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs, summary
 from fedvlm.training.metrics import Mean
 from fedvlm.training.site import CACHED, Site
@@ -22,20 +22,20 @@ from fedvlm.training.site import CACHED, Site
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")
 def fed() -> Federation:
     """Base labels are positions in a list that is not sorted: source labels 2, 0, 3, 1."""
-    made = small.federation()
+    made = tiny.federation()
     place = {0: 1, 1: 3, 2: 0, 3: 2}
     clients = tuple(replace(client, classes=tuple(sorted(place[k] for k in client.classes))) for client in made.clients)
     return replace(made, base=(2, 0, 3, 1), novel=(6, 4, 5), clients=clients)
 
 
 def bench(clip: FrozenCLIP, fed: Federation, **more: object) -> Site:
-    return replace(small.site(small.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
+    return replace(tiny.site(tiny.method("zero_shot"), clip, fed), **more)  # type: ignore[arg-type]
 
 
 def by_hand(
@@ -109,7 +109,7 @@ def test_shared_sets_of_finished_features_are_gathered_once(clip: FrozenCLIP, fe
     table.activations.get = lambda indices, *more: (asked.extend(indices), inner(indices, *more))[1]  # type: ignore[method-assign]
     assert [evaluate(outputs(table, client, {}, {})).values for client in fed.clients] == first
     assert not set(asked) & {*fed.tests["base"], *fed.tests["novel"]}
-    adapted = small.site(small.method("pfedmma"), clip, fed)
+    adapted = tiny.site(tiny.method("pfedmma"), clip, fed)
     evaluate(outputs(adapted, fed.clients[0], adapted.base.init(torch.Generator()), {}))
     assert not adapted.sets, "activations inside the encoder would not fit"
 
@@ -189,7 +189,7 @@ def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another client said is taken only while the tensors are the same numbers, changed in place or not."""
-    chosen = small.simulation(small.method("promptfl"), clip, fed)
+    chosen = tiny.simulation(tiny.method("promptfl"), clip, fed)
     sizes, count = asked(monkeypatch, chosen.site), len(fed.tests["base"])
     first = outputs(chosen.site, fed.clients[0], chosen.spec.initial, {})
     copy = {name: tensor.clone() for name, tensor in chosen.spec.initial.items()}
@@ -202,14 +202,14 @@ def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
     fourth = outputs(chosen.site, fed.clients[1], copy, {})
     assert sizes == [count] * 3
     for found, tensors in ((third, -chosen.spec.initial["prompt"]), (fourth, copy["prompt"])):
-        fresh = small.site(chosen.spec.method, clip, fed)
+        fresh = tiny.site(chosen.spec.method, clip, fed)
         expected = outputs(fresh, fed.clients[1], {"prompt": tensors}, {}).base.logits
         assert (found.base.logits - expected).abs().max() < 1e-5
     assert (third.base.logits - fourth.base.logits).abs().max() > 1e-4
 
 
 def test_a_bench_with_other_images_remembers_nothing(clip: FrozenCLIP, fed: Federation) -> None:
-    table = small.site(small.method("zero_shot"), clip, fed)
+    table = tiny.site(tiny.method("zero_shot"), clip, fed)
     table.logits(table.base, {}, {}, "base")
     turned = replace(fed, tests=fed.tests | {"base": fed.tests["base"][::-1]})
     other = replace(table, federation=turned)
@@ -219,7 +219,7 @@ def test_a_bench_with_other_images_remembers_nothing(clip: FrozenCLIP, fed: Fede
 def test_a_model_made_from_own_images_answers_for_its_client_alone(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = small.site(small.method("tip_adapter"), clip, fed)
+    table = tiny.site(tiny.method("tip_adapter"), clip, fed)
     sizes, count = asked(monkeypatch, table), len(fed.tests["base"])
     without = table.logits(table.base, {}, {}, "base")
     ones = [outputs(table, fed.clients[n], {}, {}).base.logits for n in (0, 2, 0)]
@@ -245,17 +245,17 @@ def test_a_client_with_other_experts_is_measured_anew(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal tensors are not an equal model: with everything averaged, clients differ in the experts they got."""
-    chosen = small.method("pfedmoap", share=["*"])
-    table = small.site(chosen, clip, fed)
+    chosen = tiny.method("pfedmoap", share=["*"])
+    table = tiny.site(chosen, clip, fed)
     assert table.novel is not None
-    tensors = small.random(table.base, 0.5, torch.Generator().manual_seed(1))
+    tensors = tiny.random(table.base, 0.5, torch.Generator().manual_seed(1))
     prompts = torch.randn(2, *tensors["prompt"].shape, generator=torch.Generator().manual_seed(2))
     sizes = asked(monkeypatch, table)
     found = [outputs(table, fed.clients[n], tensors, {"experts.0000": prompts[n]}) for n in (0, 1)]
     assert len(sizes) == 2
     assert (found[0].base.logits - found[1].base.logits).abs().max() > 1e-3
     for n in (0, 1):
-        fresh = outputs(small.site(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
+        fresh = outputs(tiny.site(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
         assert (found[n].base.logits - fresh.base.logits).abs().max() < 1e-5
         assert fresh.novel is not None
         assert (found[n].novel.logits - fresh.novel.logits).abs().max() < 1e-5  # type: ignore[union-attr]
@@ -264,8 +264,8 @@ def test_a_client_with_other_experts_is_measured_anew(
 def test_few_tuners_are_remembered_and_the_oldest_gives_way(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = small.site(small.method("zero_shot"), clip, fed)
-    tuners = [small.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(CACHED + 3)]
+    table = tiny.site(tiny.method("zero_shot"), clip, fed)
+    tuners = [tiny.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(CACHED + 3)]
     for tuner in tuners:
         table.logits(tuner, {}, {}, "base")
         assert len(table.cached) <= CACHED

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small
 import torch
 
 from fedvlm.checks.verify import WAYS, verify
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ComputeSection
 from fedvlm.federation import simulation
 from fedvlm.methods import known
+from fedvlm.testing import tiny
 from fedvlm.training import device as devices
 from fedvlm.training import local
-from fedvlm.training.device import Device
+from fedvlm.training.device import ComputeSection, Device
 
 TRAINED = [name for name, method in known().items() if method.trains]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -37,11 +36,11 @@ def test_the_published_reference_outputs(golden: Path, path: str, gpu: Device) -
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_is_that_of_the_cpu(name: str, together: int, gpu: Device) -> None:
-    fed = small.federation()
-    state, records = small.run(small.simulation(small.method(name), small.clip(), fed, rounds=2))
-    other, twins = small.run(
-        small.simulation(
-            small.method(name), small.clip().to(gpu.device), fed, rounds=2, clients_per_step=together, device=gpu
+    fed = tiny.federation()
+    state, records = tiny.run(tiny.simulation(tiny.method(name), tiny.clip(), fed, rounds=2))
+    other, twins = tiny.run(
+        tiny.simulation(
+            tiny.method(name), tiny.clip().to(gpu.device), fed, rounds=2, clients_per_step=together, device=gpu
         )
     )
     for one, two in zip(records, twins, strict=True):
@@ -55,8 +54,8 @@ def test_a_run_is_that_of_the_cpu(name: str, together: int, gpu: Device) -> None
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first step of a visit to its last, every synchronisation is an error."""
-    task = small.simulation(
-        small.method(name, epochs=3), small.clip().to(gpu.device), small.federation(), clients_per_step=together, rounds=3,
+    task = tiny.simulation(
+        tiny.method(name, epochs=3), tiny.clip().to(gpu.device), tiny.federation(), clients_per_step=together, rounds=3,
         device=gpu,
     )  # fmt: skip
     played = simulation.run_rounds(task, simulation.start(task))
@@ -86,9 +85,9 @@ def test_no_step_waits(name: str, together: int, gpu: Device, monkeypatch: pytes
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_same_bytes_twice(name: str, gpu: Device) -> None:
     def once() -> dict[str, str]:
-        clip = small.clip().to(gpu.device)
-        task = small.simulation(small.method(name), clip, small.federation(), clients_per_step=3, rounds=2, device=gpu)
-        return small.fingerprint(small.run(task)[0])
+        clip = tiny.clip().to(gpu.device)
+        task = tiny.simulation(tiny.method(name), clip, tiny.federation(), clients_per_step=3, rounds=2, device=gpu)
+        return tiny.fingerprint(tiny.run(task)[0])
 
     assert once() == once()
 

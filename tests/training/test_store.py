@@ -16,7 +16,6 @@ from typing import Any
 import PIL
 import PIL.Image
 import pytest
-import small
 import torch
 
 from fedvlm import clip as clips
@@ -24,6 +23,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Record
 from fedvlm.data.files import FileImage
 from fedvlm.streams import stream
+from fedvlm.testing import tiny
 from fedvlm.training import activations
 from fedvlm.training.activations import TEST, Activations
 from fedvlm.training.device import Device
@@ -35,7 +35,7 @@ KEYS = [(index, view) for index in range(5) for view in (TEST, 0, 1)]
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def encoded(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def new(clip: FrozenCLIP, records: list[Record], root: Path, limit: int = MANY, **more: Any) -> Activations:
     """As a new process would make it."""
-    return Activations(clip, records, small.CPU, more.pop("memory", MANY), Store(root, limit), **more)
+    return Activations(clip, records, tiny.CPU, more.pop("memory", MANY), Store(root, limit), **more)
 
 
 def rows(made: Activations, entry: int = 2) -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_views_of_the_bank(clip: FrozenCLIP, records: list[Record], tmp_path: Pa
 def test_anything_a_row_depends_on_gives_another_row(
     records: list[Record], tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = small.clip()
+    clip = tiny.clip()
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
     entry, more = change.get("entry", 2), {"kept_as": change["kept_as"]} if "kept_as" in change else {}
     if "weights" in change:
@@ -121,7 +121,7 @@ def test_anything_a_row_depends_on_gives_another_row(
     if change.keys() & {"heads", "activation", "eps"}:
         vision = clip.config.vision
         tower = replace(vision.tower, **change)  # type: ignore[union-attr]
-        clip = small.clip(replace(clip.config, vision=replace(vision, tower=tower)))
+        clip = tiny.clip(replace(clip.config, vision=replace(vision, tower=tower)))
     if "encoding" in change:
         monkeypatch.setattr(activations, "ENCODING", activations.ENCODING + 1)
     if "size" in change:
@@ -132,7 +132,7 @@ def test_anything_a_row_depends_on_gives_another_row(
     made = new(clip, records, tmp_path / "c", **more)
     made.prepare(KEYS, entry)
     assert len(list((tmp_path / "c").rglob("*.safetensors"))) > before
-    direct = Activations(clip, records, small.CPU, 0)
+    direct = Activations(clip, records, tiny.CPU, 0)
     tolerance = 1e-2 if more else 1e-5
     assert (rows(made, entry) - rows(direct, entry)).abs().max() < tolerance
 
@@ -151,12 +151,12 @@ def test_another_configuration_of_the_same_weights_does_not_get_the_old_rows(
     assert second.weights == first.weights
     assert second.digest != first.digest
     rows = new(second, records, tmp_path / "c").get(range(5), 7)
-    assert torch.equal(rows, Activations(second, records, small.CPU, 0).get(range(5), 7))
+    assert torch.equal(rows, Activations(second, records, tiny.CPU, 0).get(range(5), 7))
     assert (rows - old).abs().max() > 0.1
 
 
 def test_a_change_of_texts_alone_keeps_the_rows(records: list[Record], tmp_path: Path, encoded: list[int]) -> None:
-    one, other = small.clip(), small.clip(small.vit_config(context=39))
+    one, other = tiny.clip(), tiny.clip(tiny.vit_config(context=39))
     new(one, records, tmp_path / "c").prepare(KEYS, 2)
     new(other, records, tmp_path / "c").prepare(KEYS, 2)
     assert one.digest != other.digest
@@ -210,19 +210,19 @@ def test_a_disk_that_cannot_be_written_does_not_end_a_run(
     made = new(clip, records, tmp_path / "c")
     with pytest.warns(UserWarning, match="activations are not kept on disk"):
         made.prepare(KEYS, 2)
-    assert torch.equal(rows(made), rows(Activations(clip, records, small.CPU, MANY)))
+    assert torch.equal(rows(made), rows(Activations(clip, records, tiny.CPU, MANY)))
 
 
 def test_drawn_images_are_not_kept(clip: FrozenCLIP, tmp_path: Path) -> None:
     """Images without bytes of their own are drawn again: nothing is looked up by a name that cannot be trusted."""
-    made = new(clip, list(small.source(each=2).records), tmp_path / "c")
+    made = new(clip, list(tiny.source(each=2).records), tmp_path / "c")
     made.prepare([(0, TEST), (1, 0)], 2)
     assert not (tmp_path / "c").exists()
 
 
 def _fill(path: Path, root: Path) -> list[float]:
     records = [Record(FileImage(path, f"{number}.png"), 0, "cat") for number in range(5)]
-    made = new(small.clip(), records, root)
+    made = new(tiny.clip(), records, root)
     made.prepare(KEYS, 2)
     return [float(value) for value in rows(made).sum((1, 2))]
 
@@ -392,7 +392,7 @@ def test_a_file_that_cannot_be_opened_now_is_read_later(
 def test_a_damaged_file_that_cannot_be_deleted_is_not_served(
     clip: FrozenCLIP, records: list[Record], filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = rows(Activations(clip, records, small.CPU, 0))
+    expected = rows(Activations(clip, records, tiny.CPU, 0))
     data = bytearray(filled.read_bytes())
     data[len(data) // 2] ^= 1
     filled.write_bytes(data)
@@ -424,7 +424,7 @@ def test_a_shelf_is_for_one_device_precision_and_version(
 ) -> None:
     """Another precision, kind of device, torch or Pillow computes other rows of the same image."""
 
-    def shelf(device: Device = small.CPU) -> Path:
+    def shelf(device: Device = tiny.CPU) -> Path:
         found = Activations(clip, records, device, MANY, Store(tmp_path, MANY))._shelf(2)
         assert found is not None
         return found.path
@@ -445,6 +445,6 @@ def test_rows_of_another_precision_are_not_taken(clip: FrozenCLIP, records: list
     rough.prepare(KEYS, 2)
     made = new(clip, records, tmp_path / "c")
     made.prepare(KEYS, 2)
-    exact = rows(Activations(clip, records, small.CPU, 0))
+    exact = rows(Activations(clip, records, tiny.CPU, 0))
     assert (rows(made) - exact).abs().max() < 1e-5
     assert (rows(rough) - exact).abs().max() > 1e-4

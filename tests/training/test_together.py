@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import small
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +17,7 @@ from fedvlm.federation import client, server, simulation
 from fedvlm.federation.client import ClientInput, train_clients
 from fedvlm.federation.procedure import Around
 from fedvlm.methods import known
+from fedvlm.testing import tiny
 from fedvlm.training import local
 
 TRAINED = [name for name, method in known().items() if method.trains]
@@ -25,7 +25,7 @@ TRAINED = [name for name, method in known().items() if method.trains]
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def clip() -> FrozenCLIP:
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: FrozenCLIP) -> None:
     """Clients of 11, 6, 3 and 9 images in batches of 4: steps of four sizes, visits of three lengths."""
-    fed = small.federation()
+    fed = tiny.federation()
     # Adam divides rounding by rounding where a gradient is nearly zero; its rules are compared in test_descent.
-    method, rounds = small.method(name, epochs=1, optimiser="sgd"), 3 if "participation" in how else 2
-    alone, records = small.run(small.simulation(method, clip, fed, rounds=rounds, **how))
-    other, grouped = small.run(small.simulation(method, clip, fed, rounds=rounds, clients_per_step=together, **how))
+    method, rounds = tiny.method(name, epochs=1, optimiser="sgd"), 3 if "participation" in how else 2
+    alone, records = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, **how))
+    other, grouped = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, clients_per_step=together, **how))
     for mine, theirs in (
         (alone.server, other.server),
         *((alone.personal[c], other.personal[c]) for c in alone.personal),
@@ -58,8 +58,8 @@ def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: 
 
 
 def test_a_client_that_diverges_is_named_alone(clip: FrozenCLIP) -> None:
-    fed = small.federation()
-    task = small.simulation(small.method("pfedmma"), clip, fed, clients_per_step=4)
+    fed = tiny.federation()
+    task = tiny.simulation(tiny.method("pfedmma"), clip, fed, clients_per_step=4)
     state = simulation.start(task)
     state.personal["site-1"] = {name: torch.full_like(tensor, torch.nan) for name, tensor in task.spec.initial.items()}
     with pytest.raises(FedvlmError, match=r"^round 1, client site-1: pfedmma: .*no longer finite"):
@@ -76,8 +76,8 @@ def test_no_step_waits_for_the_device(
     Seen on the CPU: operations with results of unknown size, and Python's ways to numbers, which the steps do not take.
     """
     # torch's Adam asks for its number of steps, which it keeps on the CPU.
-    method = small.method(name, epochs=3, **({"optimiser": "sgd"} if together == 1 else {}))
-    task = small.simulation(method, clip, small.federation(), clients_per_step=together, rounds=3)
+    method = tiny.method(name, epochs=3, **({"optimiser": "sgd"} if together == 1 else {}))
+    task = tiny.simulation(method, clip, tiny.federation(), clients_per_step=together, rounds=3)
     state, _ = next(simulation.run_rounds(task, simulation.start(task)))
     inputs = [ClientInput(one, state.personal[one.name], server.downlink(task.spec, state, one.name))
               for one in task.site.federation.clients[:together]]  # fmt: skip
@@ -123,19 +123,19 @@ def test_no_step_waits_for_the_device(
 
 def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
     """What somebody else's optimiser keeps from step to step cannot be stacked."""
-    fed, method, made = small.federation(), small.method("promptfl", epochs=1), list[float]()
+    fed, method, made = tiny.federation(), tiny.method("promptfl", epochs=1), list[float]()
 
     def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:
         made.append(factor)
         return torch.optim.SGD(leaves.values(), lr=0.0)
 
-    task = small.simulation(method, clip, fed, rounds=1, clients_per_step=4)
+    task = tiny.simulation(method, clip, fed, rounds=1, clients_per_step=4)
 
     class Other(Around):
         def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> Any:
             return super().train_one(spec, site, round_, one, maker)
 
     task = replace(task, procedure=Other(task.procedure))
-    state, _ = small.run(task)
+    state, _ = tiny.run(task)
     assert made == [1.0] * 4
     assert torch.equal(state.server["prompt"], task.spec.initial["prompt"])

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.testing import tiny
 
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip()
+    return tiny.clip()
 
 
 @pytest.fixture(scope="module")

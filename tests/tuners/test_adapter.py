@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import naive
 import pytest
-import small
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from fedvlm.clip import Beside, FrozenCLIP
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.tuners.adapter import Adapter, Shape, branch
 
 NAMES = ["red fox", "green_frog", "blue jay"]
@@ -20,7 +20,7 @@ TEMPLATE = "a photo of a {}."
 
 @pytest.fixture(scope="module")
 def clip() -> FrozenCLIP:
-    return small.clip(small.vit_config(vision=(32, 5, 2, 64), text=(24, 4, 3, 48), patch=4))
+    return tiny.clip(tiny.vit_config(vision=(32, 5, 2, 64), text=(24, 4, 3, 48), patch=4))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_blocks_that_are_not_in_both_encoders_are_refused(clip: FrozenCLIP, firs
 
 def test_a_resnet_has_no_blocks() -> None:
     with pytest.raises(FedvlmError, match="ResNet"):
-        Adapter(small.clip(small.resnet_config()), NAMES, Shape(1, 1, 4, 0.1), TEMPLATE)
+        Adapter(tiny.clip(tiny.resnet_config()), NAMES, Shape(1, 1, 4, 0.1), TEMPLATE)
 
 
 def test_a_class_name_too_long_for_the_template(clip: FrozenCLIP) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import naive
 import pytest
-import small
 import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods.base import Step
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.tuners.base import Tuner, predict
 
 NAMES = ["red fox", "green_frog", "blue jay"]
@@ -21,7 +21,7 @@ SUFFIX = "of a {}."
 
 
 def random(tuner: Tuner, seed: int = 0) -> dict[str, Tensor]:
-    return small.random(tuner, 0.3, torch_stream(seed, "deep"))
+    return tiny.random(tuner, 0.3, torch_stream(seed, "deep"))
 
 
 def logits(
@@ -45,7 +45,7 @@ def maple_logits(clip: FrozenCLIP, tensors: dict[str, Tensor], pixels: Tensor, d
 
 @pytest.mark.parametrize(("depth", "tokens"), [(1, 2), (2, 1), (3, 3)])
 def test_maple(clip: FrozenCLIP, pixels: Tensor, depth: int, tokens: int) -> None:
-    tuner = small.method("maple", depth=depth, length=tokens, start=None).tuner(clip, NAMES, "")
+    tuner = tiny.method("maple", depth=depth, length=tokens, start=None).tuner(clip, NAMES, "")
     start = random(tuner)
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
     ours, *_ = logits(tuner, leaves, pixels)
@@ -60,7 +60,7 @@ def test_maple(clip: FrozenCLIP, pixels: Tensor, depth: int, tokens: int) -> Non
 
 @pytest.mark.parametrize("name", ["maple", "fedmgp"])
 def test_clients_side_by_side_are_clients_alone(name: str, clip: FrozenCLIP, pixels: Tensor) -> None:
-    tuner = small.method(name).tuner(clip, NAMES, "")
+    tuner = tiny.method(name).tuner(clip, NAMES, "")
     each = [random(tuner, seed) for seed in range(3)]
     images = torch.stack([pixels, pixels.flip(0), pixels + 1])
     stacked = {key: torch.stack([one[key] for one in each]) for key in each[0]}
@@ -74,7 +74,7 @@ def test_maple_starts_as_published(clip: FrozenCLIP) -> None:
     """The first prompt from the words, the deeper ones drawn, one projection for all deeper blocks and another first."""
     words = "a photo"
     tokens = len(clip.tokenizer.words(words))
-    start = small.method("maple", depth=3, length=tokens, start=words).tuner(clip, NAMES, "").init(torch_stream(0, "i"))
+    start = tiny.method("maple", depth=3, length=tokens, start=words).tuner(clip, NAMES, "").init(torch_stream(0, "i"))
     assert torch.equal(start["text.1"], clip.text.token_embedding.weight[clip.tokenizer.words(words)])
     assert start["text.2"].std() < 0.04
     assert not torch.equal(start["text.2"], start["text.3"])
@@ -96,7 +96,7 @@ def fedmgp_logits(
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_fedmgp(clip: FrozenCLIP, pixels: Tensor, groups: int) -> None:
     """Logits of every group, and loss = mean_j CE_j + diversity mean_{j<k} (text cosine + image cosine) / 2."""
-    method = small.method("fedmgp", groups=groups, sent=1, diversity=0.7)
+    method = tiny.method("fedmgp", groups=groups, sent=1, diversity=0.7)
     tuner = method.tuner(clip, NAMES, "")
     start = random(tuner)
     leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))

@@ -6,13 +6,13 @@ import copy
 
 import naive
 import pytest
-import small
 import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.tuners.lora import LoRA, LowRank
 
 NAMES = ["red fox", "green_frog", "blue jay"]
@@ -21,7 +21,7 @@ LABELS = torch.tensor([0, 2, 1, 1])
 
 
 def random(tuner: LoRA, seed: int = 0) -> dict[str, Tensor]:
-    return small.random(tuner, 0.2, torch_stream(seed, "lora"))
+    return tiny.random(tuner, 0.2, torch_stream(seed, "lora"))
 
 
 def logits(tuner: LoRA, tensors: dict[str, Tensor], pixels: Tensor) -> Tensor:
@@ -109,4 +109,4 @@ def test_blocks_that_are_not_there_are_refused(clip: FrozenCLIP, blocks: tuple[i
     with pytest.raises(FedvlmError, match=r"LoRA blocks .* do not fit an encoder with blocks 1\.\.[34]"):
         LoRA(clip, NAMES, LowRank(*blocks), TEMPLATE)
     with pytest.raises(FedvlmError, match="ResNet"):
-        LoRA(small.clip(small.resnet_config()), NAMES, LowRank(), TEMPLATE)
+        LoRA(tiny.clip(tiny.resnet_config()), NAMES, LowRank(), TEMPLATE)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import small
 import torch
 from torch.nn import functional as F
 
 from fedvlm import methods
 from fedvlm.errors import FedvlmError
 from fedvlm.methods.base import Step
+from fedvlm.testing import tiny
 from fedvlm.training.device import Device
 from fedvlm.training.evaluation import outputs
 
@@ -26,11 +26,11 @@ def in_bfloat16(logits: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", [name for name in methods.known() if name not in BLIND])
 def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
     """Between 16 and 32 bfloat16 has steps of 0.125. Two rounds, so that experts and groups have a say."""
-    frozen, fed = small.clip(), small.federation()
-    task = small.simulation(small.method(name), frozen, fed, rounds=2, device=HALF)
-    state, _ = small.run(task)
+    frozen, fed = tiny.clip(), tiny.federation()
+    task = tiny.simulation(tiny.method(name), frozen, fed, rounds=2, device=HALF)
+    state, _ = tiny.run(task)
     client = fed.clients[0]
-    received = task.spec.method.downlink(state.server, client.name, small.draws("downlink"))
+    received = task.spec.method.downlink(state.server, client.name, tiny.draws("downlink"))
     own = state.personal.get(client.name) or task.spec.initial
     found = outputs(task.site, client, task.spec.method.assemble(own, received), received)
     assert in_bfloat16(found.base.logits) < 0.1
@@ -42,7 +42,7 @@ def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
 def test_terms_of_a_loss_are_computed_in_float32(name: str, keys: tuple[str, ...]) -> None:
     """Cosines of what the encoders gave in half precision are sums of many products: rounded once, not in every one."""
     draw = torch.Generator().manual_seed(0)
-    method = small.method(name, **({"mu": 1.0} if name == "fedpgp" else {"diversity": 1.0}))
+    method = tiny.method(name, **({"mu": 1.0} if name == "fedpgp" else {"diversity": 1.0}))
     groups = method.config.groups if name == "fedmgp" else 0
     shape = (groups, 4, 16) if groups else (4, 16)
     made = {key: F.normalize(torch.randn(shape, generator=draw), dim=-1).bfloat16() for key in keys}
@@ -58,7 +58,7 @@ def test_terms_of_a_loss_are_computed_in_float32(name: str, keys: tuple[str, ...
 
 def test_classes_do_not_tie_at_the_top() -> None:
     """Cosines of 0.3 times exp(logit_scale) = 100: two classes whose logits differ by 0.05."""
-    frozen = small.clip()
+    frozen = tiny.clip()
     frozen.logit_scale.fill_(torch.tensor(100.0).log())
     image = F.normalize(torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     text = F.normalize(image[:1] * 0.3 + F.normalize(torch.ones(20, 16), dim=-1), dim=-1)
@@ -73,15 +73,15 @@ def test_classes_do_not_tie_at_the_top() -> None:
 
 def test_the_gradient_of_confident_images_is_that_of_float32() -> None:
     """One minus the probability of the right class is the gradient: of 1 % of it nothing is left in bfloat16."""
-    frozen, draw = small.clip(), torch.Generator().manual_seed(0)
+    frozen, draw = tiny.clip(), torch.Generator().manual_seed(0)
     frozen.logit_scale.fill_(torch.tensor(100.0).log())
     text = F.normalize(torch.randn(20, 16, generator=draw), dim=-1).bfloat16().float()
     labels = torch.arange(64) % 20
     image = F.normalize(text[labels] + 0.25 * torch.randn(64, 16, generator=draw), dim=-1).bfloat16().float()
     found = []
-    for device in (small.CPU, HALF):
+    for device in (tiny.CPU, HALF):
         leaf = text.clone().requires_grad_()
-        tuner = small.method("zero_shot").tuner(frozen, small.BASE, "{}")
+        tuner = tiny.method("zero_shot").tuner(frozen, tiny.BASE, "{}")
         with device.autocast():
             logits = tuner.logits({}, {"text": leaf}, image)
         F.cross_entropy(logits.float(), labels).backward()
@@ -94,7 +94,7 @@ def test_the_gradient_of_confident_images_is_that_of_float32() -> None:
 def test_training_in_float16_is_refused(name: str) -> None:
     """Its small gradients are zero, and nothing scales the loss; evaluating what is not trained may use it."""
     half = Device(torch.device("cpu"), torch.float16, "float16")
-    frozen, fed = small.clip(), small.federation()
+    frozen, fed = tiny.clip(), tiny.federation()
     with pytest.raises(FedvlmError, match=rf"compute.dtype = 'float16' cannot train {name}.*'bfloat16' or 'float32'"):
-        small.simulation(small.method(name), frozen, fed, device=half)
-    small.simulation(small.method("zero_shot"), frozen, fed, device=half)
+        tiny.simulation(tiny.method(name), frozen, fed, device=half)
+    tiny.simulation(tiny.method("zero_shot"), frozen, fed, device=half)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import naive
 import pytest
-import small
 import torch
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
+from fedvlm.testing import tiny
 from fedvlm.tuners.pair import Pair
 from fedvlm.tuners.prompt import Place, Prompt
 
@@ -86,12 +86,12 @@ def test_no_room_for_the_prompt(clip: FrozenCLIP) -> None:
 
 def test_the_prompt_leaves_the_image_encoder_alone(clip: FrozenCLIP) -> None:
     assert Prompt(clip, NAMES, 3).entry == clip.visual.depth + 1
-    assert Prompt(small.clip(small.resnet_config()), NAMES, 3).entry == 1
+    assert Prompt(tiny.clip(tiny.resnet_config()), NAMES, 3).entry == 1
 
 
 def test_two_prompts_that_start_at_words_differ() -> None:
     """Equal ones would have equal gradients; the general one starts as PromptFL's does."""
-    clip = small.clip()
+    clip = tiny.clip()
     words = "a cat"
     count = len(clip.tokenizer.words(words))
     start = Pair(clip, ["red fox"], count, words).init(torch.Generator().manual_seed(0))

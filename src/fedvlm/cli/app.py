@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
 
-from fedvlm import experiment, methods, plain, presets
-from fedvlm.experiment import Experiment
+if TYPE_CHECKING:
+    from fedvlm.experiment import Experiment
 
 app = typer.Typer(
     name="fedvlm",
@@ -33,7 +33,9 @@ Against = Annotated[str, typer.Option(help="Method that the others are compared 
 
 def experiment_of(what: str, words: Sequence[str] | None) -> Experiment:
     """The experiment that a verb's arguments describe."""
-    return methods.written_out(experiment.parse(plain.override(presets.settings(what), words or [])))
+    from fedvlm import experiment
+
+    return experiment.load(what, words or ())
 
 
 def show(*tables: RenderableType) -> None:

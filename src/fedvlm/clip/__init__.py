@@ -1,10 +1,10 @@
 """The frozen dual encoder: image and text transformers, the ResNet image encoder, weights, tokenizer, preprocessing."""
 
-from fedvlm.clip.load import load, save
+from fedvlm.clip.load import ModelSection, load, save
 from fedvlm.clip.model import CLIP, FrozenCLIP, in_float32, initialise
 from fedvlm.clip.transformer import NOTHING, Beside, Entry, Insertions, Patches
 
 __all__ = [
-    "CLIP", "NOTHING", "Beside", "Entry", "FrozenCLIP", "Insertions", "Patches", "in_float32", "initialise", "load",
-    "save",
+    "CLIP", "NOTHING", "Beside", "Entry", "FrozenCLIP", "Insertions", "ModelSection", "Patches", "in_float32",
+    "initialise", "load", "save",
 ]  # fmt: skip

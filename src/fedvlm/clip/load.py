@@ -21,7 +21,20 @@ from fedvlm import durable, tensors
 from fedvlm.clip import config, preprocess, tokenizer, weights
 from fedvlm.clip.config import ClipConfig, ResNet
 from fedvlm.clip.model import FrozenCLIP
+from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
+
+
+class ModelSection(Section):
+    """Which frozen CLIP."""
+
+    name: str = "embedded"
+    """`embedded`, a local directory, or a hub id such as `openai/clip-vit-base-patch16`."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch) to pin."""
+    offline: bool = False
+    """Use only files that are already in the hub cache."""
+
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _OPEN_CLIP = "open_clip_model.safetensors"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedvlm import templates
+from fedvlm.clip import templates
 from fedvlm.clip.config import ClipConfig, ViT
 from fedvlm.clip.packed import pack
 from fedvlm.clip.preprocess import Preprocess
@@ -110,7 +110,7 @@ class FrozenCLIP(CLIP):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def texts(self, classnames: Sequence[str], template: str, room: int = 0) -> tuple[Tensor, Tensor]:
-        """Token ids `[K, L]` and ends of text `[K]` of class names in a template (`fedvlm.templates`), `_` as space.
+        """Token ids `[K, L]` and ends of text `[K]` of class names in a template (`clip.templates`), `_` as space.
 
         All texts of classes come from here. `room` positions are kept for prompt tokens. Raises `FedvlmError` for a bad
         template, and where two classes have the same tokens: no classifier could tell them apart.

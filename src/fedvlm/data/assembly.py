@@ -8,18 +8,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import numpy as np
 
 from fedvlm.data.federation import Client, Federation
 from fedvlm.data.late import marked
 from fedvlm.data.notes import counted
-from fedvlm.data.partitions import Dealt, Deck, Pool, deal
+from fedvlm.data.partitions import Dealt, Deck, PartitionSection, Pool, deal
 from fedvlm.data.record import Source
+from fedvlm.data.settings import DataSource
 from fedvlm.data.splits import Columns, Divided, Ints, class_lists, columns, divide, few, too_few
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Experiment, PartitionSection, ScenesData
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,74 @@ class _Images:
     """The shared evaluation sets that some client needs, made when it is first asked for."""
 
 
-def federate(source: Source, experiment: Experiment, seed: int) -> Federation:
+class Evaluated(Protocol):
+    """Which images clients are evaluated on."""
+
+    @property
+    def split(self) -> Literal["test", "val"]:
+        """Test images, or validation images in their place."""
+        ...
+
+    @property
+    def general(self) -> Literal["own_domain", "all"]:
+        """Base and novel images of the client's own domain, or of all domains."""
+        ...
+
+
+class Settings(Protocol):
+    """What of an experiment's settings decides how data are dealt."""
+
+    @property
+    def data(self) -> DataSource:
+        """The source."""
+        ...
+
+    @property
+    def partition(self) -> PartitionSection:
+        """Which client gets what."""
+        ...
+
+    @property
+    def evaluation(self) -> Evaluated:
+        """On which images clients are evaluated."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The settings in one place."""
+
+    data: DataSource
+    partition: PartitionSection
+    split: Literal["test", "val"]
+    general: Literal["own_domain", "all"]
+
+    @classmethod
+    def of(cls, experiment: Settings) -> _Chosen:
+        """Those of an experiment."""
+        evaluation = experiment.evaluation
+        return cls(experiment.data, experiment.partition, evaluation.split, evaluation.general)
+
+    @property
+    def by_client(self) -> bool:
+        """Whether the data's own clients are kept."""
+        return self.partition.kind == "natural"
+
+
+def federate(source: Source, experiment: Settings, seed: int) -> Federation:
     """Deal a source to clients as the experiment says. Depends on the source, the settings and the seed only.
 
     Raises FedvlmError for settings that the data cannot meet; smaller shortfalls and the source's warnings are told in
     `Federation.notes`.
     """
-    section, notes = experiment.partition, list(source.warnings)
-    base, novel = class_lists(source, experiment.data)
-    images = _chosen(columns(source), experiment, base, novel, seed, notes)
-    if section.kind == "natural" and not images.table.clients:
+    return _federate(source, _Chosen.of(experiment), seed)
+
+
+def _federate(source: Source, chosen: _Chosen, seed: int) -> Federation:
+    section, notes = chosen.partition, list(source.warnings)
+    base, novel = class_lists(source, chosen.data)
+    images = _images(columns(source), chosen, base, novel, seed, notes)
+    if chosen.by_client and not images.table.clients:
         advice = 'set data.layout = "client" or data.client'
         raise FedvlmError(f'partition.kind = "natural" needs clients, and the data names none: {advice}')
     position = np.full(len(source.classnames), -1)
@@ -53,29 +112,27 @@ def federate(source: Source, experiment: Experiment, seed: int) -> Federation:
     train, test = (_pool(images.table, members, position) for members in (images.train, images.base))
     dealt = deal(Deck(train, test, len(base), images.table.domains, _groups(source, base)), section, seed)
     notes += dealt.notes
-    clients = marked(_clients(images, dealt, experiment, position, notes), section.late, seed)
-    _tell_gaps(images, dealt, experiment, [source.classnames[label] for label in base], clients, notes)
+    clients = marked(_clients(images, dealt, chosen, position, notes), section.late, seed)
+    _tell_gaps(images, dealt, chosen, [source.classnames[label] for label in base], clients, notes)
     return Federation(source, base, novel, clients, images.tests, tuple(notes))
 
 
-def validated(source: Source, experiment: Experiment, seed: int) -> Federation | None:
+def validated(source: Source, experiment: Settings, seed: int) -> Federation | None:
     """`federate` with the validation images in the place of the test images: the same clients train on the same.
 
     None where the data has no validation images of base classes, where they are what is evaluated already, or where
     the partition of the training images depends on the evaluation images (`pachinko`, `min_test`).
     """
-    section = experiment.partition
-    if experiment.evaluation.split == "val" or section.kind == "pachinko" or section.min_test:
+    chosen = _Chosen.of(experiment)
+    if chosen.split == "val" or chosen.partition.kind == "pachinko" or chosen.partition.min_test:
         return None
-    base, novel = class_lists(source, experiment.data)
+    base, novel = class_lists(source, chosen.data)
     table = columns(source)
-    by_client = experiment.partition.kind == "natural"
-    val = divide(table, experiment.data, novel=novel, by_client=by_client, seed=seed).val
+    val = divide(table, chosen.data, novel=novel, by_client=chosen.by_client, seed=seed).val
     if not np.isin(table.label[val], base).any():
         return None
-    evaluation = experiment.evaluation.model_copy(update={"split": "val"})
     try:
-        return federate(source, experiment.model_copy(update={"evaluation": evaluation}), seed)
+        return _federate(source, replace(chosen, split="val"), seed)
     except FedvlmError:  # validation images of some domain are missing: the run itself does not need them
         return None
 
@@ -91,41 +148,38 @@ def _pool(table: Columns, images: Ints, position: Ints) -> Pool:
     return Pool(position[table.label[images]], table.domain[images], table.client[images])
 
 
-def _chosen(
-    table: Columns, experiment: Experiment, base: Sequence[int], novel: Sequence[int], seed: int, notes: list[str]
+def _images(
+    table: Columns, chosen: _Chosen, base: Sequence[int], novel: Sequence[int], seed: int, notes: list[str]
 ) -> _Images:
     """Few-shot training images of the base classes, and the evaluation images."""
-    config, by_client = experiment.data, experiment.partition.kind == "natural"
+    config, by_client = chosen.data, chosen.by_client
     divided = divide(table, config, novel=novel, by_client=by_client, seed=seed)
-    evaluation = divided.test if experiment.evaluation.split == "test" else _validation(divided, experiment)
-    if not isinstance(config, ScenesData):
-        evaluation = few(table, evaluation, config.test_per_class, seed, "test", by_client=by_client)
-        if config.val_fraction and np.any(table.split == 2):
-            notes.append("data.val_fraction is not used: the data has a validation split of its own")
+    evaluation = divided.test if chosen.split == "test" else _validation(divided, config)
+    evaluation = few(table, evaluation, config.most_tests, seed, "test", by_client=by_client)
+    if config.held_out[1] and np.any(table.split == 2):
+        notes.append("data.val_fraction is not used: the data has a validation split of its own")
     train = divided.train[np.isin(table.label[divided.train], base)]
     if config.shots is not None and not by_client:
         notes += too_few(table, train, config.shots)
     train = few(table, train, config.shots, seed, "shots", by_client=by_client)
     is_base = np.isin(table.label[evaluation], base)
     if not len(train) or not is_base.any():
-        what = "training" if not len(train) else experiment.evaluation.split
+        what = "training" if not len(train) else chosen.split
         raise FedvlmError(f'the base classes have no {what} image: give more images, or set data.novel = "none"')
     return _Images(table, train, evaluation[is_base], evaluation[~is_base])
 
 
-def _validation(divided: Divided, experiment: Experiment) -> Ints:
+def _validation(divided: Divided, config: DataSource) -> Ints:
     if len(divided.val):
         return divided.val
-    scenes = isinstance(experiment.data, ScenesData)
-    advice = "data.val_per_class = 8" if scenes else "data.val_fraction = 0.2 to take a share of the training images"
+    drawn = "val_per_class" in type(config).model_fields
+    advice = "data.val_per_class = 8" if drawn else "data.val_fraction = 0.2 to take a share of the training images"
     raise FedvlmError(f'evaluation.split = "val", but the data has no validation images: set {advice}')
 
 
-def _clients(
-    images: _Images, dealt: Dealt, experiment: Experiment, position: Ints, notes: list[str]
-) -> tuple[Client, ...]:
+def _clients(images: _Images, dealt: Dealt, chosen: _Chosen, position: Ints, notes: list[str]) -> tuple[Client, ...]:
     """The clients that take part."""
-    table, section = images.table, experiment.partition
+    table, section = images.table, chosen.partition
     count = len(dealt.domains)
     train, local = _by_owner(images.train, dealt.train, count), _by_owner(images.base, dealt.test, count)
     if section.kind == "natural":
@@ -139,7 +193,7 @@ def _clients(
     found = []
     for name, i in zip(names, kept, strict=True):
         domain = _domain(table, np.concatenate([train[i], local[i]]), dealt.domains[i], section)
-        base, novel = _general(images, domain, experiment)
+        base, novel = _general(images, domain, chosen)
         classes = np.unique(position[table.label[train[i]]]).tolist()
         found.append(Client(name, _listed(train[i]), _listed(local[i]), base, novel, tuple(classes), domain))
     return tuple(found)
@@ -203,9 +257,9 @@ def _domain(table: Columns, images: Ints, bound: int, section: PartitionSection)
     return table.domains[bound] if bound >= 0 else None
 
 
-def _general(images: _Images, domain: str | None, experiment: Experiment) -> tuple[str, str | None]:
+def _general(images: _Images, domain: str | None, chosen: _Chosen) -> tuple[str, str | None]:
     """Keys of a client's base and novel evaluation images."""
-    if experiment.evaluation.general == "all":
+    if chosen.general == "all":
         base, novel, only = "base", "novel", None
     elif domain is not None:
         base, novel, only = f"base/{domain}", f"novel/{domain}", images.table.domains.index(domain)
@@ -225,16 +279,16 @@ def _general(images: _Images, domain: str | None, experiment: Experiment) -> tup
 
 
 def _tell_gaps(
-    images: _Images, dealt: Dealt, experiment: Experiment, base: list[str], clients: Sequence[Client], notes: list[str]
+    images: _Images, dealt: Dealt, chosen: _Chosen, base: list[str], clients: Sequence[Client], notes: list[str]
 ) -> None:
     """Notes on clients without own evaluation images, classes that nobody trains on, images that nobody gets."""
     without = [client.name for client in clients if not client.local]
     if without:
-        own = f"no {experiment.evaluation.split} image of"
+        own = f"no {chosen.split} image of"
         notes.append(counted(without, f"client has {own} its own", f"clients have {own} their own"))
-    low = [client.name for client in clients if 0 < len(client.local) < experiment.partition.min_test]
+    low = [client.name for client in clients if 0 < len(client.local) < chosen.partition.min_test]
     if low:
-        own = f"fewer than partition.min_test = {experiment.partition.min_test} {experiment.evaluation.split} images of"
+        own = f"fewer than partition.min_test = {chosen.partition.min_test} {chosen.split} images of"
         notes.append(counted(low, f"client has {own} its own", f"clients have {own} their own"))
     seen = {place for client in clients if not client.late for place in client.classes}
     unseen = [name for place, name in enumerate(base) if place not in seen]
@@ -242,10 +296,10 @@ def _tell_gaps(
         who = "trained on by no client"
         notes.append(counted(unseen, f"base class is {who}", f"base classes are {who}", is_public=True))
     undealt = int((dealt.train < 0).sum())
-    if undealt and not experiment.partition.one_domain_each:
+    if undealt and not chosen.partition.one_domain_each:
         notes.append(f"{undealt} of {len(dealt.train)} training images name no client or domain and are not used")
     idle = sorted(set(images.table.domains) - {client.domain for client in clients})
-    if idle and experiment.partition.one_domain_each:
+    if idle and chosen.partition.one_domain_each:
         notes.append(counted(idle, "domain has no client", "domains have no client", is_public=True))
 
 

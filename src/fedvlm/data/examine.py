@@ -12,8 +12,8 @@ from fedvlm.data.decode import GREY_BITS, Problem, Seen
 from fedvlm.data.notes import counted
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Found, Row, Usable
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import FileData
 
 _PIECE = 128
 """Images that a thread looks at before it reports."""

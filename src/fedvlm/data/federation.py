@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from fedvlm.config import Section
 from fedvlm.data.notes import Note, public
 from fedvlm.data.record import Source
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Section
 
 VERSION: Literal[1] = 1
 """Of the saved form."""

@@ -12,8 +12,8 @@ from fedvlm.data.record import Record, Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row, Usable
 from fedvlm.data.same import once_by_name, once_by_pixels
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
-from fedvlm.experiment import FileData
 
 SPLITS: dict[str, Split] = {
     "train": "train", "training": "train",

@@ -12,6 +12,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedvlm.data.files import FileImage, folder, inside, read_text, shown
 from fedvlm.data.gather import gather
@@ -19,7 +20,9 @@ from fedvlm.data.record import Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import FolderData
+
+if TYPE_CHECKING:
+    from fedvlm.data.sources.folder import FolderData
 
 _DOMAIN = "{domain}"
 

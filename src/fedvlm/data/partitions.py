@@ -4,15 +4,62 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
+from fedvlm.config import Count, Section
 from fedvlm.data.dirichlet import DRAWS, owners_by_shares, suiting_shares, top_up
 from fedvlm.data.pachinko import pachinko_owners
 from fedvlm.data.splits import Ints
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import PartitionSection
 from fedvlm.streams import stream
+
+
+class PartitionSection(Section):
+    """How training (and own test) images are dealt to clients."""
+
+    kind: Literal["pathological", "dirichlet", "pachinko", "domain", "natural", "iid", "quantity"] = "pathological"
+    clients: Count | None = 10
+    """Number of clients (`natural`: at most so many, the largest first; `domain`: not used)."""
+    order: Literal["seeded", "paper"] = "seeded"
+    """From the run's seed, or fixed as in the papers' code. `pathological`: the constant `random.seed(2023)` shuffle of
+    classes; `pachinko`: a constant seed, only which client gets which share follows the run's seed."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Dirichlet concentration over labels (`dirichlet`, and `domain` to split each domain unevenly), over super-classes
+    (`pachinko`), or over the clients' sizes (`quantity`)."""
+    inner_alpha: Annotated[float, Field(gt=0)] = 10.0
+    """`pachinko`: Dirichlet concentration over the classes inside a super-class."""
+    cap: bool = False
+    """`dirichlet` and uneven `domain`: who has a fair share of all (the domain's) images gets none of the classes that
+    follow, as in the papers' code."""
+    clients_per_domain: Count = 1
+    """`domain`: so many clients for each domain."""
+    one_domain_each: bool = False
+    """`pathological`/`iid`/`dirichlet`/`quantity`: client i sees only domain i mod D."""
+    min_images: Count = 1
+    """Clients with fewer usable images are left out (`natural`); `dirichlet`, `quantity` and uneven `domain` draw again
+    below it in training ones."""
+    min_test: Annotated[int, Field(ge=0)] = 0
+    """`dirichlet`, `quantity` and uneven `domain`: draw again below so many own test images; who trains on what depends
+    on the test images only if it is set."""
+    late: int | list[str] = 0
+    """Clients that join after the last round: so many, drawn by the run's seed, or those of these names or domains
+    (`["webcam"]`). They are in no round and no average, and are evaluated apart: on arrival, and after
+    `method.all.fine_tune` visits of their own."""
+
+    @field_validator("late", mode="before")
+    @classmethod
+    def _number_or_names(cls, value: Any) -> Any:
+        """A word is a list of names, `a,b`; a whole number in a list is a name."""
+        value = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        if isinstance(value, list) and all(type(item) in (str, int) and item != "" for item in value):
+            return [str(item) for item in value]
+        if type(value) is int and value >= 0:
+            return value
+        raise ValueError("expected a number of clients, or a list of names of clients or domains")
+
 
 PAPER_SEED = 2023
 """The papers shuffle the class ids with this constant, whatever the run's seed."""

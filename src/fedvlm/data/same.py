@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from fedvlm.data.notes import counted
 from fedvlm.data.rows import Row, Usable
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import FileData
 
 _RANK = {None: 0, "train": 0, "val": 1, "test": 2}
 """What is tested on must not be trained on."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from fedvlm.data.notes import counted
 from fedvlm.data.record import Source
+from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import AnyData, ScenesData
 from fedvlm.streams import Name, stream
 
 Ints = NDArray[np.int64]
@@ -51,14 +51,11 @@ def columns(source: Source) -> Columns:
     return Columns(label, domain, client, split, source.classnames, domains, clients)
 
 
-def class_lists(source: Source, config: AnyData) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def class_lists(source: Source, config: DataSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Label ids of the base classes, the first ones, and of the novel classes, the rest."""
     count = len(source.classnames)
-    if isinstance(config, ScenesData):
-        base = config.base_classes
-    else:
-        base = (count + 1) // 2 if config.novel == "half" else count
-    return tuple(range(min(base, count))), tuple(range(min(base, count), count))
+    base = min(config.bases(count), count)
+    return tuple(range(base)), tuple(range(base, count))
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Divided:
     test: Ints
 
 
-def divide(table: Columns, config: AnyData, *, novel: Sequence[int], by_client: bool, seed: int) -> Divided:
+def divide(table: Columns, config: DataSource, *, novel: Sequence[int], by_client: bool, seed: int) -> Divided:
     """The source's own split; test and validation images are held out of the training images where it has none.
 
     They are held out of each class and domain (`by_client`: of each client, its classes in proportion), at least
@@ -79,14 +76,13 @@ def divide(table: Columns, config: AnyData, *, novel: Sequence[int], by_client: 
     train, val, test = (np.flatnonzero(mask) for mask in (table.split <= 1, table.split == 2, table.split == 3))
     if not len(train):
         raise FedvlmError("the data has no training image: look at its train split")
-    if not isinstance(config, ScenesData):
-        is_novel = np.isin(table.label, novel)
-        if not len(test):
-            test = _held_out(table, train, is_novel, config.test_fraction, (seed, "holdout"), by_client=by_client)
-            train = np.setdiff1d(train, test, assume_unique=True)
-        if not len(val) and config.val_fraction:
-            val = _held_out(table, train, is_novel, config.val_fraction, (seed, "validation"), by_client=by_client)
-            train = np.setdiff1d(train, val, assume_unique=True)
+    is_novel, (for_test, for_val) = np.isin(table.label, novel), config.held_out
+    if not len(test) and for_test:
+        test = _held_out(table, train, is_novel, for_test, (seed, "holdout"), by_client=by_client)
+        train = np.setdiff1d(train, test, assume_unique=True)
+    if not len(val) and for_val:
+        val = _held_out(table, train, is_novel, for_val, (seed, "validation"), by_client=by_client)
+        train = np.setdiff1d(train, val, assume_unique=True)
     return Divided(train, val, test)
 
 

@@ -17,8 +17,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from fedvlm import durable, tensors
+from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Section
 from fedvlm.federation.simulation import FederationState
 from fedvlm.tensors import Named
 

@@ -94,8 +94,9 @@ def told(spec: RunSpec, site: Site, client: Client, found: Outputs, tradeoff: bo
             f"client {client.name}: {spec.method.name} predicts no numbers any more: lower the learning rate"
         )
     if not (tradeoff and site.zero):
-        return evaluate(found)
-    return evaluate(found, outputs(site, client, {}, {}, site.zero), spec.method.mixing)
+        return evaluate(found, spec.metrics)
+    zero = outputs(site, client, {}, {}, site.zero)
+    return evaluate(found, spec.metrics, zero, spec.method.mixing)
 
 
 def model(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Named) -> Named:

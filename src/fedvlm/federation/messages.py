@@ -13,8 +13,8 @@ import safetensors.torch
 from pydantic import Field, ValidationError
 
 from fedvlm import tensors
+from fedvlm.config import Section, problems
 from fedvlm.errors import DivergenceError, FedvlmError, listed, nearest
-from fedvlm.experiment import Section, problems
 from fedvlm.methods.base import EvalPoint, Method
 from fedvlm.streams import stream
 from fedvlm.tensors import Named

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from fedvlm import clip as clips
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation, Source, federate, load_source, validated
-from fedvlm.experiment import Experiment, ScenesData
+from fedvlm.experiment import Experiment
 from fedvlm.federation.simulation import Schedule, Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.zero_shot import ZeroShot
 from fedvlm.streams import torch_stream
 from fedvlm.training import device as devices
+from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Activations, Key
 from fedvlm.training.device import Device, enough_memory
 from fedvlm.training.site import Site, Tuners
@@ -61,7 +62,7 @@ class Loaded:
         settings = self.experiment
         if seed in self.federations:
             return self.federations[seed]
-        if self.source is None or isinstance(settings.data, ScenesData):
+        if self.source is None or settings.data.seeded:
             with enough_memory("data"):
                 self.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
         return self.federations.setdefault(seed, federate(self.source, settings, seed))
@@ -89,10 +90,9 @@ class Loaded:
 
 def load(experiment: Experiment) -> Loaded:
     """The experiment's CLIP on its device. Raises `FedvlmError` if either cannot be had."""
-    device, model, data = devices.choose(experiment.compute), experiment.model, experiment.data
+    device, model = devices.choose(experiment.compute), experiment.model
     devices.configure_process(device)
-    transform = "clip" if isinstance(data, ScenesData) else data.preprocess
-    clip = clips.load(model.name, revision=model.revision, offline=model.offline, transform=transform)
+    clip = clips.load(model.name, revision=model.revision, offline=model.offline, transform=experiment.data.transform)
     return Loaded(experiment, clip.to(device.device), device)
 
 
@@ -111,7 +111,9 @@ def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) ->
     them are of what they do.
     """
     initial = tuner.init(torch_stream(seed, "init"))
-    return RunSpec(method, initial, seed, experiment.rounds, experiment.views, experiment.evaluation.state)
+    evaluation = experiment.evaluation
+    chosen = metrics.chosen(evaluation.metrics)
+    return RunSpec(method, initial, seed, experiment.rounds, experiment.views, evaluation.state, chosen)
 
 
 def site(loaded: Loaded, seed: SeedSetup, method: Method, federation: Federation) -> Site:

@@ -153,10 +153,12 @@ def _evaluated(
             ]
             found[point] = measured[0]
             if measured[0] and any(one.by_weight for one in measured[0].values()):
-                curves = dict(zip(("test", "val"), map(tradeoff, measured), strict=False))
+                curves = {
+                    kind: tradeoff(own, run.spec.metrics) for kind, own in zip(("test", "val"), measured, strict=False)
+                }
         late = {moment: _late(run, before, after, moment) for moment in _moments(run, round_)}
     clients = {point: {name: one.values for name, one in own.items()} for point, own in found.items()}
-    means = {point: summary(own) for point, own in found.items()}
+    means = {point: summary(own, run.spec.metrics) for point, own in found.items()}
     return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, late)
 
 
@@ -178,7 +180,7 @@ def _late(run: Simulation, before: FederationState, after: FederationState, mome
     late, arrival = run.site.federation.late, ServerState(run.spec.rounds, after.server)
     found = _measured(run, run.site, late, before, after, point, tradeoff=False)
     received = {c.name: messages.sizes(run.procedure.downlink(run.spec, arrival, c.name)) for c in late}
-    return LateRecord({name: one.values for name, one in found.items()}, summary(found), received)
+    return LateRecord({name: one.values for name, one in found.items()}, summary(found, run.spec.metrics), received)
 
 
 def _measured(

@@ -8,6 +8,7 @@ from functools import cached_property
 from fedvlm.federation import messages
 from fedvlm.methods.base import EvalPoint, Method
 from fedvlm.tensors import Named
+from fedvlm.training.metrics import METRICS, Metric
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class RunSpec:
     """What training sees (see `Experiment.views`)."""
     report: EvalPoint | None = None
     """The state to report where the experiment names one."""
+
+    metrics: tuple[Metric, ...] = METRICS
+    """What clients measure, and how it is pooled."""
 
     def __post_init__(self) -> None:
         messages.check_share(self.method, self.initial)

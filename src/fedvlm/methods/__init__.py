@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from fedvlm import plugins
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.experiment import Experiment
 from fedvlm.methods.base import Method
 
-__all__ = ["Method", "build", "check", "expanded", "known", "written_out"]
+__all__ = ["Method", "build", "check", "expanded", "find", "known"]
+
+GROUP = "fedvlm.methods"
+"""Entry points of other packages' methods."""
 
 
 @cache
 def known() -> dict[str, type[Method]]:
-    """Every method class by name, in alphabetical order."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    methods = {c.name: c for c in classes if issubclass(c, Method) and "name" in vars(c)}
-    return dict(sorted(methods.items()))
+    """The package's own methods by name, in alphabetical order."""
+    found = {each.name: each for each in plugins.classes(sys.modules[__name__], Method) if "name" in vars(each)}
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> type[Method]:
+    """A method by its name, the name of an entry point, or `package.module:Class`. Raises `FedvlmError`."""
+    return plugins.find(name, known(), Method, GROUP, "method")
 
 
 def build(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
@@ -36,9 +41,7 @@ def build(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) ->
         raise FedvlmError(f"'{name}' is no name of a method: letters, digits, '_', '-' and '.', as it names a folder")
     own = dict(tables.get(name, {}))
     kind = str(own.pop("method", name))
-    if kind not in known():
-        raise FedvlmError(f"unknown method '{kind}'{nearest(kind, known())}; known: {', '.join(known())}")
-    chosen = known()[kind]
+    chosen = find(kind)
     common = {key: value for key, value in tables.get("all", {}).items() if key in chosen.Config.model_fields}
     inherited = dict(tables.get(kind, {})) if kind != name else {}
     return chosen(common | inherited | own, table=name)
@@ -51,11 +54,6 @@ def expanded(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) ->
     every = sorted(known(), key=lambda name: (known()[name].trains, bool(known()[name].shared), name))
     variants = [name for name, table in settings.items() if "method" in table]
     return list(dict.fromkeys(each for name in names for each in ([*every, *variants] if name == "all" else [name])))
-
-
-def written_out(experiment: Experiment) -> Experiment:
-    """With the names of all methods instead of `all`."""
-    return experiment.model_copy(update={"methods": expanded(experiment.methods, experiment.method)})
 
 
 def check(settings: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
+from fedvlm.config import Section, problems
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Section, problems
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import Tuner
 

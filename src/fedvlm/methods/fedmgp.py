@@ -31,8 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm import templates
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FrozenCLIP, templates
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate, Step
 from fedvlm.tensors import Named

@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm import templates
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FrozenCLIP, templates
 from fedvlm.methods.base import Count, Step
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
 from fedvlm.tensors import Named

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedvlm import templates
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FrozenCLIP, templates
 from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate

@@ -13,9 +13,9 @@ from typing import Annotated
 from pydantic import Field
 
 from fedvlm.clip import FrozenCLIP
-from fedvlm.experiment import Section
+from fedvlm.clip.templates import Template as Words
+from fedvlm.config import Section
 from fedvlm.methods import base
-from fedvlm.templates import Template as Words
 from fedvlm.tuners.template import Template
 
 

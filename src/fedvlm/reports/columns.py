@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from fedvlm.training.metrics import METRICS, Metric, Place
+from fedvlm.training import metrics
+from fedvlm.training.metrics import Metric, Place
 
 OF_CURVES = (
     Metric(
@@ -19,15 +20,19 @@ OF_CURVES = (
     ),
 )  # fmt: skip
 """What a comparison makes of the trade-off curves of a run (`reports.comparison`)."""
-ALL = (*METRICS, *OF_CURVES)
+
+
+def every() -> tuple[Metric, ...]:
+    """All metrics, those of other packages that experiments of this process asked for among them."""
+    return (*metrics.known(), *OF_CURVES)
 
 
 def columns(place: Place, there: Container[str] | None = None) -> list[Metric]:
     """The metrics shown at a place, in its order; `there`: only those named in it."""
-    found = [metric for metric in ALL if place in metric.shown and (there is None or metric.name in there)]
+    found = [metric for metric in every() if place in metric.shown and (there is None or metric.name in there)]
     return sorted(found, key=lambda metric: metric.shown[place])
 
 
 def heading(name: str) -> str:
     """A metric's column heading."""
-    return next(metric.heading for metric in ALL if metric.name == name)
+    return next(metric.heading for metric in every() if metric.name == name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 
 from fedvlm.reports import grid
-from fedvlm.reports.columns import ALL, columns
+from fedvlm.reports.columns import columns, every
 from fedvlm.reports.comparison import Comparison, Row
 from fedvlm.reports.grid import Cells, Record
 from fedvlm.reports.statistics import Difference, Estimate, least_p
@@ -149,7 +149,7 @@ def accuracy(metric: Metric, one: Estimate | None) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    plain = name.endswith(("_s", "_bytes")) or any(metric.name == name and metric.unit != "%" for metric in ALL)
+    plain = name.endswith(("_s", "_bytes")) or any(metric.name == name and metric.unit != "%" for metric in every())
     return _blank(value) if plain else f"{value * 100:.4f}"
 
 

@@ -10,7 +10,7 @@ from fedvlm import cache, tensors
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.errors import listed
-from fedvlm.experiment import Experiment, ScenesData
+from fedvlm.experiment import Experiment
 from fedvlm.federation import messages
 from fedvlm.federation.server import round_size
 from fedvlm.federation.simulation import Simulation
@@ -94,7 +94,7 @@ def _kept(experiment: Experiment, place: Path | None) -> list[str]:
             f"kept here   in {place}/seed-*: every client's tensors (checkpoint), losses and accuracies (ledger, "
             "result) and lists of images (partition), readable by your user alone"
         )
-    if experiment.compute.disk_gib and not isinstance(experiment.data, ScenesData):
+    if experiment.compute.disk_gib and experiment.data.on_disk:
         told.append(
             f"kept here   in {cache.folder('')}: activations of the images, and which of them can be decoded "
             "(compute.disk_gib=0: nothing)"

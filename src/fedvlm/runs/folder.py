@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from fedvlm import durable, plain
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Experiment, ScenesData
+from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.records import RoundRecord
 from fedvlm.runs import belongings, result
@@ -122,7 +122,7 @@ def results(experiment: Experiment) -> int:
     What changed with 3: rows of a published CLIP are one thread's work, the last product of half precision is in
     float32, grey photographs are scaled, and clients of domains, by whose names streams are drawn, have other names.
     """
-    plain_scenes = isinstance(experiment.data, ScenesData) and experiment.model.name == "embedded"
+    plain_scenes = experiment.data.source == "scenes" and experiment.model.name == "embedded"
     unchanged = plain_scenes and experiment.compute.dtype == "float32" and experiment.partition.kind != "domain"
     return UNCHANGED if unchanged else RESULTS
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-from fedvlm.experiment import ComputeSection
 from fedvlm.training import device as devices
-from fedvlm.training.device import Device
+from fedvlm.training.device import ComputeSection, Device
 
 _PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
 

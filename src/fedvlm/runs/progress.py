@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedvlm.federation.records import RoundRecord
-from fedvlm.training.metrics import METRICS
+from fedvlm.training import metrics
 
 
 class Reporter:
@@ -77,6 +77,6 @@ def _news(record: RoundRecord) -> str:
     losses = [loss for visit in record.visits for loss in visit.losses]
     words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
     for means in list(record.means.values())[:1]:
-        shown = [metric.name for metric in METRICS if "rounds" in metric.shown and metric.name in means]
+        shown = [metric.name for metric in metrics.known() if "rounds" in metric.shown and metric.name in means]
         words += [f"{name} {means[name] * 100:.1f}" for name in shown]
     return "  ".join(words)

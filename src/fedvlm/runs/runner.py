@@ -96,11 +96,6 @@ def run(
 
 def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
     """Everything that is loaded once in a process."""
-    for what, given in (("methods", experiment.methods), ("seeds", experiment.seeds)):
-        twice = [each for place, each in enumerate(given) if each in given[:place]]
-        if twice:
-            raise FedvlmError(f"setting '{what}' names {listed(twice)} twice")
-    methods.check(experiment.method)
     faults.check(experiment)
     made = {name: methods.build(name, experiment.method) for name in experiment.methods}
     # A method with faults has them in its name from here on: in folders, tables, figures and results.

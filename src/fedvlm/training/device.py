@@ -8,13 +8,43 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fedvlm.config import Count, Section
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ComputeSection
+
+Gib = Annotated[float, Field(ge=0, le=2**20)]
+
+
+class ComputeSection(Section):
+    """Where and how it is computed. Nothing here changes results beyond rounding.
+
+    The run folder tells what was used; a run that is taken up again keeps its threads and its clients together.
+    """
+
+    device: str = "auto"
+    """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Autocast dtype of the forward pass; trained tensors stay float32. `tf32`: float32, but an NVIDIA GPU rounds what
+    goes into products to 10 bits."""
+    together: Count | None = None
+    """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads; by default those the run was begun with, or all cores (shared by `--processes`), but one for a CLIP
+    as small as the embedded one."""
+    cache_gib: Gib = 2.0
+    """Bound of remembered activations in memory."""
+    clients_gib: Gib = 1.0
+    """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
+    disk_gib: Gib = 20.0
+    """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
+    kept_as: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""
+
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")

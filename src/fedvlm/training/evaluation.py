@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import Field
 
+from fedvlm.clip.templates import Template
+from fedvlm.config import Count, Section
 from fedvlm.data import Client
+from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
-from fedvlm.training.metrics import METRICS, Mean, Metrics, Outputs, Scored, Statistic, measured, pooled
+from fedvlm.training.metrics import METRICS, Mean, Metric, Metrics, Outputs, Scored, Statistic, measured, pooled
 from fedvlm.training.site import Site, Tuners
+
+
+class EvaluationSection(Section):
+    """What is measured, when, on which images."""
+
+    every: Count = 1
+    """Evaluate after every so many rounds (the last round always)."""
+    state: EvalPoint | None = None
+    """State whose accuracies head the table; the method's own default where not given. Both are recorded."""
+    split: Literal["test", "val"] = "test"
+    """`val` to choose hyper-parameters without looking at test images."""
+    general: Literal["own_domain", "all"] = "all"
+    """Base and novel images: of the client's own domain, or of all domains."""
+    template: Template = "a photo of a {}."
+    """What texts are made of, with `{}` for the class name; or a CoOp data set for its template (`OxfordPets`)."""
+    metrics: list[str] = Field(default=[])
+    """Metrics of other packages, measured beside our own: `package.module:NAME` or the name of an entry point."""
+    batch: Count | None = None
+    """Images at a time; by default 256, and on a CPU 32, which its caches hold."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +71,25 @@ def outputs(site: Site, client: Client, tensors: Named, received: Named, tuners:
     return Outputs(Scored(logits[: len(shared)], labels[: len(shared)]), local, unseen, client.classes)
 
 
-def evaluate(found: Outputs, zero: Outputs | None = None, weights: Sequence[float] = ()) -> ClientMetrics:
-    """All metrics of one client. `weights`: at which logits are moved towards those of `zero` besides."""
-    moved = [metric for metric in METRICS if metric.moved]
+def evaluate(
+    found: Outputs, metrics: Sequence[Metric] = METRICS, zero: Outputs | None = None, weights: Sequence[float] = ()
+) -> ClientMetrics:
+    """The metrics of one client. `weights`: at which logits are moved towards those of `zero` besides."""
+    moved = [metric for metric in metrics if metric.moved]
     curve = {weight: measured(mixed(found, zero, weight), moved) for weight in weights if zero is not None}
-    return ClientMetrics(measured(found), curve)
+    return ClientMetrics(measured(found, metrics), curve)
 
 
-def summary(clients: Mapping[str, ClientMetrics]) -> Metrics:
+def summary(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> Metrics:
     """The federation's metrics, from what every client told."""
-    return pooled({name: one.statistics for name, one in clients.items()})
+    return pooled({name: one.statistics for name, one in clients.items()}, metrics)
 
 
-def tradeoff(clients: Mapping[str, ClientMetrics]) -> list[Metrics]:
+def tradeoff(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> list[Metrics]:
     """The federation's metrics at every weight of zero-shot, each with its `weight`."""
     weights = dict.fromkeys(weight for one in clients.values() for weight in one.by_weight)
     return [
-        {"weight": weight} | pooled({name: one.by_weight[weight] for name, one in clients.items()})
+        {"weight": weight} | pooled({name: one.by_weight[weight] for name, one in clients.items()}, metrics)
         for weight in weights
     ]
 

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvlm import plugins
+from fedvlm.errors import FedvlmError
+
 Metrics = dict[str, float]
 """Values by a metric's name."""
 
@@ -276,6 +279,27 @@ METRICS: tuple[Metric, ...] = (
     ),
 )  # fmt: skip
 """The metrics of a round, in the order in which they are recorded."""
+
+
+GROUP = "fedvlm.metrics"
+"""Entry points of other packages' metrics."""
+_OUTSIDE: dict[str, Metric] = {}
+"""Metrics of other packages that an experiment of this process has asked for, to be shown beside our own."""
+
+
+def known() -> tuple[Metric, ...]:
+    """Our own metrics, and those of other packages that were asked for in this process."""
+    return (*METRICS, *_OUTSIDE.values())
+
+
+def chosen(names: Iterable[str]) -> tuple[Metric, ...]:
+    """Our own metrics and those named. Raises `FedvlmError` if one of them cannot be had."""
+    offered = plugins.entry_points(GROUP)
+    found = [plugins.loaded(offered.get(name, name), Metric, "metric") for name in names]
+    for path, metric in zip(names, found, strict=True):
+        if any(metric.name == own.name for own in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:
+            raise FedvlmError(f"metric '{path}' calls itself '{metric.name}', as another one does: rename it")
+    return (*METRICS, *found)
 
 
 def measured(found: Outputs, metrics: Iterable[Metric] = METRICS) -> dict[str, Statistic]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from fedvlm.checks.bench.naive import Decoded, plain
@@ -15,19 +14,20 @@ from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import build
+from fedvlm.testing import tiny
 
 TEMPLATE = "a photo of a {}."
-CLIPS = {"vit": small.vit_config(), "resnet": small.resnet_config()}
+CLIPS = {"vit": tiny.vit_config(), "resnet": tiny.resnet_config()}
 
 
 @pytest.fixture(scope="module", params=CLIPS)
 def clip(request: pytest.FixtureRequest) -> FrozenCLIP:
-    return small.clip(CLIPS[request.param])
+    return tiny.clip(CLIPS[request.param])
 
 
 @pytest.fixture
 def fed() -> Federation:
-    return small.federation()
+    return tiny.federation()
 
 
 def slow(task: Simulation, clip: FrozenCLIP) -> Simulation:
@@ -37,7 +37,7 @@ def slow(task: Simulation, clip: FrozenCLIP) -> Simulation:
         task.site,
         base=plain(task.spec.method, clip, federation.base_names, TEMPLATE),
         novel=plain(task.spec.method, clip, federation.novel_names, TEMPLATE),
-        activations=Decoded(clip, federation.source.records, small.CPU, 0),
+        activations=Decoded(clip, federation.source.records, tiny.CPU, 0),
     )
     return replace(task, site=site)
 
@@ -47,9 +47,9 @@ def slow(task: Simulation, clip: FrozenCLIP) -> Simulation:
 def test_a_federated_run_is_the_same(name: str, views: Any, clip: FrozenCLIP, fed: Federation) -> None:
     if name.endswith("mma") and clip.config == CLIPS["resnet"]:
         pytest.skip("adapters need a transformer")
-    ours = small.simulation(small.method(name), clip, fed, rounds=2, views=views)
-    fast, records = small.run(ours)
-    other, expected = small.run(slow(ours, clip))
+    ours = tiny.simulation(tiny.method(name), clip, fed, rounds=2, views=views)
+    fast, records = tiny.run(ours)
+    other, expected = tiny.run(slow(ours, clip))
     for mine, theirs in ((fast.server, other.server), *((fast.personal[c], other.personal[c]) for c in fast.personal)):
         assert mine.keys() == theirs.keys()
         for key, tensor in mine.items():

@@ -18,8 +18,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedvlm import clip as clips
-from fedvlm import durable, methods, templates, tensors
+from fedvlm import durable, methods, tensors
 from fedvlm.checks.bench.naive import Decoded, plain
+from fedvlm.clip import templates
 from fedvlm.data import Client, federate, load_source
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation import setup

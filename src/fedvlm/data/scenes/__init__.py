@@ -1,10 +1,9 @@
 """Drawn scenes: images of coloured, patterned shapes in many styles; a federation without files or network."""
 
 from fedvlm.data.scenes.render import render
-from fedvlm.data.scenes.source import SceneImage, scenes_source
 from fedvlm.data.scenes.spec import COLOURS, FILLS, SHAPES, SIZE, SceneSpec
 from fedvlm.data.scenes.styles import NEUTRAL, STYLES
 
 __all__ = [
-    "COLOURS", "FILLS", "NEUTRAL", "SHAPES", "SIZE", "STYLES", "SceneImage", "SceneSpec", "render", "scenes_source",
+    "COLOURS", "FILLS", "NEUTRAL", "SHAPES", "SIZE", "STYLES", "SceneSpec", "render",
 ]  # fmt: skip

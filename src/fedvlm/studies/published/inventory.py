@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from fedvlm import clip as clips
+from fedvlm.clip import ModelSection
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import ModelSection
 from fedvlm.studies.published.schema import Dataset
 
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from fedvlm import experiment, plain
+from fedvlm import config, plain
+from fedvlm.config import Section
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.experiment import Section
 from fedvlm.studies.published.schema import Catalogue, Table
 
 FOLDER = Path(__file__).parent
@@ -70,4 +70,4 @@ def _parse(file: Path, kind: type[S]) -> S:
     try:
         return kind.model_validate(plain.read(file))
     except ValidationError as error:
-        raise FedvlmError(f"{file.name}: " + "; ".join(experiment.problems(error, kind))) from None
+        raise FedvlmError(f"{file.name}: " + "; ".join(config.problems(error, kind))) from None

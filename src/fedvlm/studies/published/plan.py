@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from fedvlm import experiment, methods, plain, presets
+from fedvlm.clip import ModelSection
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.experiment import ComputeSection, Experiment, ModelSection
+from fedvlm.experiment import Experiment
 from fedvlm.studies.published import inventory, library
 from fedvlm.studies.published.inventory import Found, Weights
 from fedvlm.studies.published.schema import Row, Table, Value
+from fedvlm.training.device import ComputeSection
 
 _OURS = {"methods": "--rows", "seeds": "--seeds", "data": "--data", "data.path": "--data", "data.source": "--data",
          "model": "--model", "model.name": "--model"}  # fmt: skip
@@ -84,7 +86,7 @@ class Job:
 
     def experiment(self) -> Experiment:
         """The experiment that the command describes."""
-        return experiment.parse(plain.override(presets.settings(self.preset), self.words))
+        return experiment.load(self.preset, self.words)
 
     @property
     def command(self) -> str:
@@ -209,20 +211,13 @@ class _Planner:
         if preset not in presets.names():
             return Obstacle("preset", f"this fedvlm has no preset '{preset}'")
         try:
-            self._try(self.job(run, [row]))
+            self.job(run, [row]).experiment()
         except FedvlmError as error:
             plain = _Planner(self.table, replace(self.ask, words=()))
             if self.ask.words and plain._obstacle(run, row) is None:
                 raise  # the asked words are to blame
             return Obstacle("settings", str(error))
         return None
-
-    def _try(self, job: Job) -> None:
-        chosen = job.experiment()
-        if not job.counts:
-            methods.check(chosen.method)
-            for name in chosen.methods:
-                methods.build(name, chosen.method)
 
     def preset(self, run: str) -> str:
         """The run's, or the table's."""

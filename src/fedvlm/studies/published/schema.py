@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fedvlm.experiment import Section
+from fedvlm.config import Section
 from fedvlm.training.metrics import METRICS
 
 Read = Literal["paper", "paper*", "review", "code"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from fedvlm.data.files import SUFFIXES, FileImage, folder, shown, subfolders
 from fedvlm.data.gather import gather, split_named
@@ -13,8 +14,28 @@ from fedvlm.data.notes import counted
 from fedvlm.data.record import Source
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import FolderData
+
+
+class FolderData(FileData):
+    """Image folders: `class/img`, `client/class/img` or `domain/class/img`, with or without `train`/`test` above."""
+
+    source: Literal["folder"]
+    layout: Literal["class", "client", "domain"] = "class"
+    train_list: str | None = None
+    """Text file below `path` with a line `domain/class/img.jpg 23` for each training image, as DomainNet and PACS are
+    published; `{domain}` in its name (`{domain}_train.txt`) stands for every domain that has one."""
+    val_list: str | None = None
+    test_list: str | None = None
+    """The same for test images; without it `test_fraction` of the listed training images is held out."""
+    images: str | None = None
+    """Folder below `path` that the paths in the lists start from."""
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `folder_source`."""
+        return folder_source(self, remembered)
+
 
 _DEEPEST = 5
 """Folders below the root that are looked at: enough to say how deep the images lie."""

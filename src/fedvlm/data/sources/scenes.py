@@ -5,16 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import PIL.Image
+from pydantic import Field
 
+from fedvlm.config import Count
 from fedvlm.data.record import Record, Source, Split
+from fedvlm.data.remember import Remembered
 from fedvlm.data.scenes.render import render
 from fedvlm.data.scenes.spec import FILLS, SHAPES, SceneSpec
 from fedvlm.data.scenes.styles import NEUTRAL, STYLES
+from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.experiment import ScenesData
 from fedvlm.streams import key, stream
+
+
+class ScenesData(DataSource):
+    """Drawn scenes (no files, no network)."""
+
+    source: Literal["scenes"] = "scenes"
+    styles: list[str] = Field(default=["sketch"], min_length=1)
+    """Visual styles; each is a domain. `style:0.7` sets the strength."""
+    base_classes: Count = 20
+    novel_classes: Annotated[int, Field(ge=0)] = 20
+    shots: Count = 16
+    """Training images per class and style."""
+    val_per_class: Annotated[int, Field(ge=0)] = 8
+    test_per_class: Count = 20
+    """Test images per class and style."""
+
+    seeded: ClassVar[bool] = True
+    on_disk: ClassVar[bool] = False
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `scenes_source`."""
+        return scenes_source(self, seed)
+
+    def bases(self, classes: int) -> int:
+        """As set."""
+        return self.base_classes
+
 
 MOST = len(FILLS) * len(SHAPES)
 """Classes there can be."""

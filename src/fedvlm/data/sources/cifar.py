@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -25,8 +26,23 @@ from fedvlm.data.gather import gather
 from fedvlm.data.record import Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import CifarData
+
+
+class CifarData(FileData):
+    """CIFAR-10 or CIFAR-100 in the authors' binary version."""
+
+    source: Literal["cifar"]
+    complete: bool = True
+    """Every file must hold as many images as the published one; false to read a smaller copy."""
+    on_duplicate: Literal["once", "keep"] = "keep"
+    """The published files are the benchmark, whatever they hold twice."""
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `cifar_source`."""
+        return cifar_source(self)
+
 
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small
 import torch
 from called import call
 
 from fedvlm import experiment, methods, plain, presets
+from fedvlm.clip.templates import TEMPLATES, template
 from fedvlm.errors import FedvlmError
-from fedvlm.templates import TEMPLATES, template
+from fedvlm.testing import tiny
 
 BAD = ["a photo", "Food", "{} and {}", "", "a {x}", "a { }", "a {0}", "a {}{", "a }{}", "{{}}", "a {!r}", "a {:>9}"]
 SETTINGS = [
@@ -71,10 +71,10 @@ def test_a_data_sets_name_stands_for_its_template() -> None:
 @pytest.mark.parametrize("name", ["zero_shot", "pfedmma", "kgcoop", "fedpgp", "local_lora", "zero_shot_prior"])
 def test_a_data_sets_name_is_its_template_for_every_method(name: str) -> None:
     """It was the word itself, the same for all classes: every prediction a guess."""
-    frozen, method = small.clip(small.vit_config(context=60)), small.method(name)
+    frozen, method = tiny.clip(tiny.vit_config(context=60)), tiny.method(name)
     start = None
     for words in ("OxfordPets", TEMPLATES["OxfordPets"], "a photo of a {}."):
-        tuner = method.tuner(frozen, small.BASE, words)
+        tuner = method.tuner(frozen, tiny.BASE, words)
         start = start or tuner.init(torch.Generator().manual_seed(0))
         made = tuner.classifier(start, {})["text"], getattr(tuner, "anchor", torch.zeros(1))
         if words == "OxfordPets":
@@ -96,12 +96,12 @@ def test_a_bad_template_ends_the_command_with_one_sentence(tmp_path: Path) -> No
 def test_two_classes_of_the_same_tokens_are_refused(pair: tuple[str, str], name: str) -> None:
     """No text tells them apart: the first one would get every image of both."""
     with pytest.raises(FedvlmError) as error:
-        small.method(name).tuner(small.clip(), ["pig", pair[0], "fox", pair[1]], "a {}.")
+        tiny.method(name).tuner(tiny.clip(), ["pig", pair[0], "fox", pair[1]], "a {}.")
     assert f"classes '{pair[0]}' and '{pair[1]}' have the same tokens in the template" in str(error.value)
 
 
 def test_texts_of_unequal_lengths_are_not_the_same() -> None:
     """Rows are filled up with ends of text."""
-    ids, eot = small.clip().texts(["cat", "cat cat", "cat."], "{}")
+    ids, eot = tiny.clip().texts(["cat", "cat cat", "cat."], "{}")
     assert eot.tolist() == [2, 3, 3]
     assert len({tuple(row) for row in ids.tolist()}) == 3

@@ -22,7 +22,7 @@ from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.setup import site_keys
 from fedvlm.federation.simulation import FederationState, Schedule, Simulation, run_rounds, start
 from fedvlm.federation.spec import RunSpec
-from fedvlm.methods import build
+from fedvlm.methods import find
 from fedvlm.methods.base import EvalPoint, Method
 from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
@@ -46,7 +46,6 @@ BASE = ("red fox", "green_frog", "blue jay", "white owl's")
 NOVEL = ("black cat", "grey dog", "pink pig")
 SIZES = (11, 6, 3, 9)
 
-# Settings that bring every method's trainable part down to the size of `clip()`.
 SETTINGS: dict[str, Any] = {
     "all": {
         "lr": 0.05, "gate_lr": 0.05, "epochs": 2, "batch": 4, "first_block": 2, "last_block": 3, "rank": 4,
@@ -55,6 +54,7 @@ SETTINGS: dict[str, Any] = {
     # Methods whose rates are of another order.
     "fedclip": {"lr": 0.02, "objective": "classes"}, "fedmgp": {"diversity": 0.1},
 }  # fmt: skip
+"""Settings that bring every method's trainable part down to the size of `clip()`."""
 
 
 def bytes_alphabet() -> list[str]:
@@ -65,6 +65,7 @@ def bytes_alphabet() -> list[str]:
 
 
 def vocabulary() -> dict[str, int]:
+    """Token ids of the 512 letters, eight merges, start and end of text."""
     letters = bytes_alphabet()
     words = letters + [f"{letter}</w>" for letter in letters] + [a + b for a, b in MERGES]
     return {word: place for place, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
@@ -86,6 +87,7 @@ def byte_pairs() -> tokenizers.Tokenizer:
 
 
 def tokenizer(context: int = 40) -> Tokenizer:
+    """For texts of at most `context` tokens."""
     return Tokenizer(byte_pairs(), context)
 
 
@@ -94,14 +96,19 @@ def vit_config(
     patch: int = 8, context: int = 40, activation: str = "quick_gelu",
 ) -> ClipConfig:  # fmt: skip
     """`vision` and `text` are (width, layers, heads, mlp width)."""
+
+    def tower(width: int, layers: int, heads: int, mlp: int) -> Transformer:
+        return Transformer(width, layers, heads, mlp, activation=activation)
+
     return ClipConfig(
-        ViT(image, patch, Transformer(*vision, activation=activation)),
-        Text(context, len(vocabulary()), Transformer(*text, activation=activation)),
+        ViT(image, patch, tower(*vision)),
+        Text(context, len(vocabulary()), tower(*text)),
         embed,
     )
 
 
 def resnet_config(embed: int = 32) -> ClipConfig:
+    """A ResNet of five blocks."""
     return ClipConfig(ResNet(32, (1, 2, 1, 1), 16), Text(40, len(vocabulary()), Transformer(24, 3, 2, 48)), embed)
 
 
@@ -123,6 +130,7 @@ def randomise(clip: CLIP, seed: int = 0) -> None:
 
 
 def clip(config: ClipConfig | None = None, seed: int = 0) -> FrozenCLIP:
+    """A CLIP of random weights, by default a ViT of three blocks and a text encoder of four."""
     config = config or vit_config()
     made = FrozenCLIP(config, tokenizer(config.text.context), Preprocess(config.vision.image), "small", "none")
     randomise(made, seed)
@@ -138,6 +146,7 @@ class ArrayImage:
     opened: list[int] = field(default_factory=list, compare=False)
 
     def open(self) -> PIL.Image.Image:
+        """The pixels as an image."""
         self.opened.append(1)
         return PIL.Image.fromarray(self.pixels)
 
@@ -172,8 +181,11 @@ def federation(sizes: Sequence[int] = SIZES, seed: int = 5) -> Federation:
     return Federation(data, (0, 1, 2, 3), (4, 5, 6), tuple(clients), tests)
 
 
-def method(name: str, **settings: Any) -> Method:
-    return build(name, {"all": SETTINGS["all"], name: SETTINGS.get(name, {}) | settings})
+def method(kind: str | type[Method], **settings: Any) -> Method:
+    """A method of ours by name, or any by its class, brought down to the size of `clip()`."""
+    kind = find(kind) if isinstance(kind, str) else kind
+    usual = {key: value for key, value in SETTINGS["all"].items() if key in kind.Config.model_fields}
+    return kind(usual | SETTINGS.get(kind.name, {}) | settings)
 
 
 def site(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Site:
@@ -221,4 +233,5 @@ def fingerprint(state: FederationState) -> dict[str, str]:
 
 
 def draws(*names: int | str) -> np.random.Generator:
+    """A named stream of test data."""
     return stream(0, "test", *names)

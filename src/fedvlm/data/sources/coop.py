@@ -10,15 +10,32 @@ import json
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedvlm.data.files import FileImage, folder, read_text, subfolders
 from fedvlm.data.gather import gather
 from fedvlm.data.record import Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
-from fedvlm.experiment import CoopData
+
+
+class CoopData(FileData):
+    """CoOp's layout: an image folder and `split_zhou_*.json`."""
+
+    source: Literal["coop"]
+    split_file: str | None = None
+    """Found by its name where not given."""
+    images: str | None = None
+    """Image folder inside `path`; found by the paths in the split file where not given."""
+    on_duplicate: Literal["once", "keep"] = "keep"
+    """The published lists are the protocol, whatever they hold twice."""
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `coop_source`."""
+        return coop_source(self, remembered)
+
 
 _SAMPLES = 50
 """Listed paths that are looked for to find the image folder."""

@@ -8,6 +8,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from fedvlm.data.files import FileImage, folder, read_text
 from fedvlm.data.gather import SPLITS, gather, split_named
@@ -15,8 +16,28 @@ from fedvlm.data.notes import counted
 from fedvlm.data.record import Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
-from fedvlm.experiment import ManifestData
+
+
+class ManifestData(FileData):
+    """A CSV with one image per row."""
+
+    source: Literal["manifest"]
+    manifest: str
+    """CSV file, relative to `path`."""
+    image: str = "image"
+    """Column with the image's path."""
+    image_path: str = "{}"
+    """Where the image is, relative to `path`, `{}` being the column's value (`images/{}.jpg`)."""
+    label: str = "label"
+    client: str | None = None
+    domain: str | None = None
+    split: str | None = None
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `manifest_source`."""
+        return manifest_source(self, remembered)
 
 
 def manifest_source(config: ManifestData, remembered: Remembered) -> Source:

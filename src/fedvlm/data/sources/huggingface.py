@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 
@@ -22,8 +22,32 @@ from fedvlm.data.notes import counted
 from fedvlm.data.record import Source, Split
 from fedvlm.data.remember import Remembered
 from fedvlm.data.rows import Row
+from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
-from fedvlm.experiment import HubData
+
+
+class HubData(FileData):
+    """A Hugging Face dataset: a hub id or a directory written by `save_to_disk` (extra `hub`)."""
+
+    source: Literal["huggingface"]
+    config: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    label: str | None = None
+    client: str | None = None
+    domain: str | None = None
+    superclass: str | None = None
+    """Column with the class that a class belongs to (`coarse_label` of CIFAR-100)."""
+    train_split: str = "train"
+    val_split: str | None = None
+    test_split: str | None = "test"
+    """`none`: hold out `test_fraction` of the training images."""
+    offline: bool = False
+
+    def load(self, seed: int, remembered: Remembered) -> Source:
+        """See `hub_source`."""
+        return hub_source(self, remembered)
+
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """One of these files is in every folder that `save_to_disk` writes."""

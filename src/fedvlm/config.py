@@ -1,0 +1,69 @@
+"""Sections: typed tables of settings, strict about unknown keys. Each room that has settings defines its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedvlm.errors import nearest
+
+Share = Annotated[float, Field(gt=0, le=1)]
+"""Of a whole: more than nothing, at most all."""
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of settings: unknown keys are errors, values are not silently converted, numbers are finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words(cls, values: Any) -> Any:
+        """TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {key: {field.annotation, *get_args(field.annotation)} for key, field in cls.model_fields.items()}
+        return {key: _worded(value, kinds.get(key, set())) for key, value in values.items()}
+
+
+def _worded(value: Any, kinds: set[Any]) -> Any:
+    if value == "none" and type(None) in kinds:
+        return None
+    return str(value) if type(value) is int and str in kinds and int not in kinds else value
+
+
+def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One sentence per problem of a pydantic error, with the nearest known key for an unknown one."""
+    return [_problem(dict(detail), model, prefix) for detail in error.errors()]
+
+
+def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    path = [str(part) for part in detail["loc"]]
+    name = prefix + ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = _known(model, detail["loc"])
+        words = ", ".join(sorted(known))
+        return f"unknown setting '{name}'{nearest(path[-1], known)}; known here: {words}"
+    if detail["type"] == "missing":
+        return f"setting '{name}' is needed"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not path:  # of the table as a whole
+        return f"setting '{name.rstrip('.')}': {message}"
+    if repr(detail["input"]) in message:
+        return f"setting '{name}': {message}"
+    for pydantic, ours in (("Input should be", "expected"), ("a valid integer", "an integer"), ("a valid", "a")):
+        message = message.replace(pydantic, ours)
+    return f"setting '{name}': {message}, not {detail['input']!r}"
+
+
+def _known(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for part in loc[:-1]:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

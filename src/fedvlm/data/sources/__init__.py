@@ -1,0 +1,1 @@
+"""One file per data source: its settings, and how it is loaded."""

@@ -1,0 +1,77 @@
+"""A method to be checked, and a promise to check it by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Federation
+from fedvlm.federation.simulation import Simulation
+from fedvlm.methods.base import Method
+from fedvlm.testing import tiny
+
+
+@cache
+def usual_clip() -> FrozenCLIP:
+    """The CLIP of cases that name none."""
+    return tiny.clip()
+
+
+@cache
+def usual_federation() -> Federation:
+    """The clients of cases that name none."""
+    return tiny.federation()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method to be checked: its class, settings besides the usual small ones, the dual encoder and the clients."""
+
+    kind: type[Method]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    clip: FrozenCLIP = field(default_factory=usual_clip)
+    federation: Federation = field(default_factory=usual_federation)
+
+    def method(self, **settings: Any) -> Method:
+        """The method with its settings."""
+        return tiny.method(self.kind, **{**self.settings, **settings})
+
+    def brief(self, **settings: Any) -> Method:
+        """The same with one local epoch, which hardly any promise depends on."""
+        return self.method(**({"epochs": 1} | settings if self.kind.trains else settings))
+
+    def simulation(self, method: Method | None = None, federation: Federation | None = None, **how: Any) -> Simulation:
+        """A run of the method, by default of `brief`."""
+        return tiny.simulation(method or self.brief(), self.clip, federation or self.federation, **how)
+
+
+Which = Literal["all", "trained", "shared"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One promise, and of which methods it is asked."""
+
+    name: str
+    of: Which
+    function: Callable[[Case], None]
+
+    def applies(self, kind: type[Method]) -> bool:
+        """Whether it is asked of a method: of all, of those that train, of those that share something."""
+        return self.of == "all" or (kind.trains and (self.of == "trained" or bool(kind.shared)))
+
+    def check(self, case: Case) -> None:
+        """Raises `AssertionError` if the method does not keep it."""
+        if self.applies(case.kind):
+            self.function(case)
+
+    @property
+    def about(self) -> str:
+        """What is promised, in a sentence."""
+        return (self.function.__doc__ or "").strip().split("\n")[0]
+
+    def __str__(self) -> str:
+        return self.name
