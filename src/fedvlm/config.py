@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,12 +21,26 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @classmethod
+    def renamed(cls) -> dict[str, str]:
+        """The earlier names of settings, by their names of now. Files keep the earlier ones: digests cover them."""
+        fields = cls.model_fields.items()
+        return {name: field.serialization_alias for name, field in fields if field.serialization_alias}
+
+    def kept(self) -> dict[str, Any]:
+        """The settings as files keep them: plain JSON values, by their earliest names."""
+        return self.model_dump(mode="json", by_alias=True)
+
     @model_validator(mode="before")
     @classmethod
     def _words(cls, values: Any) -> Any:
-        """TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name."""
+        """Settings by their names of now.
+
+        TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name.
+        """
         if not isinstance(values, dict):
             return values
+        values = modern(values, cls.renamed())
         kinds = {key: {field.annotation, *get_args(field.annotation)} for key, field in cls.model_fields.items()}
         return {key: _worded(value, kinds.get(key, set())) for key, value in values.items()}
 
@@ -34,6 +49,15 @@ def _worded(value: Any, kinds: set[Any]) -> Any:
     if value == "none" and type(None) in kinds:
         return None
     return str(value) if type(value) is int and str in kinds and int not in kinds else value
+
+
+def modern(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """A table of settings by their names of now. Raises `ValueError` where a setting is given by both names."""
+    now = {before: name for name, before in renamed.items()}
+    both = [name for name, before in renamed.items() if name in table and before in table]
+    if both:
+        raise ValueError(f"'{renamed[both[0]]}' is the earlier name of '{both[0]}': give one of them")
+    return {now.get(key, key): value for key, value in table.items()}
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from fedvlm import durable, methods, plain, plugins, presets
 from fedvlm.clip import ModelSection
-from fedvlm.config import Count, Section, Share, problems
+from fedvlm.config import Count, Section, Share, modern, problems
 from fedvlm.data import DataSource
 from fedvlm.data import settings as sources
 from fedvlm.data.partitions import PartitionSection
@@ -59,7 +60,11 @@ class Experiment(Section):
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, as plain JSON values."""
-        return self.model_dump(mode="json")
+        settings = self.kept()
+        for name, table in settings["method"].items():
+            before = methods.renamed(name, table)
+            settings["method"][name] = {before.get(key, key): value for key, value in table.items()}
+        return settings
 
     def digest(self) -> str:
         """SHA-256 of what can change results: everything but the name, the device and the bounds of caches."""
@@ -70,11 +75,12 @@ class Experiment(Section):
         return durable.json_digest({key: value for key, value in self._counted().items() if key not in _POINTS})
 
     def _counted(self) -> dict[str, Any]:
-        settings = self.model_dump(mode="json", exclude={"name"})
+        settings = {key: value for key, value in self.resolved().items() if key != "name"}
         for section, keys in LATER.items():
             table, model = (settings[section], getattr(self, section)) if section else (settings, self)
+            fields = {field.serialization_alias or name: field for name, field in type(model).model_fields.items()}
             for key in keys & table.keys():
-                if table[key] in (type(model).model_fields[key].default, []):
+                if table[key] in (fields[key].default, []):
                     del table[key]
         settings["compute"] = {key: settings["compute"][key] for key in ("dtype", "kept_as")}
         return settings
@@ -93,7 +99,24 @@ def load(what: str, words: Sequence[str] = (), settings: Mapping[str, Any] | Non
 
     In `settings`, classes may stand for methods and data sources. Raises `FedvlmError` as `parse` does.
     """
-    return parse(plain.override(plain.with_tables(presets.settings(what), _named(settings or {})), words))
+    given = plain.override(plain.with_tables(presets.settings(what), _named(settings or {})), words)
+    tell_renamed(given)
+    return parse(given)
+
+
+def tell_renamed(settings: Mapping[str, Any]) -> None:
+    """Warn once of each setting that is given by an earlier name."""
+    sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
+    tables = [(f"{name}.", settings.get(name), kind.renamed()) for name, kind in sections.items()
+              if isinstance(kind, type) and issubclass(kind, Section)]  # fmt: skip
+    own = settings.get("method", {})
+    for name, table in own.items() if isinstance(own, dict) else ():
+        if isinstance(table, dict):
+            tables.append((f"method.{name}.", table, methods.renamed(name, table)))
+    for above, table, renamed in tables:
+        for name, before in renamed.items():
+            if isinstance(table, dict) and before in table:
+                warnings.warn(f"setting '{above}{before}' is called '{above}{name}' now", FutureWarning, stacklevel=3)
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,17 +187,26 @@ def _is_outside(name: str, group: str) -> bool:
 def _outside(settings: dict[str, Any]) -> dict[str, Any]:
     """Methods of other packages under their own names, each with a table that says where it is from."""
     names, tables = settings.get("methods"), settings.get("method", {})
-    if not isinstance(names, list) or not isinstance(tables, dict):
+    if not isinstance(tables, dict):
         return settings
     plain_names, added = [], {}
-    for name in names:
+    for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and ":" in name:
             path, name = name, methods.find(name).name
             if name in methods.known():
                 raise FedvlmError(f"method '{path}' calls itself '{name}', as one of ours does: rename it")
             added[name] = {"method": path, **tables.get(name, {})}
         plain_names.append(name)
-    return settings | {"methods": plain_names, "method": tables | added}
+    tables = {name: _modern(name, table) for name, table in (tables | added).items()}
+    return settings | {"method": tables} | ({"methods": plain_names} if isinstance(names, list) else {})
+
+
+def _modern(name: str, table: Any) -> Any:
+    """A method's table by the names of now."""
+    try:
+        return modern(table, methods.renamed(name, table)) if isinstance(table, dict) else table
+    except ValueError as error:
+        raise FedvlmError(f"setting 'method.{name}': {error}") from None
 
 
 def _with_methods(found: Experiment) -> Experiment:

@@ -22,7 +22,7 @@ from fedvlm.testing import tiny
 from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
 
 WORDS = ["data.shots=2", "data.val_per_class=0", "data.test_per_class=2", "data.base_classes=4", "data.novel_classes=4",
-         "partition.clients=2", "rounds=2", "seeds=3", "compute.together=1"]  # fmt: skip
+         "partition.clients=2", "rounds=2", "seeds=3", "compute.clients_per_step=1"]  # fmt: skip
 
 
 class Remote:

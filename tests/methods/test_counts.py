@@ -51,7 +51,7 @@ COUNTS = [  # method, settings, trained, shared
     ("pfedmoap", {"gate_width": 512}, 8_192 + 1_050_624, 8_192),
     ("promptfl_ft", {}, 8_192, 8_192), ("promptfl_prox", {}, 8_192, 8_192), ("fedamp", {}, 8_192, 8_192),
     ("pfedprompt", {}, 8_192, 8_192), ("fedper", {}, 8_192, 4_096), ("fedper", {"shared_tokens": 16}, 8_192, 8_192),
-    ("kgcoop", {"words": None}, 2_048, 2_048), ("fedotp", {}, 16_384, 8_192), ("fedotp", {"tokens": 4}, 4_096, 2_048),
+    ("kgcoop", {"init_text": None}, 2_048, 2_048), ("fedotp", {}, 16_384, 8_192), ("fedotp", {"tokens": 4}, 4_096, 2_048),
     ("promptfolio", {}, 16_384, 8_192), ("fedpgp", {}, 12_416, 8_192), ("tip_adapter", {}, 0, 0), ("gaussian", {}, 0, 0),
     ("zero_shot_prior", {}, 0, 0), ("zero_shot_own", {}, 0, 0), ("majority", {}, 0, 0),
 ]  # fmt: skip
@@ -74,7 +74,7 @@ ADAPTERS = [
     ("pfedmma", {}, 674_560, 8_448), ("fedmma", {}, 674_560, 674_560), ("local_mma", {}, 674_560, 0),
     *(("pfedmma", {"first_block": first}, total, (13 - first) * 1_056)
       for first, total in ((1, 1_011_840), (3, 843_200), (7, 505_920), (9, 337_280), (11, 168_640))),
-    ("cocoop", {"words": None}, 35_360, 35_360), ("cocoop", {"words": None, "tokens": 16}, 41_504, 41_504),
+    ("cocoop", {"init_text": None}, 35_360, 35_360), ("cocoop", {"init_text": None, "tokens": 16}, 41_504, 41_504),
     ("maple", {"start": None}, 3_555_072, 3_555_072), ("fedtpg", {}, 4_206_080, 4_206_080),
     ("fedclip", {}, 525_312, 525_312), ("local_lora", {}, 184_320, 0), ("fedlora", {}, 184_320, 184_320),
     ("fedlora", {"lora_rank": 4}, 368_640, 368_640), ("fedlora", {"lora_rank": 4, "projections": "qv"}, 245_760, 245_760),
@@ -182,7 +182,7 @@ def test_the_docstrings_table_is_the_truth(module: Any, vit: FrozenCLIP) -> None
 
 
 def check(kind: type[Method], name: str, table: list[Any], vit: FrozenCLIP) -> None:
-    method = kind({key: None for key in ("words", "start") if key in kind.Config.model_fields})
+    method = kind({key: None for key in ("init_text", "start") if key in kind.Config.model_fields})
     start = initial(vit, method)
     actual, seen = generic(start), []
     for groups, shapes, fate, size in table:

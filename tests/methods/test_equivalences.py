@@ -405,7 +405,7 @@ def test_every_prompt_stands_where_its_setting_says(name: str, clip: FrozenCLIP)
     """The same tensors before, around and behind the class name are three different texts."""
     pixels, found = torch.randn(2, 3, 16, 16, generator=torch_stream(0, "pixels")), []
     for place in ("end", "middle", "front"):
-        tuner = tiny.method(name, place=place).tuner(clip, tiny.BASE, "a photo of a {}.")
+        tuner = tiny.method(name, class_position=place).tuner(clip, tiny.BASE, "a photo of a {}.")
         start = tuner.init(torch_stream(0, "init"))
         found.append(
             tuner.logits(start, tuner.classifier(start, tuner.prepare({})), clip.visual.hidden(pixels, tuner.entry))

@@ -38,7 +38,7 @@ def test_settings_that_do_not_go_together(
     ("fedtpg", {"heads": 8}, {"heads": 5}, "5 heads do not divide the text width 24"),
     ("pfedmoap", {"gate_width": 16}, {"gate_width": 32}, "gate width 32 does not divide the 16 channels"),
     ("pfedmoap", {"gate_width": 4}, {"gate_width": 6}, "gate width 6 does not divide the 16 channels"),
-    ("promptfl", {"words": "cat of dog", "tokens": 3}, {"words": "cat of dog", "tokens": 4}, "'cat of dog', which is 3 tokens, but has 4"),
+    ("promptfl", {"init_text": "cat of dog", "tokens": 3}, {"init_text": "cat of dog", "tokens": 4}, "'cat of dog', which is 3 tokens, but has 4"),
     ("maple", {"start": "cat of", "length": 2}, {"start": "cat", "length": 2}, "'cat', which is 1 tokens, but has 2"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit_the_model(

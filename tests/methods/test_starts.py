@@ -19,7 +19,7 @@ from fedvlm.tensors import matches
 from fedvlm.testing import tiny
 
 TEXT, IMAGE, JOINT, RANK, GATE = 24, 32, 16, 4, 8
-DRAWN = {"tokens": 8, "words": None, "start": None}
+DRAWN = {"tokens": 8, "init_text": None, "start": None}
 """No start at words."""
 
 STARTS: list[tuple[str, dict[str, Any], str, str, float]] = [

@@ -76,7 +76,7 @@ def test_an_unreadable_experiment_is_told_once_and_nothing_is_deleted(there: Pat
 def test_a_run_is_deleted_only_when_the_new_one_can_begin(there: Path, tmp_path: Path) -> None:
     before = files(there)
     for words in (("data.base_classes=2", "partition.clients=3"), ("model.name=/nowhere",), ("compute.device=cuda:9",),
-                  ("method.promptfl.tokens=500", "method.promptfl.words=none")):  # fmt: skip
+                  ("method.promptfl.tokens=500", "method.promptfl.init_text=none")):  # fmt: skip
         with pytest.raises(FedvlmError):
             play(there, *words, overwrite=True)
     with pytest.raises(FedvlmError, match="nowhere"):

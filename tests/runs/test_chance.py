@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedvlm.testing import tiny
 
 import fedvlm
 from fedvlm.data import Client, Federation, Record, Source, load_source
 from fedvlm.federation import setup
 from fedvlm.runs import chance
+from fedvlm.testing import tiny
 
 SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=6", "data.base_classes=10", "data.novel_classes=4",
          "partition.clients=3", "rounds=1", "methods=zero_shot", "seeds=0")  # fmt: skip

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedvlm.testing import tiny
 
 from fedvlm import methods
-from fedvlm.experiment import Experiment
+from fedvlm.experiment import Experiment, parse
 from fedvlm.methods import base
 from fedvlm.runs import contract
 from fedvlm.tensors import Named
+from fedvlm.testing import tiny
 
 
 def test_the_contract_of_a_run() -> None:
@@ -28,9 +28,9 @@ def test_the_contract_of_a_run() -> None:
 def test_photographs_are_told_what_is_remembered_of_them() -> None:
     clip, fed = tiny.clip(), tiny.federation()
     data = {"source": "folder", "path": "photos"}
-    kept = contract.text(Experiment.model_validate({"data": data}), clip, fed, [])
+    kept = contract.text(parse({"data": data}), clip, fed, [])
     assert ": activations of the images, and which of them can be decoded (compute.disk_gib=0" in kept
-    none = Experiment.model_validate({"data": data, "compute": {"disk_gib": 0}})
+    none = parse({"data": data, "compute": {"disk_gib": 0}})
     assert "activations" not in contract.text(none, clip, fed, [])
 
 
@@ -38,8 +38,7 @@ def test_who_sees_what_leaves() -> None:
     """A mean of two tells each the other's; single prompts are told to be seen whole; who sends nothing is not named."""
     clip, fed = tiny.clip(), tiny.federation()
     lines = [
-        contract.terms(n, tiny.simulation(tiny.method(n), clip, fed))
-        for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
+        contract.terms(n, tiny.simulation(tiny.method(n), clip, fed)) for n in ("pfedmma", "coop", "pfedmoap", "fedmma")
     ]
     said = contract.text(Experiment(), clip, fed, lines).split("other clients see:\n")[1].splitlines()
     assert said == [

@@ -23,7 +23,7 @@ SMALL = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Results:
     out = tmp_path_factory.mktemp("late") / "run"
-    return fedvlm.run("quickstart", *SMALL, "partition.late=1", methods=METHODS, seeds=[0, 1], out=out)
+    return fedvlm.run("quickstart", *SMALL, "partition.newcomers=1", methods=METHODS, seeds=[0, 1], out=out)
 
 
 def lines(found: Results, seed: int, method: str, kind: str) -> list[dict[str, Any]]:

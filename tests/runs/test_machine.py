@@ -17,12 +17,11 @@ from fedvlm import experiment, plain, presets
 from fedvlm.clip import load
 from fedvlm.clip.load import save
 from fedvlm.errors import FedvlmError
-from fedvlm.training.device import ComputeSection
+from fedvlm.runs import machine
 from fedvlm.runs.folder import RESULTS, results
 from fedvlm.runs.result import CLOCK
-from fedvlm.runs import machine
 from fedvlm.training import device as devices
-from fedvlm.training.device import Device
+from fedvlm.training.device import ComputeSection, Device
 
 SMALL = ["data.shots=2", "data.val_per_class=2", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
          "partition.clients=3", "rounds=2", "methods=pfedmma,pfedmoap", "seeds=0,1"]  # fmt: skip
@@ -88,7 +87,7 @@ def test_what_can_change_bytes_stands_in_the_folder_and_is_told_when_it_differs(
     assert there["machine"] == {"threads": "1", "together": str(devices.TOGETHER), "device": "cpu",
                                 "processor": machine.decide(ComputeSection(), CPU, 128).processor}  # fmt: skip
     assert "later" not in there
-    fedvlm.run(*words, "compute.together=2", out=tmp_path / "r", resume=True, quiet=False)
+    fedvlm.run(*words, "compute.clients_per_step=2", out=tmp_path / "r", resume=True, quiet=False)
     assert "together 8 then, 2 now" in capsys.readouterr().out
     later = json.loads(file.read_text())
     assert later["machine"] == there["machine"]

@@ -131,7 +131,7 @@ def test_a_comparison_of_methods_with_faults_names_them(tmp_path: Path) -> None:
 
 def test_late_clients_and_visits_of_their_own(tmp_path: Path) -> None:
     """Measured on arrival, perhaps before anybody else of that round, and trained after the last round."""
-    words = [*SMALL, "data.base_classes=8", "partition.clients=4", "partition.late=1", "participation=0.67", "evaluation.every=9", "faults=all",
+    words = [*SMALL, "data.base_classes=8", "partition.clients=4", "partition.newcomers=1", "participation=0.67", "evaluation.every=9", "faults=all",
              "methods=pfedmma,pfedmoap,coop", "method.all.fine_tune=1"]  # fmt: skip
     found = fedvlm.run("quickstart", *words, out=tmp_path / "run")
     for name in ("pfedmma [all faults]", "pfedmoap [all faults]", "coop [all faults]"):
@@ -179,7 +179,7 @@ def test_a_killed_point_with_faults_starts_again_and_ends_the_same(
 
 
 def test_test_selection_reports_the_best_round(tmp_path: Path) -> None:
-    words = [*SMALL, "methods=fedmma", "rounds=4", "method.all.lr=0.3", "compute.together=1"]
+    words = [*SMALL, "methods=fedmma", "rounds=4", "method.all.lr=0.3", "compute.clients_per_step=1"]
     right = fedvlm.run("quickstart", *words, out=tmp_path / "right").points["fedmma"][0]
     wrong = fedvlm.run("quickstart", *words, "faults=test_selection", out=tmp_path / "wrong").points[
         "fedmma [test_selection]"
@@ -262,7 +262,7 @@ def test_differences_are_those_of_the_run_folders(audited: Path) -> None:
 
 
 def test_the_right_run_of_an_audit_is_the_right_run(audited: Path, tmp_path: Path) -> None:
-    right = fedvlm.run("quickstart", *AUDIT, "compute.together=1", out=tmp_path / "run")
+    right = fedvlm.run("quickstart", *AUDIT, "compute.clients_per_step=1", out=tmp_path / "run")
     (folder,) = audited.glob("right-*")
     for method in EXPECTED:
         for seed in (0, 1):

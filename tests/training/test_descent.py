@@ -16,11 +16,11 @@ from fedvlm.training.descent import StackedOptimizer
 from fedvlm.training.local import LocalJob, train, train_together
 
 OPTIMISERS: list[dict[str, Any]] = [
-    {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1},
-    {"optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0},
-    {"optimiser": "adam", "momentum": 0.8, "second_momentum": 0.95, "weight_decay": 0.1},
-    {"optimiser": "adam", "momentum": 0.0, "second_momentum": 0.5, "weight_decay": 0.0},
-    {"optimiser": "adamw", "momentum": 0.9, "second_momentum": 0.98, "weight_decay": 0.3},
+    {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+    {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0},
+    {"optimizer": "adam", "momentum": 0.8, "second_momentum": 0.95, "weight_decay": 0.1},
+    {"optimizer": "adam", "momentum": 0.0, "second_momentum": 0.5, "weight_decay": 0.0},
+    {"optimizer": "adamw", "momentum": 0.9, "second_momentum": 0.98, "weight_decay": 0.3},
 ]
 STEPS = [[0, 1, 2, 3], [0, 2, 3], [3, 1], [0, 1, 2, 3], [2], [2], [3, 2], [2]]
 """Which clients take each step: 3, 3, 7 and 5 steps, in all orders."""
@@ -28,9 +28,9 @@ STEPS = [[0, 1, 2, 3], [0, 2, 3], [3, 1], [0, 1, 2, 3], [2], [2], [3, 2], [2]]
 
 def theirs(config: dict[str, Any], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     decay, momentum = config["weight_decay"], config["momentum"]
-    if config["optimiser"] == "sgd":
+    if config["optimizer"] == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, weight_decay=decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config["optimiser"]]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config["optimizer"]]
     return kind(groups, betas=(momentum, config["second_momentum"]), weight_decay=decay)
 
 
@@ -40,7 +40,7 @@ def loss(leaf: dict[str, Tensor], client: int, number: int) -> Tensor:
     return (prompt * (client + 1) + number).sin().sum() + (prompt[0] * gate).square().sum() + gate.exp().sum()
 
 
-@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimiser']}-{config['momentum']}")
+@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
 def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     """Two rates, clients with different numbers of steps, a tensor that a step's loss leaves out."""
     method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.02, **config)
@@ -70,7 +70,7 @@ def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     assert all((descent.stacked[name] - start[name]).abs().amax().item() > 0.02 for name in start)
 
 
-@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimiser']}-{config['momentum']}")
+@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
 def test_what_has_no_gradient_stays_even_under_decay(config: dict[str, Any]) -> None:
     method = tiny.method("pfedmoap", **config)
     start = {"prompt": torch.ones(2, 3, 5), "gating.q.bias": torch.ones(2, 5)}
@@ -93,7 +93,7 @@ def fed() -> Federation:
     return tiny.federation()
 
 
-@pytest.mark.parametrize("config", OPTIMISERS[::2], ids=lambda config: config["optimiser"])
+@pytest.mark.parametrize("config", OPTIMISERS[::2], ids=lambda config: config["optimizer"])
 def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
     config: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:

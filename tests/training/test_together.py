@@ -38,7 +38,7 @@ def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: 
     """Clients of 11, 6, 3 and 9 images in batches of 4: steps of four sizes, visits of three lengths."""
     fed = tiny.federation()
     # Adam divides rounding by rounding where a gradient is nearly zero; its rules are compared in test_descent.
-    method, rounds = tiny.method(name, epochs=1, optimiser="sgd"), 3 if "participation" in how else 2
+    method, rounds = tiny.method(name, epochs=1, optimizer="sgd"), 3 if "participation" in how else 2
     alone, records = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, **how))
     other, grouped = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, clients_per_step=together, **how))
     for mine, theirs in (
@@ -76,7 +76,7 @@ def test_no_step_waits_for_the_device(
     Seen on the CPU: operations with results of unknown size, and Python's ways to numbers, which the steps do not take.
     """
     # torch's Adam asks for its number of steps, which it keeps on the CPU.
-    method = tiny.method(name, epochs=3, **({"optimiser": "sgd"} if together == 1 else {}))
+    method = tiny.method(name, epochs=3, **({"optimizer": "sgd"} if together == 1 else {}))
     task = tiny.simulation(method, clip, tiny.federation(), clients_per_step=together, rounds=3)
     state, _ = next(simulation.run_rounds(task, simulation.start(task)))
     inputs = [ClientInput(one, state.personal[one.name], server.downlink(task.spec, state, one.name))

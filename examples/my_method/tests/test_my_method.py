@@ -8,4 +8,5 @@ from fedvlm.testing import PROMISES, Case
 
 @pytest.mark.parametrize("promise", PROMISES, ids=str)
 def test_promise(promise):
+    """One promise."""
     promise.check(Case(FedProx))

@@ -10,6 +10,8 @@ checks.py   verify, doctor, bench, random-clip
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import TextIO
 
 from rich.console import Console
 
@@ -20,8 +22,24 @@ from fedvlm.errors import FedvlmError
 __all__ = ["app", "checks", "lists", "main", "runs", "studies"]
 
 
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What users can do something about, in a line; the rest as Python shows it."""
+    own = issubclass(category, FutureWarning) and "fedvlm" in filename
+    text = f"fedvlm: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: a user's mistake ends in one message on standard error and exit code 2."""
+    warnings.showwarning = _warn
+    warnings.simplefilter("default", FutureWarning)
     try:
         app()
     except (FedvlmError, OSError) as error:

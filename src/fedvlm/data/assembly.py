@@ -112,7 +112,7 @@ def _federate(source: Source, chosen: _Chosen, seed: int) -> Federation:
     train, test = (_pool(images.table, members, position) for members in (images.train, images.base))
     dealt = deal(Deck(train, test, len(base), images.table.domains, _groups(source, base)), section, seed)
     notes += dealt.notes
-    clients = marked(_clients(images, dealt, chosen, position, notes), section.late, seed)
+    clients = marked(_clients(images, dealt, chosen, position, notes), section.newcomers, seed)
     _tell_gaps(images, dealt, chosen, [source.classnames[label] for label in base], clients, notes)
     return Federation(source, base, novel, clients, images.tests, tuple(notes))
 

@@ -17,13 +17,15 @@ def marked(clients: tuple[Client, ...], late: int | Sequence[str], seed: int) ->
     """
     names = _drawn(clients, late, seed) if isinstance(late, int) else _named(clients, late)
     if len(names) == len(clients):
-        raise FedvlmError(f"partition.late = {late} makes all {len(clients)} clients late: nobody is left to train")
+        raise FedvlmError(
+            f"partition.newcomers = {late} makes all {len(clients)} clients late: nobody is left to train"
+        )
     return tuple(replace(client, late=client.name in names) for client in clients)
 
 
 def _drawn(clients: Sequence[Client], count: int, seed: int) -> set[str]:
     if count > len(clients):
-        raise FedvlmError(f"partition.late = {count}, but there are {len(clients)} clients")
+        raise FedvlmError(f"partition.newcomers = {count}, but there are {len(clients)} clients")
     # Names and not positions decide, as in a round.
     names = sorted(client.name for client in clients)
     return {names[place] for place in stream(seed, "late").choice(len(names), count, replace=False).tolist()}
@@ -35,5 +37,5 @@ def _named(clients: Sequence[Client], words: Sequence[str]) -> set[str]:
         if word not in names | domains:
             known = [*sorted(domains), *sorted(names)]
             wrong = f"'{word}' is no client or domain here{nearest(word, known)}"
-            raise FedvlmError(f"partition.late: {wrong}; there are: {listed(known)}")
+            raise FedvlmError(f"partition.newcomers: {wrong}; there are: {listed(known)}")
     return {client.name for client in clients if {client.name, client.domain} & set(words)}

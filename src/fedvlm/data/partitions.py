@@ -44,12 +44,12 @@ class PartitionSection(Section):
     min_test: Annotated[int, Field(ge=0)] = 0
     """`dirichlet`, `quantity` and uneven `domain`: draw again below so many own test images; who trains on what depends
     on the test images only if it is set."""
-    late: int | list[str] = 0
+    newcomers: int | list[str] = Field(default=0, serialization_alias="late")
     """Clients that join after the last round: so many, drawn by the run's seed, or those of these names or domains
     (`["webcam"]`). They are in no round and no average, and are evaluated apart: on arrival, and after
     `method.all.fine_tune` visits of their own."""
 
-    @field_validator("late", mode="before")
+    @field_validator("newcomers", mode="before")
     @classmethod
     def _number_or_names(cls, value: Any) -> Any:
         """A word is a list of names, `a,b`; a whole number in a list is a name."""

@@ -47,7 +47,7 @@ class SharedOptimiser(Fault):
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Where there is any state."""
-        stateful = method.trains and (method.config.optimiser != "sgd" or method.config.momentum > 0)
+        stateful = method.trains and (method.config.optimizer != "sgd" or method.config.momentum > 0)
         return method.name in cls.methods and stateful
 
     def simulation(self, run: Simulation) -> Simulation:

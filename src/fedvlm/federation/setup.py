@@ -101,7 +101,7 @@ def activations(loaded: Loaded, source: Source) -> Activations:
     compute = loaded.experiment.compute
     store = Store(folder(), int(compute.disk_gib * GIB)) if compute.disk_gib else None
     limit = int(compute.cache_gib * GIB)
-    return Activations(loaded.clip, source.records, loaded.device, limit, store, DTYPES[compute.kept_as])
+    return Activations(loaded.clip, source.records, loaded.device, limit, store, DTYPES[compute.cache_dtype])
 
 
 def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) -> RunSpec:
@@ -138,7 +138,9 @@ def simulation(
     device and the size of the CLIP make it fastest.
     """
     settings = loaded.experiment
-    size = clients_per_step or settings.compute.together or devices.together(loaded.device, loaded.clip.text.width)
+    size = (
+        clients_per_step or settings.compute.clients_per_step or devices.together(loaded.device, loaded.clip.text.width)
+    )
     with enough_memory(method.name):
         place = site(loaded, seed, method, federation or seed.federation)
         spec = run_spec(settings, method, place.base, seed.seed)

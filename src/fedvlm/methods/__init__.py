@@ -30,6 +30,15 @@ def find(name: str) -> type[Method]:
     return plugins.find(name, known(), Method, GROUP, "method")
 
 
+def renamed(name: str, table: Mapping[str, Any]) -> dict[str, str]:
+    """Earlier names of the settings of a table `[method.NAME]`, by their names of now."""
+    try:
+        kinds = [find(str(table.get("method", name)))] if name != "all" else list(known().values())
+    except FedvlmError:  # told where the method is built
+        return {}
+    return {now: before for kind in kinds for now, before in kind.Config.renamed().items()}
+
+
 def build(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
     """A configured method from the experiment's `[method.*]` tables.
 

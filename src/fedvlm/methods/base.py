@@ -37,7 +37,7 @@ class Config(Section):
 
     lr: Rate = 0.002
     """Learning rate in the first round."""
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", serialization_alias="optimiser")
     schedule: Literal["constant", "cosine"] = "constant"
     """Over rounds: the rate stays, or falls from `lr` in the first round to zero after the last (half a cosine)."""
     epochs: Count = 1

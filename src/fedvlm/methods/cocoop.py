@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ class ConditionalConfig(PromptConfig):
     """CoCoOp's prompt."""
 
     tokens: Count = 4
-    words: str | None = "a photo of a"
+    init_text: str | None = Field(default="a photo of a", serialization_alias="words")
 
 
 class Conditional(Prompt):
@@ -83,4 +84,6 @@ class CoCoOp(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Conditional:
         """Prompt and network."""
-        return Conditional(clip, classnames, self.config.tokens, self.config.words, place=self.config.place)
+        return Conditional(
+            clip, classnames, self.config.tokens, self.config.init_text, place=self.config.class_position
+        )

@@ -37,7 +37,7 @@ class GateConfig(base.Config):
     """The released code's: Adam with rate 5e-5, betas 0.9 and 0.98, decay 0.2."""
 
     lr: Rate = 5e-5
-    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="adam", serialization_alias="optimiser")
     second_momentum: Fraction = 0.98
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     template: templates.Template = "a picture of a {}"

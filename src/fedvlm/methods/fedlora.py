@@ -36,7 +36,7 @@ class LoraConfig(base.Config):
     """CLIP-LoRA's: rank 2, alpha 1, AdamW with rate 2e-4 and decay 0.01."""
 
     lr: Rate = 2e-4
-    optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="adamw", serialization_alias="optimiser")
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     first_block: Count = 1
     """First changed block, counted from 1."""

@@ -56,7 +56,7 @@ class Transport(Pair):
     """Two prompts and every patch."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: TransportConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
         self.config = config
 
     @property

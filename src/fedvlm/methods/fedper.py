@@ -50,7 +50,7 @@ class SplitPrompt(Prompt):
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], config: PerConfig, suffix: str = "{}.", place: Place = "end"
     ) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, suffix, place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, suffix, place)
         self.common = config.common
 
     def init(self, generator: torch.Generator) -> Named:
@@ -77,4 +77,4 @@ class FedPer(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> SplitPrompt:
         """The prompt in two tensors."""
-        return SplitPrompt(clip, classnames, self.config, place=self.config.place)
+        return SplitPrompt(clip, classnames, self.config, place=self.config.class_position)

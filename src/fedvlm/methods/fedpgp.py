@@ -50,7 +50,7 @@ class LowRank(Prompt):
     """A prompt that is a sum, and the template's text features."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: LowRankConfig, template: str) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
         self.config = config
         self.anchor = Template(clip, classnames, template).text
 

@@ -30,7 +30,7 @@ class KnowledgeConfig(PromptConfig):
     """The released code's: four tokens from "a photo of a", weight 8."""
 
     tokens: Count = 4
-    words: str | None = "a photo of a"
+    init_text: str | None = Field(default="a photo of a", serialization_alias="words")
     weight: Annotated[float, Field(ge=0)] = 8.0
     anchor: templates.Template | None = None
     """The template to stay near, or the name of a CoOp data set for its own, as KgCoOp takes; `evaluation.template`
@@ -41,7 +41,7 @@ class Anchored(Prompt):
     """A prompt, and the template's text features, normalised."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: KnowledgeConfig, template: str) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
         self.anchor = Template(clip, classnames, config.anchor or template).text
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

@@ -91,7 +91,7 @@ class Mixture:
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MixtureConfig, suffix: str = "{}.") -> None:
         self.clip, self.config = clip, config
-        self.prompt = Prompt(clip, classnames, config.tokens, config.words, suffix, config.place)
+        self.prompt = Prompt(clip, classnames, config.tokens, config.init_text, suffix, config.class_position)
         self.stride = gate.stride(clip.config.embed, config.gate_width)
         self.known: dict[str, Tensor] = {}
 

@@ -44,7 +44,7 @@ class Recalling(Prompt):
     """A prompt, and a memory where the client's own images are given."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MemoryConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
         self.config = config
 
     def prepare(self, received: Named, own: Own | None = None) -> Named:

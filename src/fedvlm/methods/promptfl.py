@@ -33,9 +33,9 @@ class PromptConfig(base.Config):
     batch: Count = 16
     tokens: Count = 16
     """Prompt tokens T."""
-    words: str | None = None
+    init_text: str | None = Field(default=None, serialization_alias="words")
     """Start the prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    place: Place = "end"
+    class_position: Place = Field(default="end", serialization_alias="place")
     """Where the class name stands: after the prompt, between its halves, or before it (CoOp's ablation)."""
 
 
@@ -56,7 +56,7 @@ class PromptFL(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prompt:
         """A prompt before the class names."""
-        return Prompt(clip, classnames, self.config.tokens, self.config.words, place=self.config.place)
+        return Prompt(clip, classnames, self.config.tokens, self.config.init_text, place=self.config.class_position)
 
 
 class PromptFLFT(PromptFL):

@@ -36,7 +36,7 @@ class Portfolio(Pair):
     """Two prompts whose text features are mixed."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: PortfolioConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.words, place=config.place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
         self.theta = config.theta
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

@@ -53,7 +53,7 @@ def decide(
     """
     begun = before if before and before.get("device") == str(device.device) else {}
     threads = settings.threads or _number(begun, "threads") or devices.threads(width, processes)
-    together = settings.together or _number(begun, "together") or devices.together(device, width)
+    together = settings.clients_per_step or _number(begun, "together") or devices.together(device, width)
     return Machine(threads, together, str(device.device), _processor(device))
 
 

@@ -74,7 +74,9 @@ class PointResult:
 
     def as_json(self) -> dict[str, object]:
         """The table that `result.json` holds."""
-        return {key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value not in (None, (), {})}
+        return {
+            key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value not in (None, (), {})
+        }
 
 
 _RESULT = TypeAdapter(PointResult)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm.experiment import Experiment
-from fedvlm.methods.base import EvalPoint
 from fedvlm.federation.records import LateRecord, Moment
+from fedvlm.methods.base import EvalPoint
 from fedvlm.runs import failure
 from fedvlm.runs.failure import Failures
 from fedvlm.runs.result import PointResult

@@ -206,14 +206,14 @@ def _claim(run: _Run, seed: int, name: str, *, write: bool) -> None:
     """Refuse a point that was made with other settings of its method."""
     method = run.methods[name]
     wrong = [fault.name for fault in faults.of(method, run.experiment)]
-    settings = method.config.model_dump(mode="json") | ({"faults": wrong} if wrong else {})
+    settings = method.config.kept() | ({"faults": wrong} if wrong else {})
     run.folder.point(seed, name).claim(method.name, settings, results(run.experiment), write=write)
 
 
 def _run_point(run: _Run, seed: SeedSetup, name: str, point: Point) -> PointResult:
     made = _simulation(run, seed, name)
     seed.activations.prepare(setup.prefetch_keys(made), made.site.base.entry)
-    checkpoint = point.checkpoint(int(run.experiment.compute.clients_gib * setup.GIB))
+    checkpoint = point.checkpoint(int(run.experiment.compute.client_cache_gib * setup.GIB))
     # What faults pass from client to client is stored nowhere: such a point starts from its first round.
     saved = None if made.faults else checkpoint.load()
     state, length = saved or (simulation.start(made, checkpoint.clients()), 0)

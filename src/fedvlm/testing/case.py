@@ -75,3 +75,17 @@ class Promise:
 
     def __str__(self) -> str:
         return self.name
+
+
+PROMISES: list[Promise] = []
+"""All promises, in the order of their files."""
+
+
+def promise(of: Which) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+    """Add a function to the promises that are asked of all methods, of those that train, or of those that share."""
+
+    def add(function: Callable[[Case], None]) -> Callable[[Case], None]:
+        PROMISES.append(Promise(function.__name__, of, function))
+        return function
+
+    return add

@@ -50,8 +50,8 @@ def _optimizer(run: Simulation, parameters: dict[str, torch.nn.Parameter], round
     turn = torch.tensor(torch.pi * round_ / spec.rounds, dtype=torch.float64)
     fall = float(0.5 * (1 + turn.cos())) if config.schedule == "cosine" else 1.0
     groups = [{"params": [leaf], "lr": spec.method.rate(name) * fall} for name, leaf in parameters.items()]
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     betas = (config.momentum, config.second_momentum)
     return kind(groups, betas=betas, weight_decay=config.weight_decay)

@@ -49,7 +49,8 @@ SIZES = (11, 6, 3, 9)
 SETTINGS: dict[str, Any] = {
     "all": {
         "lr": 0.05, "gate_lr": 0.05, "epochs": 2, "batch": 4, "first_block": 2, "last_block": 3, "rank": 4,
-        "scale": 0.1, "tokens": 3, "gate_width": 8, "heads": 2, "experts": 3, "words": None, "start": None, "depth": 2,
+        "scale": 0.1, "tokens": 3, "gate_width": 8, "heads": 2, "experts": 3, "init_text": None, "start": None,
+        "depth": 2,
     },
     # Methods whose rates are of another order.
     "fedclip": {"lr": 0.02, "objective": "classes"}, "fedmgp": {"diversity": 0.1},

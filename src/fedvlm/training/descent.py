@@ -23,9 +23,9 @@ def optimizer(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim
     for name, leaf in leaves.items():
         rates.setdefault(method.rate(name), []).append(leaf)
     groups = [{"params": params, "lr": rate * factor} for rate, params in rates.items()]
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     betas = (config.momentum, config.second_momentum)
     return kind(groups, betas=betas, eps=EPSILON, weight_decay=config.weight_decay)
 
@@ -38,7 +38,7 @@ class StackedOptimizer:
         self.stacked = stacked
         self.rates = {name: method.rate(name) * factor for name in stacked}
         self.first = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()}
-        adam = self.config.optimiser != "sgd"
+        adam = self.config.optimizer != "sgd"
         self.second = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()} if adam else {}
         self.steps = torch.zeros(len(next(iter(stacked.values()))), device=next(iter(stacked.values())).device)
 
@@ -51,7 +51,7 @@ class StackedOptimizer:
         """One update of the clients in `rows`; tensors without a gradient stay."""
         self.steps.index_add_(0, rows, torch.ones(len(rows), device=self.steps.device))
         for name, leaf in self._moved(leaves):
-            change = self._sgd if self.config.optimiser == "sgd" else self._adam
+            change = self._sgd if self.config.optimizer == "sgd" else self._adam
             self.stacked[name].index_copy_(0, rows, change(name, rows, leaf))
 
     def _moved(self, leaves: Named) -> Iterable[tuple[str, Tensor]]:
@@ -68,7 +68,7 @@ class StackedOptimizer:
         assert leaf.grad is not None
         config, rate, value = self.config, self.rates[name], leaf.detach()
         gradient = leaf.grad
-        if config.optimiser == "adamw":
+        if config.optimizer == "adamw":
             value = value * (1 - rate * config.weight_decay)
         else:
             gradient = gradient.add(leaf, alpha=config.weight_decay)

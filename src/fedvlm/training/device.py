@@ -31,18 +31,18 @@ class ComputeSection(Section):
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """Autocast dtype of the forward pass; trained tensors stay float32. `tf32`: float32, but an NVIDIA GPU rounds what
     goes into products to 10 bits."""
-    together: Count | None = None
+    clients_per_step: Count | None = Field(default=None, serialization_alias="together")
     """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; by default those the run was begun with, or all cores (shared by `--processes`), but one for a CLIP
     as small as the embedded one."""
     cache_gib: Gib = 2.0
     """Bound of remembered activations in memory."""
-    clients_gib: Gib = 1.0
+    client_cache_gib: Gib = Field(default=1.0, serialization_alias="clients_gib")
     """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
     disk_gib: Gib = 20.0
     """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
-    kept_as: Literal["float32", "float16", "bfloat16"] = "float32"
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", serialization_alias="kept_as")
     """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""
 
 

@@ -151,7 +151,7 @@ class PlainPrompt(Plain):
         self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], config: PromptConfig, suffix: str = "{}."
     ) -> None:
         super().__init__(clip, exact)
-        if config.place != "end":
+        if config.class_position != "end":
             raise FedvlmError("the released procedure is written out for prompts before the class name only")
         self.rows, eot = self.encoders.words([suffix.format(_spaced(name)) for name in names], room=config.tokens)
         self.eot = eot + config.tokens

@@ -33,7 +33,7 @@ def variants(experiment: Experiment) -> list[Variant]:
     if experiment.faults:
         raise FedvlmError("an audit chooses the faults itself: leave out faults=, or use fedvlm run")
     built = {name: methods.build(name, experiment.method) for name in experiment.methods}
-    apart = experiment.model_copy(update={"compute": experiment.compute.model_copy(update={"together": 1})})
+    apart = experiment.model_copy(update={"compute": experiment.compute.model_copy(update={"clients_per_step": 1})})
     found = [_variant(RIGHT, apart, built)]
     for key, members in _members(apart, built).items():
         if members:

@@ -20,8 +20,10 @@ from fedvlm.training.device import ComputeSection
 
 _OURS = {"methods": "--rows", "seeds": "--seeds", "data": "--data", "data.path": "--data", "data.source": "--data",
          "model": "--model", "model.name": "--model"}  # fmt: skip
-_HARMLESS = {"evaluation.every", "evaluation.batch", "model.offline", "name",
-             *(f"compute.{key}" for key in ComputeSection.model_fields if key not in ("dtype", "kept_as"))}  # fmt: skip
+_HARMLESS = {
+    "evaluation.every", "evaluation.batch", "model.offline", "name",
+    *(f"compute.{key}" for key in (*ComputeSection.model_fields, *ComputeSection.renamed().values())),
+} - {"compute.dtype", "compute.cache_dtype", "compute.kept_as"}  # fmt: skip
 """Settings that change no result."""
 
 
