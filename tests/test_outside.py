@@ -50,6 +50,8 @@ def python(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_method_and_a_metric_of_an_installed_package(installed: Path, tmp_path: Path) -> None:
     """By entry point and by path, in processes of their own, against the method of ours that they repeat."""
+    listed = python(installed, "-m", "fedvlm", "methods").stdout
+    assert re.search(r"^my_fedprox +my_method.fedprox:FedProx ", listed, re.MULTILINE), listed
     words = ["methods=my_fedprox,my_method.fedprox:FedProx", *SMALL]
     done = python(installed, "-m", "fedvlm", "run", "quickstart", *words, "--out", str(tmp_path / "twice"))
     assert "names my_fedprox twice" in done.stderr

@@ -9,7 +9,7 @@ from datetime import datetime
 from rich.markup import escape
 from rich.table import Table
 
-from fedvlm import methods
+from fedvlm import methods, plugins
 from fedvlm.training.store import Held
 
 
@@ -19,6 +19,8 @@ def methods_table() -> Table:
     for key, method in methods.known().items():
         leaves = ", ".join(method.shared) or "nothing"
         shown.add_row(key, method.title, "all that is trained" if leaves == "*" else leaves, method.paper)
+    for name, path in plugins.entry_points(methods.GROUP).items():
+        shown.add_row(escape(name), escape(path), "", "another package")
     return shown
 
 
