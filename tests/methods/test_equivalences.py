@@ -400,7 +400,9 @@ def test_kgcoop_stays_near_the_experiments_template_where_no_anchor_is_named(cli
         assert (tuner.anchor - text / text.norm(dim=-1, keepdim=True)).abs().max() < 1e-5  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", [name for name, kind in known().items() if "place" in kind.Config.model_fields])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in known().items() if "class_position" in kind.Config.model_fields]
+)
 def test_every_prompt_stands_where_its_setting_says(name: str, clip: FrozenCLIP) -> None:
     """The same tensors before, around and behind the class name are three different texts."""
     pixels, found = torch.randn(2, 3, 16, 16, generator=torch_stream(0, "pixels")), []
