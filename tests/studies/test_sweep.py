@@ -227,3 +227,8 @@ def test_what_is_refused(case: str) -> None:
     more, words, over, message = REFUSED[case]
     with pytest.raises(FedvlmError, match=message):
         plan(presets.settings("quickstart") | more, words, over)
+
+
+def test_an_earlier_name_of_a_setting_is_told_in_a_sweep_too() -> None:
+    with pytest.warns(FutureWarning, match=r"'partition\.late' is called 'partition\.newcomers' now"):
+        plan(presets.settings("quickstart"), [*SMALL, "partition.late=1"], OVER)

@@ -31,8 +31,3 @@ def columns(place: Place, there: Container[str] | None = None) -> list[Metric]:
     """The metrics shown at a place, in its order; `there`: only those named in it."""
     found = [metric for metric in every() if place in metric.shown and (there is None or metric.name in there)]
     return sorted(found, key=lambda metric: metric.shown[place])
-
-
-def heading(name: str) -> str:
-    """A metric's column heading."""
-    return next(metric.heading for metric in every() if metric.name == name)

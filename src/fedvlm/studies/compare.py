@@ -32,7 +32,7 @@ def compare(
     A method of which a seed failed has words in the place of numbers. Raises `FedvlmError` as `study.run` does.
     """
     chosen = reference(experiment, against)
-    return write(study.run(Plan(experiment.name, experiment, folder), options or Options()), chosen, target)
+    return write(study.run(Plan(experiment, folder), options or Options()), chosen, target)
 
 
 def write(done: Results, against: str, target: Target | None = None) -> Comparison:

@@ -22,8 +22,6 @@ from fedvlm.runs.results import Results
 class Plan:
     """One run of a study."""
 
-    name: str
-    """What the study calls it: a value that is swept, a fault, a run of a published table."""
     experiment: Experiment
     folder: Path
 
@@ -45,7 +43,6 @@ class Options:
 class Outcome:
     """What became of a plan."""
 
-    plan: Plan
     results: Results
     """Of methods that could not be run at all, every seed has failed."""
     error: str = ""
@@ -56,7 +53,7 @@ class Outcome:
 
 def single(experiment: Experiment, folder: Path | None = None) -> Plan:
     """An experiment by itself; its folder is named after it by default."""
-    return Plan(experiment.name, experiment, folder or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
+    return Plan(experiment, folder or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
 
 
 def run(plan: Plan, options: Options) -> Results:
@@ -81,8 +78,8 @@ def attempt(plan: Plan, options: Options) -> Outcome:
         error, apart = str(why), len(plan.experiment.methods) > 1
         found = _one_by_one(plan, options) if apart else _refused(plan, why)
     if not found.complete:
-        return Outcome(plan, found, error or _nothing(found), apart)
-    return Outcome(plan, table.write(found), "", apart)
+        return Outcome(found, error or _nothing(found), apart)
+    return Outcome(table.write(found), "", apart)
 
 
 def _played(plan: Plan, options: Options) -> Results:

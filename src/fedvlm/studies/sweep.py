@@ -98,6 +98,7 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
     if "sweep" not in base:
         raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
     del base["sweep"]
+    experiment.tell_renamed(base)
     if len(values) < 2:
         raise FedvlmError(f"a sweep needs two or more values of '{key}', not {values}")
     planned: list[Experiment] = []
@@ -159,7 +160,7 @@ def sweep(
     for value, one in zip(planned.values, planned.experiments, strict=True):
         text = plain.text(value)
         named = one.model_copy(update={"name": f"{one.name} {planned.key}={text}"})
-        outcome = study.attempt(Plan(text, named, folder / _folder(planned.key, text)), options or Options())
+        outcome = study.attempt(Plan(named, folder / _folder(planned.key, text)), options or Options())
         if outcome.error:
             swept.failed[text] = outcome.error
             continue

@@ -294,7 +294,8 @@ def known() -> tuple[Metric, ...]:
 
 def chosen(names: Iterable[str]) -> tuple[Metric, ...]:
     """Our own metrics and those named. Raises `FedvlmError` if one of them cannot be had."""
-    offered = plugins.entry_points(GROUP)
+    names = list(names)
+    offered = plugins.entry_points(GROUP) if names else {}
     found = [plugins.loaded(offered.get(name, name), Metric, "metric") for name in names]
     for path, metric in zip(names, found, strict=True):
         if any(metric.name == own.name for own in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:

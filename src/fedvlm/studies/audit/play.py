@@ -64,7 +64,7 @@ def play(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[l
     found: Found = {}
     for place, variant in enumerate(variants):
         folder = out / f"{variant.name}-{variant.experiment.basis()[:8]}"
-        plan = Plan(variant.name, variant.experiment, folder)
+        plan = Plan(variant.experiment, folder)
         done = study.run(plan, options) if variant.name == RIGHT else study.attempt(plan, options).results
         found |= {(variant.name, name): _outcome(done, name) for name in variant.labels}
         if variant.name == RIGHT and done.failed:

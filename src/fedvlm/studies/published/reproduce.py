@@ -53,7 +53,7 @@ def _run(job: Job, out: Path, made: Made, options: Options) -> list[Job]:
     """Run a job; gives it back, or a job for each of its rows where they could not be run together."""
     chosen = job.experiment()
     folder = out / f"{job.run}-{chosen.digest()[:8]}"
-    outcome = study.attempt(study.Plan(job.run, chosen, folder), options)
+    outcome = study.attempt(study.Plan(chosen, folder), options)
     found = outcome.results
     for row in job.rows:
         label = found.labels[row]
