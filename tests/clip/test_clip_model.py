@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvlm.clip import CLIP, Beside, FrozenCLIP, Insertions, Patches, initialise
+from fedvlm.clip import CLIP, FEATURE, Beside, FrozenCLIP, Insertions, Patches, initialise
 from fedvlm.clip.config import ClipConfig, from_open_clip, standard
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
@@ -79,12 +79,12 @@ def test_entering_at_any_image_block_gives_the_same_feature(clip: FrozenCLIP, pi
     w = naive.weights(clip)
     stream = naive.image_stream(pixels, w, clip.config)
     whole = clip.encode_image(pixels)
-    for entry in range(1, clip.visual.depth + 2):
+    for entry in range(1, clip.visual.depth + 1):
         hidden = clip.visual.hidden(pixels, entry)
-        if entry <= clip.visual.depth:
-            near(hidden, stream[entry - 1])
+        near(hidden, stream[entry - 1])
         near(clip.visual.feature(hidden, entry), whole, 1e-6)
-    assert torch.equal(clip.visual.hidden(pixels, clip.visual.depth + 1), whole)
+    assert torch.equal(clip.visual.hidden(pixels, FEATURE), whole)
+    assert torch.equal(clip.visual.feature(whole, FEATURE), whole)
 
 
 def test_entering_at_any_text_block_gives_the_same_feature(clip: FrozenCLIP) -> None:
@@ -125,8 +125,8 @@ def test_patch_features_of_a_resnet() -> None:
 def test_a_resnet_answers_like_a_transformer_of_no_blocks() -> None:
     clip = tiny.clip(tiny.resnet_config())
     images = torch.randn(2, 3, 32, 32)
-    hidden = clip.visual.hidden(images, clip.visual.depth + 1)
-    assert torch.equal(clip.visual.feature(hidden, 1), clip.encode_image(images))
+    hidden = clip.visual.hidden(images, FEATURE)
+    assert torch.equal(clip.visual.feature(hidden, FEATURE), clip.encode_image(images))
 
 
 class Module:

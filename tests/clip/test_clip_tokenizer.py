@@ -91,9 +91,25 @@ def test_a_text_fills_the_context_exactly_or_is_refused() -> None:
     assert own([letters])[0].shape == (1, 10)
     with pytest.raises(FedvlmError, match=r"11 tokens.*10 positions.*shorten"):
         own([letters + " x"])
-    assert own([" ".join("x" * 5)], room=3)[0].shape == (1, 7)
+    learned, word = [-1, -2, -3], own.words("x")
+    assert own.rows([[*learned, *5 * word]], ["x x x x x"])[0].tolist() == [[own.sot, *learned, *5 * word, own.eot]]
     with pytest.raises(FedvlmError, match=r"8 tokens beside 3 prompt tokens"):
-        own([" ".join("x" * 6)], room=3)
+        own.rows([[*learned[:1], *6 * word, *learned[1:]]], ["x x x x x x"])
+
+
+def test_a_model_that_reads_padding_is_read_at_the_end_of_its_context() -> None:
+    """No start token, and learned tokens displace padding: 2 + 1 + 1 tokens and 4 of padding."""
+    own = tokenizers.Tokenizer(tiny.byte_pairs(), 8, start=None, pad="<|startoftext|>", read_padding=True)
+    word, pad = own.words("x"), own.inner.token_to_id("<|startoftext|>")
+    ids, end = own.rows([[-1, -2, *word], word], ["x", "x"])
+    assert ids.tolist() == [[-1, -2, *word, own.eot, *4 * [pad]], [*word, own.eot, *6 * [pad]]]
+    assert end.tolist() == [7, 7]
+    assert own.sot is None
+    same = tokenizers.Tokenizer(tiny.byte_pairs(), 8, start=None)
+    assert own.identity != same.identity
+    assert tokenizers.Tokenizer(tiny.byte_pairs(), 8).identity == tiny.tokenizer(8).identity
+    with pytest.raises(FedvlmError, match=r"lacks <\|startoftext\|> or EOS$"):
+        tokenizers.Tokenizer(tiny.byte_pairs(), 8, end="EOS", start="<|startoftext|>")
 
 
 def test_padding_or_truncation_stored_in_the_file_does_no_harm(tmp_path: Path) -> None:

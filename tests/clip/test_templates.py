@@ -101,7 +101,13 @@ def test_two_classes_of_the_same_tokens_are_refused(pair: tuple[str, str], name:
 
 
 def test_texts_of_unequal_lengths_are_not_the_same() -> None:
-    """Rows are filled up with ends of text."""
-    ids, eot = tiny.clip().texts(["cat", "cat cat", "cat."], "{}")
-    assert eot.tolist() == [2, 3, 3]
-    assert len({tuple(row) for row in ids.tolist()}) == 3
+    """None is taken for another, though one begins as another does."""
+    texts = tiny.clip().texts(["cat", "cat cat", "cat."], "{}")
+    assert texts.position[texts.end].tolist() == [2, 3, 3]
+
+
+def test_learned_tokens_stand_behind_a_name_only_where_the_name_comes_first() -> None:
+    clip = tiny.clip()
+    assert clip.texts(["dog"], "{}.", 1, 2).ids.tolist()[1:5] == [-1, *clip.tokenizer.words("dog"), -2, -3]
+    with pytest.raises(FedvlmError, match=r"begins with it, not 'of a \{\}\.'"):
+        clip.texts(["dog"], "of a {}.", 1, 2)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FEATURE, FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import client as clients
@@ -46,7 +46,7 @@ class Adder:
     """Logits that say class 0 wherever `s + p` is positive, else class 1."""
 
     def __init__(self, clip: FrozenCLIP, classes: int) -> None:
-        self.entry = clip.visual.depth + 1
+        self.entry = FEATURE
         self.classes = classes
 
     def init(self, generator: torch.Generator) -> dict[str, Tensor]:

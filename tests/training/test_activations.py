@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedvlm import clip as clips
-from fedvlm.clip import Beside, Entry, FrozenCLIP
+from fedvlm.clip import FEATURE, Beside, Entry, FrozenCLIP
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.data import Record, Source
 from fedvlm.streams import stream
@@ -41,7 +41,7 @@ def directly(clip: FrozenCLIP, source: Source, indices: list[int], entry: Entry)
 def size(clip: FrozenCLIP, entry: Entry) -> int:
     if isinstance(entry, Beside):
         return 2 * (1 if entry.block == clip.visual.depth else 5) * 32 * 4
-    return 16 * 4 if entry == clip.visual.depth + 1 else 5 * 32 * 4
+    return 16 * 4 if entry == FEATURE else 5 * 32 * 4
 
 
 def plain(indices: Iterable[int]) -> list[Key]:
@@ -52,7 +52,7 @@ def remembered(store: Activations) -> set[tuple[int, int]]:
     return {(index, entry) for entry, memory in store.memory.items() for index, _ in memory.places}
 
 
-@pytest.mark.parametrize("entry", [1, 2, 3, 4, Beside(1), Beside(3)])
+@pytest.mark.parametrize("entry", [1, 2, 3, FEATURE, Beside(1), Beside(3)])
 @pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
 def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: Entry, limit: int) -> None:
     store = Activations(clip, source.records, tiny.CPU, limit)
@@ -102,9 +102,9 @@ def test_a_batch_is_the_callers_own(clip: FrozenCLIP, source: Source) -> None:
 
 def test_another_entry_makes_room_when_it_must(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, tiny.CPU, 4 * size(clip, 2))
-    store.prepare(plain([1, 2]), 4)
+    store.prepare(plain([1, 2]), FEATURE)
     store.prepare(plain([1, 2]), 2)
-    assert remembered(store) == {(1, 4), (2, 4), (1, 2), (2, 2)}
+    assert remembered(store) == {(1, FEATURE), (2, FEATURE), (1, 2), (2, 2)}
     store.prepare(plain([3, 5]), 2)
     assert remembered(store) == {(i, 2) for i in (1, 2, 3, 5)}
     assert store.used_bytes == 4 * size(clip, 2)
@@ -151,7 +151,7 @@ def test_a_row_does_not_depend_on_what_was_held_or_on_threads(
     """A cold cache against one that held 10 of 100 images; memory without bounds against none; one thread."""
     clip, source = models[model]
     records = [Record(StoredImage(record.image.key, record.image.pixels), 0, "a") for record in source.records]  # type: ignore[attr-defined]
-    for entry in (clip.visual.depth + 1, *([clip.visual.depth // 2 + 1] if clip.visual.depth else [])):
+    for entry in (FEATURE, *([clip.visual.depth // 2 + 1] if clip.visual.depth else [])):
         threads(1)
         expected = Activations(clip, records, tiny.CPU, 1 << 30).get(range(100), entry)
         threads(count)
@@ -189,7 +189,7 @@ WIDE = ClipConfig(
 )
 
 
-@pytest.mark.parametrize("entry", [1, 2, 3])
+@pytest.mark.parametrize("entry", [1, 2, FEATURE])
 def test_a_prepared_row_does_not_depend_on_who_asks(entry: Entry) -> None:
     """Bit for bit: or else what a run computes depends on what it was asked before it was stopped (house.md: resume).
 
@@ -217,10 +217,10 @@ def test_a_prepared_row_does_not_depend_on_what_was_prepared_before() -> None:
     """Seeds of one experiment share the store. Rows 0..128 for one and 0..139 for the next, or the next alone."""
     clip, source = tiny.clip(WIDE), tiny.source(each=20)
     long, fresh = (Activations(clip, source.records, tiny.CPU, 1 << 30) for _ in range(2))
-    long.prepare(plain(range(CHUNK + 1)), 3)
-    long.prepare(plain(range(140)), 3)
-    fresh.prepare(plain(range(140)), 3)
-    assert torch.equal(long.get(range(140), 3), fresh.get(range(140), 3))
+    long.prepare(plain(range(CHUNK + 1)), FEATURE)
+    long.prepare(plain(range(140)), FEATURE)
+    fresh.prepare(plain(range(140)), FEATURE)
+    assert torch.equal(long.get(range(140), FEATURE), fresh.get(range(140), FEATURE))
 
 
 ROOM = "rows of the same entry that nobody needs any more are kept, and newly needed ones find no room"
@@ -267,7 +267,7 @@ def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
     records = [tiny.Record(image, 0, "a") for image in images]
     store = Activations(clip, records, tiny.CPU, 0)
     assert store.get([0, 1, 2, 3], 1).shape == (4, 5, 32)
-    assert store.online([0, 1, 2, 3], 4, 0, "a").shape == (4, 16)
+    assert store.online([0, 1, 2, 3], FEATURE, 0, "a").shape == (4, 16)
 
 
 def test_the_transform_has_an_identity(clip: FrozenCLIP) -> None:

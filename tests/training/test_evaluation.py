@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FEATURE, FrozenCLIP
 from fedvlm.data import Client, Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.testing import tiny
@@ -102,7 +102,7 @@ def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> N
 def test_shared_sets_of_finished_features_are_gathered_once(clip: FrozenCLIP, fed: Federation) -> None:
     table = bench(clip, fed)
     first = [evaluate(outputs(table, client, {}, {})).values for client in fed.clients]
-    assert set(table.sets) == {("base", clip.visual.depth + 1), ("novel", clip.visual.depth + 1)}
+    assert set(table.sets) == {("base", FEATURE), ("novel", FEATURE)}
     table.activations.memory.clear()
     asked: list[int] = []
     inner = table.activations.get
@@ -131,7 +131,7 @@ def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCL
     """Labels stay with images: features planted at the class names' own text features are found again."""
     text = clip.classifier([fed.source.classnames[k] for k in range(7)])
     table = bench(clip, fed)
-    planted = table.activations.memory[clip.visual.depth + 1] = Memory(table.activations.device)
+    planted = table.activations.memory[FEATURE] = Memory(table.activations.device)
     planted.add([(i, TEST) for i in range(len(fed.source))], text[[record.label for record in fed.source.records]])
     result = evaluate(outputs(table, fed.clients[0], {}, {})).values
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)

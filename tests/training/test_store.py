@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fedvlm import clip as clips
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FEATURE, FrozenCLIP
 from fedvlm.data import Record
 from fedvlm.data.files import FileImage
 from fedvlm.streams import stream
@@ -143,15 +143,15 @@ def test_another_configuration_of_the_same_weights_does_not_get_the_old_rows(
     """The embedded CLIP, its `config.json` edited: activation and number of heads stand in no weight file."""
     clips.save(clips.load(), tmp_path / "model")
     first = clips.load(str(tmp_path / "model"))
-    old = new(first, records, tmp_path / "c").get(range(5), 7)
+    old = new(first, records, tmp_path / "c").get(range(5), FEATURE)
     table = json.loads((tmp_path / "model/config.json").read_text())
     table["vision_config"] |= {"hidden_act": "gelu", "num_attention_heads": 2}
     (tmp_path / "model/config.json").write_text(json.dumps(table))
     second = clips.load(str(tmp_path / "model"))
     assert second.weights == first.weights
     assert second.digest != first.digest
-    rows = new(second, records, tmp_path / "c").get(range(5), 7)
-    assert torch.equal(rows, Activations(second, records, tiny.CPU, 0).get(range(5), 7))
+    rows = new(second, records, tmp_path / "c").get(range(5), FEATURE)
+    assert torch.equal(rows, Activations(second, records, tiny.CPU, 0).get(range(5), FEATURE))
     assert (rows - old).abs().max() > 0.1
 
 

@@ -6,7 +6,7 @@ import naive
 import pytest
 import torch
 
-from fedvlm.clip import FrozenCLIP
+from fedvlm.clip import FEATURE, FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
@@ -85,8 +85,8 @@ def test_no_room_for_the_prompt(clip: FrozenCLIP) -> None:
 
 
 def test_the_prompt_leaves_the_image_encoder_alone(clip: FrozenCLIP) -> None:
-    assert Prompt(clip, NAMES, 3).entry == clip.visual.depth + 1
-    assert Prompt(tiny.clip(tiny.resnet_config()), NAMES, 3).entry == 1
+    assert Prompt(clip, NAMES, 3).entry == FEATURE
+    assert Prompt(tiny.clip(tiny.resnet_config()), NAMES, 3).entry == FEATURE
 
 
 def test_two_prompts_that_start_at_words_differ() -> None:

@@ -1,9 +1,14 @@
-"""Shapes of a CLIP: read from a Hugging Face `config.json` or an open_clip `open_clip_config.json`."""
+"""A dual encoder as data: shapes, pooling, causality, biases.
+
+Read from a Hugging Face `config.json` or an open_clip `open_clip_config.json`. The defaults are CLIP's; everything that
+another family does otherwise is a field here, and no tuner asks for it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fedvlm.clip import strict
 from fedvlm.errors import FedvlmError
@@ -28,6 +33,20 @@ class ViT:
     image: int
     patch: int
     tower: Transformer
+    class_token: bool = True
+    """A learned token stands before the patches, at a position of its own."""
+    pre_norm: bool = True
+    """A LayerNorm stands before the first block."""
+    patch_bias: bool = False
+    """The projection of patches has a bias."""
+    pool: Literal["class_token", "attention"] = "class_token"
+    """The image feature is made of the class token, or of all tokens by `pooling.AttentionPooling`."""
+    projection: bool = True
+    """A matrix maps the pooled token to the joint width; without it the tower's width is the joint width."""
+
+    def __post_init__(self) -> None:
+        if self.pool == "class_token" and not self.class_token:
+            raise FedvlmError("an image encoder without a class token cannot pool by it; set pool to 'attention'")
 
 
 @dataclass(frozen=True)
@@ -46,11 +65,15 @@ class ResNet:
 
 @dataclass(frozen=True)
 class Text:
-    """Causal text transformer over `context` positions."""
+    """Text transformer over `context` positions, read at the token where the tokenizer says that a text ends."""
 
     context: int
     vocabulary: int
     tower: Transformer
+    causal: bool = True
+    """Tokens attend to what precedes them; otherwise to all of their text."""
+    projection_bias: bool = False
+    """The projection to the joint width has a bias."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,39 @@ class ClipConfig:
     vision: ViT | ResNet
     text: Text
     embed: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.vision, ViT) and not self.vision.projection and self.vision.tower.width != self.embed:
+            raise FedvlmError(
+                f"an image encoder without projection has the joint width {self.embed}, not {self.vision.tower.width}"
+            )
+
+
+def facts(config: ClipConfig | ViT | ResNet | Text) -> dict[str, Any]:
+    """The configuration as plain tables, for digests and caches; fields of other families only where they are used.
+
+    So what was digested before such a field existed keeps its digest.
+    """
+    return {
+        field.name: facts(value) if isinstance(value, ViT | ResNet | Text) else _plain(value)
+        for field in dataclasses.fields(config)
+        for value in (getattr(config, field.name),)
+        if field.default is dataclasses.MISSING or value != field.default
+    }
+
+
+def unlike_clip(config: ClipConfig) -> list[str]:
+    """Names of the fields in which a dual encoder differs from every CLIP, such as `text.causal`."""
+    return [
+        f"{part}.{field.name}"
+        for part, encoder in (("vision", config.vision), ("text", config.text))
+        for field in dataclasses.fields(encoder)
+        if field.default is not dataclasses.MISSING and getattr(encoder, field.name) != field.default
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Transformer) else value
 
 
 def standard(name: str, *, context: int = 77, vocabulary: int = 49408) -> ClipConfig:
@@ -113,9 +169,11 @@ def _part(config: dict[str, Any], name: str, keys: strict.Keys, where: str) -> d
 
 
 def to_huggingface(config: ClipConfig, *, sot: int, eot: int) -> dict[str, Any]:
-    """The `CLIPModel` configuration of a ViT CLIP (a ResNet has no such format)."""
+    """The `CLIPModel` configuration of a ViT CLIP (a ResNet has no such format, nor has another family)."""
     if not isinstance(config.vision, ViT):
         raise FedvlmError("the Hugging Face CLIP format has no ResNet image encoder")
+    if other := unlike_clip(config):
+        raise FedvlmError(f"the Hugging Face CLIP format has no place for this dual encoder's {', '.join(other)}")
     vision = _to_hf_tower(config.vision.tower) | {
         "model_type": "clip_vision_model",
         "image_size": config.vision.image,
@@ -179,6 +237,8 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
     """The open_clip configuration of a CLIP with a modified ResNet, and the usual text encoder."""
     if not isinstance(config.vision, ResNet):
         raise FedvlmError("ViT CLIPs are written in the Hugging Face format")
+    if other := unlike_clip(config):
+        raise FedvlmError(f"the open_clip format of a ResNet CLIP has no place for {', '.join(other)}")
     text, vision = config.text, config.vision
     if text.tower != _tower(text.tower.width, text.tower.layers, text.tower.heads, text.tower.activation):
         raise FedvlmError("the open_clip format has no place for this text encoder's MLP width or epsilon")

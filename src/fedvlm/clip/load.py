@@ -176,14 +176,20 @@ def _digest(files: list[Path]) -> str:
 
 def save(clip: FrozenCLIP, folder: Path, *, half: bool = False) -> None:
     """Write a CLIP with its tokenizer and preprocessor, as Hugging Face does; one with a ResNet as open_clip does."""
-    own = {name: tensor.half() if half else tensor for name, tensor in clip.state_dict().items()}
-    words = clip.tokenizer
+    words, own = clip.tokenizer, clip.state_dict()
+    if words.sot is None or words.read_padding or words.pad != words.eot:
+        raise FedvlmError(
+            "the CLIP formats have no place for this tokenizer's rows (no start token, or padding is read)"
+        )
+    own = {name: tensor.half() for name, tensor in own.items()} if half else own
     if isinstance(clip.config.vision, ResNet):
-        durable.write_json(folder / "open_clip_config.json", config.to_open_clip(clip.config))
+        table = config.to_open_clip(clip.config)
         tensors.save(folder / _OPEN_CLIP, weights.to_openai(own))
+        durable.write_json(folder / "open_clip_config.json", table)
     else:
+        table = config.to_huggingface(clip.config, sot=words.sot, eot=words.eot)
         tensors.save(folder / "model.safetensors", weights.to_huggingface(own))
-        durable.write_json(folder / "config.json", config.to_huggingface(clip.config, sot=words.sot, eot=words.eot))
+        durable.write_json(folder / "config.json", table)
     durable.write_text(folder / "tokenizer.json", words.inner.to_str())
     durable.write_json(
         folder / "tokenizer_config.json",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -14,20 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvlm.clip import templates
-from fedvlm.clip.config import ClipConfig, ViT
-from fedvlm.clip.packed import pack
+from fedvlm.clip.config import ClipConfig, ViT, facts
+from fedvlm.clip.packed import Packed
 from fedvlm.clip.preprocess import Preprocess
 from fedvlm.clip.resnet import ModifiedResNet
 from fedvlm.clip.text import TextEncoder
 from fedvlm.clip.tokenizer import Tokenizer
+from fedvlm.clip.transformer import FEATURE
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 
 
 class CLIP(nn.Module):
-    """Image encoder, text encoder and logit scale, in plain PyTorch.
+    """Image encoder, text encoder and logit scale, in plain PyTorch: a dual encoder with this face.
 
-    `visual` and `text` are the two encoders; a tuner calls them with its insertions. There are no hooks.
+        visual.hidden(pixels, entry) -> visual.feature(hidden, entry, insertions)     images, in two halves at an entry
+        text.pack(ids, end) -> text.hidden(embeddings, packed, entry) -> text.feature(hidden, packed, entry, insertions)
+        similarity(image, text)                                                       normalised features to logits
+
+    What differs between families (class token, pooling, causality, biases) is in the configuration and behind these;
+    a tuner calls the encoders with its insertions and asks for none of it. There are no hooks.
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -48,24 +53,28 @@ class CLIP(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised pixels `[B, 3, S, S]` to features `[B, E]`, not normalised."""
-        return self.visual.hidden(pixels, self.visual.depth + 1)
+        return self.visual.hidden(pixels, FEATURE)
 
-    def encode_text(self, ids: Tensor, eot: Tensor) -> Tensor:
-        """Token ids `[K, L]` with their end-of-text positions `[K]` to features `[K, E]`, not normalised."""
-        texts = pack(ids, eot)
-        return self.text.feature(self.text.hidden(self.text.embed(texts.ids)[None], texts, 1), texts)[0]
+    def encode_text(self, ids: Tensor, end: Tensor) -> Tensor:
+        """Token ids `[K, L]` with the positions `[K]` of their last tokens to features `[K, E]`, not normalised."""
+        return self.text.encode(self.text.pack(ids, end))
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """exp(logit_scale) cos(image, text): features `[B, E]` and `[K, E]` to `[B, K]`."""
-        return self.cosines(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
+        return self.similarity(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
 
-    def cosines(self, image: Tensor, text: Tensor) -> Tensor:
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """exp(logit_scale) times products of normalised features `[..., B, E]` and `[..., K, E]`: `[..., B, K]`.
 
-        In float32 whatever the encoders were computed in: see `in_float32`.
+        In float32 whatever the encoders were computed in: see `in_float32`. The bias of a model trained with sigmoids
+        is one number for all classes, which neither a softmax nor the largest logit depends on, and is left out.
         """
         with in_float32(image):
             return self.logit_scale.exp() * image.float() @ text.float().mT
+
+    def scaled(self, cosines: Tensor) -> Tensor:
+        """What stands in the place of cosines, such as a mean of them, as logits: times exp(logit_scale)."""
+        return self.logit_scale.exp() * cosines
 
 
 def in_float32(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -106,32 +115,42 @@ class FrozenCLIP(CLIP):
     @property
     def digest(self) -> str:
         """SHA-256 of all that its outputs depend on: weights, configuration, tokenizer and transform."""
-        parts = [self.weights, dataclasses.asdict(self.config), self.tokenizer.identity, self.preprocess.identity]
+        parts = [self.weights, facts(self.config), self.tokenizer.identity, self.preprocess.identity]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def texts(self, classnames: Sequence[str], template: str, room: int = 0) -> tuple[Tensor, Tensor]:
-        """Token ids `[K, L]` and ends of text `[K]` of class names in a template (`clip.templates`), `_` as space.
+    def texts(self, classnames: Sequence[str], template: str, before: int = 0, after: int = 0) -> Packed:
+        """The texts of class names in a template (`clip.templates`), `_` as space, ready for the text encoder.
 
-        All texts of classes come from here. `room` positions are kept for prompt tokens. Raises `FedvlmError` for a bad
-        template, and where two classes have the same tokens: no classifier could tell them apart.
+        All texts of classes come from here. Learned tokens, which have the ids -1, -2, ..., may stand among the words:
+        `before` of them in front, then `after` of them behind the class name, with which the template then begins.
+        Raises `FedvlmError` for a bad template, for a text without room, and where two classes have the same tokens: no
+        classifier could tell them apart.
         """
         words = templates.template(template)
-        ids, eot = self.tokenizer([words.format(name.replace("_", " ")) for name in classnames], room)
+        if after and not words.startswith("{}"):
+            raise FedvlmError(f"learned tokens after the class name need a template that begins with it, not '{words}'")
+        names = [name.replace("_", " ") for name in classnames]
+        texts = [words.format(name) for name in names]
+        rows = [self.tokenizer.words(text) for text in texts]
         first: dict[tuple[int, ...], str] = {}
-        for name, row, end in zip(classnames, ids.tolist(), eot.tolist(), strict=True):
-            if (other := first.get((end, *row))) is not None:
+        for name, row in zip(classnames, rows, strict=True):
+            if (other := first.get(tuple(row))) is not None:
                 raise FedvlmError(
                     f"classes '{other}' and '{name}' have the same tokens in the template '{words}', so no text tells "
                     "them apart: rename one, or put their images into one class"
                 )
-            first[(end, *row)] = name
-        return ids, eot
+            first[tuple(row)] = name
+        learned = [-1 - token for token in range(before + after)]
+        spans = [len(self.tokenizer.words(name)) if after else 0 for name in names]
+        rows = [[*learned[:before], *row[:span], *learned[before:], *row[span:]]
+                for row, span in zip(rows, spans, strict=True)]  # fmt: skip
+        ids, end = self.tokenizer.rows(rows, texts)
+        return self.text.pack(ids.to(self.device), end)
 
     @torch.no_grad()
     def classifier(self, classnames: Sequence[str], template: str = "a photo of a {}.") -> Tensor:
         """Zero-shot text features `[K, E]` of the class names in order, not normalised."""
-        ids, eot = self.texts(classnames, template)
-        return self.encode_text(ids.to(self.device), eot.to(self.device))
+        return self.text.encode(self.texts(classnames, template))
 
 
 def initialise(clip: CLIP, generator: torch.Generator) -> None:
@@ -140,7 +159,7 @@ def initialise(clip: CLIP, generator: torch.Generator) -> None:
     for name, parameter in clip.named_parameters():
         if name == "logit_scale":
             parameter.data.fill_(math.log(1 / 0.07))
-        elif parameter.ndim < 2 and "class_embedding" not in name:
+        elif parameter.ndim < 2 and not name.endswith(("class_embedding", "probe")):
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             parameter.data.normal_(0.0, _std(clip, name, parameter), generator=generator)

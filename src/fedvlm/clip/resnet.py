@@ -68,7 +68,7 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Stem, four stages, attention pool. It has no transformer blocks: depth 0, entry 1 is the feature."""
+    """Stem, four stages, attention pool. It has no blocks to enter: entries are `FEATURE` and `Patches()`."""
 
     def __init__(self, shape: config.ResNet, embed: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ModifiedResNet(nn.Module):
         return 0
 
     def hidden(self, pixels: Tensor, entry: Entry) -> Tensor:
-        """Pixels `[B, 3, S, S]` to the feature `[B, E]` (entry 1), or to those of all positions (`Patches()`)."""
+        """Pixels `[B, 3, S, S]` to the feature `[B, E]` (`FEATURE`), or to those of all positions (`Patches()`)."""
         out: Tensor = self.attnpool(self._grid(pixels), read_all=isinstance(entry, Patches))
         return out
 

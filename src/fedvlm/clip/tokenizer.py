@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer through the `tokenizers` library."""
+"""Texts to rows of token ids, through the `tokenizers` library; CLIP's byte pairs by default."""
 
 from __future__ import annotations
 
@@ -19,24 +19,38 @@ SOT, EOT = "<|startoftext|>", "<|endoftext|>"
 
 
 class Tokenizer:
-    """Texts to token ids: `[SOT] words [EOT]`, padded with end-of-text to the longest of the batch."""
+    """Texts to rows of token ids: `[start] words [end]`, then padding.
 
-    def __init__(self, inner: tokenizers.Tokenizer, context: int) -> None:
-        sot, eot = inner.token_to_id(SOT), inner.token_to_id(EOT)
-        if sot is None or eot is None:
-            raise FedvlmError(f"the tokenizer lacks {SOT} or {EOT}: this is not a CLIP tokenizer")
+    Only words and learned prompt tokens stand between start and end, in any order (`rows`). `start` is None where rows
+    begin with the words. With `read_padding` a text goes on to the end of the context, as the encoder was trained
+    (SigLIP); otherwise it ends at its end token, and padding up to the batch's longest text cannot matter.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, context: int, *, start: str | None = SOT, end: str = EOT,
+        pad: str | None = None, read_padding: bool = False,
+    ) -> None:  # fmt: skip
+        special = {name: inner.token_to_id(name) for name in (start, end, pad) if name is not None}
+        found = {name: number for name, number in special.items() if number is not None}
+        if found.keys() != special.keys():
+            kind = ": this is not a CLIP tokenizer" if (start, end) == (SOT, EOT) else ""
+            raise FedvlmError(f"the tokenizer lacks {' or '.join(special)}{kind}")
         # Files may carry settings of the code that wrote them; lengths are decided here.
         inner.no_padding()
         inner.no_truncation()
         self.inner = inner
         self.context = context
-        self.sot: int = sot
-        self.eot: int = eot
+        self.sot: int | None = None if start is None else found[start]
+        self.eot: int = found[end]
+        self.pad: int = self.eot if pad is None else found[pad]
+        self.read_padding = read_padding
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 of what texts become: the rules and the vocabulary, start, end and room."""
         parts = [self.inner.to_str(), self.sot, self.eot, self.context]
+        if self.read_padding or self.pad != self.eot:  # a CLIP's digest covers neither
+            parts += [self.pad, self.read_padding]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def words(self, text: str) -> list[int]:
@@ -46,21 +60,29 @@ class Tokenizer:
         except Exception as error:  # the Rust library raises bare exceptions
             raise FedvlmError(f"the tokenizer has no tokens for '{text}': {error}") from error
 
-    def __call__(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
-        """Ids `[K, L]` and end-of-text positions `[K]`; `room` positions of the context are kept for prompt tokens.
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids `[K, L]` of texts, and the positions `[K]` where they are read (`rows`)."""
+        return self.rows([self.words(text) for text in texts], texts)
 
-        L is the longest text of the batch, not the context length (see `text.TextEncoder`).
+    def rows(self, words: Sequence[Sequence[int]], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids of words and of learned tokens (negative) as whole rows.
+
+        Ids `[K, L]` and the positions `[K]` where the texts are read, their last tokens. L is the longest text of the
+        batch, or the context where padding is read. `texts` name the rows in the error of one that is too long.
         """
-        rows = [[self.sot, *self.words(text), self.eot] for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) + room > self.context:
+        begin = [] if self.sot is None else [self.sot]
+        whole = [[*begin, *row, self.eot] for row in words]
+        for text, row in zip(texts, whole, strict=True):
+            if len(row) > self.context:
+                learned = sum(token < 0 for token in row)
                 raise FedvlmError(
-                    f"'{text}' needs {len(row)} tokens{f' beside {room} prompt tokens' if room else ''}, "
-                    f"but the text encoder has {self.context} positions: shorten the class name or the template"
+                    f"'{text}' needs {len(row) - learned} tokens"
+                    f"{f' beside {learned} prompt tokens' if learned else ''}, but the text encoder has "
+                    f"{self.context} positions: shorten the class name or the template"
                 )
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([row + [self.eot] * (length - len(row)) for row in rows])
-        return ids, torch.tensor([len(row) - 1 for row in rows])
+        length = self.context if self.read_padding else max(len(row) for row in whole)
+        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in whole])
+        return ids, torch.tensor([(length if self.read_padding else len(row)) - 1 for row in whole])
 
 
 def load(folder: Path, context: int) -> Tokenizer:

@@ -1,7 +1,12 @@
 """The residual block of both CLIP encoders, and a stack of them that a tuner can reach into.
 
-Blocks are counted from 1, as in the papers. Shapes: B sequences, L tokens, D width, H heads. A sequence is an image's
-tokens, each attending to all, or a packed row of texts (see `packed`), whose K end-of-text tokens are read.
+Blocks are counted from 1, as in the papers. Shapes: B sequences, L tokens, D width, H heads, K texts. A sequence is an
+image's tokens, each attending to all, or a packed row of texts (see `packed`), whose K end-of-text tokens are read.
+
+    entry          1        2   Beside(2)      FEATURE, Patches()
+                   |        |      |                |
+    tokens -----> block 1 --> block 2 --> ... --> pooled, projected          work below an entry depends on the
+                               \--branch--/                                  image alone and is remembered
 """
 
 from __future__ import annotations
@@ -61,8 +66,17 @@ class Patches:
         return "patches"
 
 
-Entry = int | Beside | Patches
-"""Where work begins: before a block (its input), beside it, or at the patches' features."""
+@dataclass(frozen=True)
+class Feature:
+    """The entry of who changes nothing in the image encoder: the finished feature `[B, E]`, not normalised."""
+
+    def __str__(self) -> str:
+        return "feature"
+
+
+FEATURE = Feature()
+Entry = int | Beside | Patches | Feature
+"""Where work begins: before a block (its input), beside it, at the patches' features, or at the finished feature."""
 
 
 class QuickGELU(nn.Module):
@@ -112,14 +126,20 @@ class Attention(nn.Module):
             q, kv = q + _read(added, packed)[..., :width], kv + added[..., width:]
         return self._attend(q, packed.attended(kv), packed.ends) if packed else self._attend(q, kv)
 
+    def ask(self, query: Tensor, x: Tensor) -> Tensor:
+        """Tokens `[B, n, D]` that are not among `x [B, L, D]` attend to all of it: `[B, n, D]`."""
+        width = x.shape[-1]
+        q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        return self._attend(q, F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]))
+
     def _attend(self, q: Tensor, kv: Tensor, bins: Bins | None = None) -> Tensor:
-        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, or in bins over `[B R, P + S, 2 D]`; `[B, n, D]`."""
+        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, or in bins over `[B Z, C + S, 2 D]`; `[B, n, D]`."""
         mask = None
         if bins:
-            mask, q = bins.reach.repeat(len(q), 1, 1, 1), bins.spread(q)
+            mask, q = bins.reach.repeat(len(q), 1, 1, 1), bins.spread(q)  # [B Z, 1, S, C + S], [B Z, S, D]
         k, v = kv.chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, n, D / H]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # [B, n, D]
         out: Tensor = self.out_proj(bins.collect(x) if bins else x)
         return out
 
@@ -199,10 +219,14 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks 1..n. An encoder enters at any block and leaves with all tokens or with those that are read."""
+    """Blocks 1..n. An encoder enters at any block and leaves with all tokens or with those that are read.
 
-    def __init__(self, tower: config.Transformer) -> None:
+    With `read_all` every token of the last block is read, because all of them are pooled.
+    """
+
+    def __init__(self, tower: config.Transformer, *, read_all: bool = False) -> None:
         super().__init__()
+        self.read_all = read_all
         self.resblocks = nn.ModuleList(Block(tower) for _ in range(tower.layers))
 
     @property
@@ -230,20 +254,21 @@ class Stack(nn.Module):
     def enter(self, x: Tensor, entry: Entry, packed: Packed | None = None, insertions: Insertions = NOTHING) -> Tensor:
         """From the input of block 1, `[B, L, D]`, to the activations at `entry`."""
         if not isinstance(entry, Beside):
-            assert isinstance(entry, int), "patches are read from the last block by the image encoder"
+            assert isinstance(entry, int), "finished features are made by the image encoder"
+            assert 1 <= entry <= self.depth, f"there is no block {entry}"
             return self(x, packed, stop=entry, insertions=insertions)
         x, block = self(x, packed, stop=entry.block, insertions=insertions), self.resblocks[entry.block - 1]
         assert isinstance(block, Block)
-        if entry.block == self.depth:
+        if entry.block == self.depth and not self.read_all:
             return torch.stack([block.ln_1(_read(x, packed)), block.read(x, packed)], dim=1)
         return torch.stack([block.ln_1(x), block(x, packed)], dim=1)
 
     def read(
         self, x: Tensor, packed: Packed | None = None, *, start: Entry = 1, insertions: Insertions = NOTHING
     ) -> Tensor:
-        """The last block's output where it is read, from activations at `start`: `[B, 1, D]` or `[B, K, D]` (texts).
+        """The last block's output where it is read, from activations at `start`.
 
-        The last block does no more than that.
+        `[B, 1, D]`, of texts `[B, K, D]`, with `read_all` `[B, L, D]`. The last block does no more than that.
         """
         if isinstance(start, Beside):
             changed = start.block in insertions.inputs or start.block in insertions.projections
@@ -259,7 +284,9 @@ class Stack(nn.Module):
         x = self._enter(x, last, insertions)
         block = self.resblocks[last - 1]
         assert isinstance(block, Block)
-        return block.read(x, packed, insertions.branches.get(last), insertions.projections.get(last))
+        leave = block if self.read_all else block.read
+        out: Tensor = leave(x, packed, insertions.branches.get(last), insertions.projections.get(last))
+        return out
 
     @staticmethod
     def _enter(x: Tensor, number: int, insertions: Insertions) -> Tensor:

@@ -70,7 +70,7 @@ class Conditional(Prompt):
         shift = apply(tensors, "meta.up", F.relu(apply(tensors, "meta.down", image)))
         text = self.features(tensors["prompt"].unsqueeze(-3) + shift.unsqueeze(-2))
         with in_float32(hidden):
-            return self.clip.logit_scale.exp() * (text.float() @ image[..., None]).squeeze(-1)
+            return self.clip.scaled((text.float() @ image[..., None]).squeeze(-1))
 
 
 class CoCoOp(base.Method):

@@ -101,7 +101,7 @@ class Groups(Deep):
     ) -> tuple[Tensor, Named]:
         """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`, and the image features `images [G, B, E]`."""
         image = self.images(classifier, hidden)
-        return self.clip.cosines(image, classifier["text"]).transpose(-3, -2), {"images": image}
+        return self.clip.similarity(image, classifier["text"]).transpose(-3, -2), {"images": image}
 
 
 class FedMGP(base.Method):

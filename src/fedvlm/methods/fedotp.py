@@ -74,7 +74,7 @@ class Transport(Pair):
         with in_float32(hidden):
             similarity = torch.einsum("...bpe,...nke->...bkpn", patches, text.float())
             moved = plan(similarity, self.config.mass, self.config.smoothing, self.config.steps)
-            return self.clip.logit_scale.exp() * (moved * similarity).sum((-1, -2))
+            return self.clip.scaled((moved * similarity).sum((-1, -2)))
 
 
 class FedOTP(base.Method):

@@ -75,7 +75,7 @@ class Coupled(Deep):
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Tokens at block 1, `[B, P+1, D]`, to `[B, K]`."""
         image = self.image(hidden, [classifier[f"vision.{block}"] for block in self.blocks])
-        return self.clip.cosines(image, classifier["text"])
+        return self.clip.similarity(image, classifier["text"])
 
 
 class MaPLe(base.Method):

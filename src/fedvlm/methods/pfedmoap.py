@@ -147,7 +147,7 @@ class Mixture:
             return own
         with in_float32(hidden):
             mixed = self._mixed(trained, classifier, self._pool(F.normalize(hidden, dim=-1)))
-            return self.clip.logit_scale.exp() * mixed + self.config.local_weight * own
+            return self.clip.scaled(mixed) + self.config.local_weight * own
 
     def _mixed(self, trained: Named, classifier: Named, pooled: Tensor) -> Tensor:
         """What the gate says of pooled images `[B, R]`, `[B, K]`, before the logit scale."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,22 @@ def vit_config(
     )
 
 
+def bidirectional_config(
+    *, width: int = 32, text: Sequence[int] = (24, 4, 3, 48), embed: int = 32, context: int = 24
+) -> ClipConfig:
+    """A dual encoder as unlike CLIP as the configuration allows, built as SigLIP's.
+
+    Images without class token and LayerNorm before the blocks, pooled by attention, without projection; texts that
+    attend in both directions, with a bias in their projection.
+    """
+    like = vit_config(vision=(width, 3, 2, 64), text=text, embed=embed, context=context, activation="gelu_pytorch_tanh")
+    assert isinstance(like.vision, ViT)
+    vision = replace(
+        like.vision, class_token=False, pre_norm=False, patch_bias=True, pool="attention", projection=width != embed
+    )
+    return ClipConfig(vision, replace(like.text, causal=False, projection_bias=True), embed)
+
+
 def resnet_config(embed: int = 32) -> ClipConfig:
     """A ResNet of five blocks."""
     return ClipConfig(ResNet(32, (1, 2, 1, 1), 16), Text(40, len(vocabulary()), Transformer(24, 3, 2, 48)), embed)
@@ -133,7 +149,25 @@ def randomise(clip: CLIP, seed: int = 0) -> None:
 def clip(config: ClipConfig | None = None, seed: int = 0) -> FrozenCLIP:
     """A CLIP of random weights, by default a ViT of three blocks and a text encoder of four."""
     config = config or vit_config()
-    made = FrozenCLIP(config, tokenizer(config.text.context), Preprocess(config.vision.image), "small", "none")
+    return _made(config, tokenizer(config.text.context), seed)
+
+
+def bidirectional(config: ClipConfig | None = None, seed: int = 0, *, read_padding: bool = True) -> FrozenCLIP:
+    """A dual encoder of `bidirectional_config` with random weights.
+
+    Its rows have no start token. With `read_padding` every text is read at the end of the context, as SigLIP's is;
+    otherwise it ends at its end token.
+    """
+    config = config or bidirectional_config()
+    words = Tokenizer(byte_pairs(), config.text.context, start=None, pad="<|startoftext|>", read_padding=read_padding)
+    made = _made(config, words, seed)
+    # Texts that are read behind their padding differ little; such models are trained to scales of 110 and more.
+    made.logit_scale.fill_(float(np.log(100.0)))
+    return made
+
+
+def _made(config: ClipConfig, words: Tokenizer, seed: int) -> FrozenCLIP:
+    made = FrozenCLIP(config, words, Preprocess(config.vision.image), "small", "none")
     randomise(made, seed)
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedvlm.clip import Entry, FrozenCLIP
+from fedvlm.clip import FEATURE, Entry, FrozenCLIP
+from fedvlm.clip.config import facts
 from fedvlm.data.pixels import read_images
 from fedvlm.data.record import Record, Stored
 from fedvlm.streams import stream
@@ -180,16 +180,17 @@ class Activations:
         if self.store is None:
             return None
         if entry not in self.shelves:
-            name = entry if isinstance(entry, int) else str(entry)
-            facts: dict[str, Any] = {
+            # The finished feature was once known as the entry after the last block: rows on disk keep that name.
+            name = self.clip.visual.depth + 1 if entry == FEATURE else entry if isinstance(entry, int) else str(entry)
+            identity: dict[str, Any] = {
                 "model": self.clip.name, "weights": self.clip.weights, "encoding": ENCODING,
                 # Not the whole CLIP's digest: no row depends on texts.
-                "image encoder": dataclasses.asdict(self.clip.config.vision) | {"embed": self.clip.config.embed},
+                "image encoder": facts(self.clip.config.vision) | {"embed": self.clip.config.embed},
                 "entry": name, "kept as": str(self.kept_as),
                 "computed in": self.device.precision, "on": self.device.device.type,
                 "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
             }  # fmt: skip
-            self.shelves[entry] = self.store.shelf(facts)
+            self.shelves[entry] = self.store.shelf(identity)
         return self.shelves[entry]
 
     def _name(self, key: Key) -> str:

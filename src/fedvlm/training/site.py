@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedvlm.clip import Entry
+from fedvlm.clip import FEATURE, Entry
 from fedvlm.data import Client, Federation
 from fedvlm.tensors import Named, clone, equal
 from fedvlm.training.activations import Activations
@@ -117,7 +117,7 @@ class Site:
         if not isinstance(images, str):
             return (self.activations.get(images[start : start + self.batch], entry)
                     for start in range(0, len(images), self.batch))  # fmt: skip
-        if entry != self.activations.clip.visual.depth + 1 or not self.federation.tests[images]:
+        if entry != FEATURE or not self.federation.tests[images]:
             return self._hidden(self.federation.tests[images], entry)
         if (images, entry) not in self.sets:
             self.sets[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import Entry, FrozenCLIP
+from fedvlm.clip import FEATURE, Entry, FrozenCLIP
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
@@ -66,7 +66,7 @@ class Tuner(Protocol):
 
     @property
     def entry(self) -> Entry:
-        """The first image block that the tuner touches: its number, or `Beside` it; depth+1 for finished features."""
+        """The first image block that the tuner touches: its number, or `Beside` it; `FEATURE` for none."""
 
     def init(self, generator: torch.Generator) -> Named:
         """The trainable tensors at the start, on the CPU, float32."""
@@ -102,7 +102,7 @@ class OnFeatures:
     @property
     def entry(self) -> Entry:
         """The finished feature."""
-        return self.clip.visual.depth + 1
+        return FEATURE
 
     def prepare(self, received: Named, own: Own | None = None) -> Named:
         """Nothing is constant for a visit."""
@@ -110,4 +110,4 @@ class OnFeatures:
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Image features `[B, E]` to `[B, K]`: exp(logit_scale) times cosines to the normalised `text [K, E]`."""
-        return self.clip.cosines(F.normalize(hidden, dim=-1), classifier["text"])
+        return self.clip.similarity(F.normalize(hidden, dim=-1), classifier["text"])

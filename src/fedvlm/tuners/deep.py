@@ -38,7 +38,7 @@ class Deep(Prompt):
         flat = hidden.flatten(0, -3)
         each = len(flat) // prompts[0][..., 0, 0].numel()
         wide = [prompt.reshape(-1, *prompt.shape[-2:]).repeat_interleave(each, 0) for prompt in prompts]
-        edits = {1: partial(_append, prompt=self.visual.ln_pre(wide[0]))}
+        edits = {1: partial(_append, prompt=self.visual.norm_inputs(wide[0]))}
         edits |= {block: partial(_replace, prompt=prompt) for block, prompt in enumerate(wide[1:], 2)}
         features = F.normalize(self.visual.feature(flat, 1, Insertions(inputs=edits)), dim=-1)
         return features.view(*hidden.shape[:-2], -1)

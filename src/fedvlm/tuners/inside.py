@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import Entry, FrozenCLIP, Insertions
-from fedvlm.clip.packed import pack
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import Own
@@ -23,8 +22,7 @@ class Inside(ABC):
         self, clip: FrozenCLIP, visual: VisionTransformer, classnames: Sequence[str], template: str, entry: Entry
     ) -> None:
         self.clip, self.visual, self.entry = clip, visual, entry
-        ids, eot = clip.texts(classnames, template)
-        self.texts = pack(ids.to(clip.device), eot)
+        self.texts = clip.texts(classnames, template)
         # What the text encoder's entry gets is constant for a class list.
         with torch.no_grad():
             self.words = clip.text.hidden(clip.text.embed(self.texts.ids)[None], self.texts, entry)
@@ -55,4 +53,4 @@ class Inside(ABC):
         flat = hidden.flatten(0, 1) if count else hidden
         image = F.normalize(self.visual.feature(flat, self.entry, self.insertions(tensors, "vision")), dim=-1)
         image = image.unflatten(0, (count, -1)) if count else image
-        return self.clip.cosines(image, classifier["text"])
+        return self.clip.similarity(image, classifier["text"])

@@ -1,4 +1,4 @@
-"""A learned prompt around the class name: `[SOT] prompt(T) class-name "." [EOT]` (CoOp, Zhou et al. 2022).
+"""A learned prompt around the class name: `[start] prompt(T) class-name "." [end]` (CoOp, Zhou et al. 2022).
 
 T prompt tokens, K classes, D text width, E joint width, B images, G prompts at once.
 """
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP, Insertions
-from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import OnFeatures
@@ -41,12 +40,9 @@ class Prompt(OnFeatures):
     ) -> None:
         self.clip = clip
         self.tokens = tokens
-        self.initial = self._words(words) if words else None
-        names = [name.replace("_", " ") for name in classnames]
-        ids, eot = clip.texts(classnames, suffix, room=tokens)
-        lengths = [0 if place == "end" else len(clip.tokenizer.words(name)) for name in names]
-        rows = torch.stack([self._place(row, length, place) for row, length in zip(ids, lengths, strict=True)])
-        self.texts = pack(rows.to(clip.device), eot + tokens)
+        self.initial = self._embed(words) if words else None
+        before = {"end": tokens, "middle": tokens // 2, "front": 0}[place]
+        self.texts = clip.texts(classnames, suffix, before, tokens - before)
         # Learned tokens have the ids -1..-T.
         self.slots = (self.texts.ids < 0).nonzero()[:, 0]
         self.which = -1 - self.texts.ids[self.slots]
@@ -80,13 +76,7 @@ class Prompt(OnFeatures):
         learned = prompts.reshape(-1, *prompts.shape[-2:]).to(row.dtype)
         return row.index_copy(1, self.slots, learned.index_select(1, self.which))
 
-    def _place(self, row: Tensor, name: int, place: Place) -> Tensor:
-        """`[SOT] name(`name` tokens) rest` with the prompt's ids set in."""
-        learned = -1 - torch.arange(self.tokens)
-        half = self.tokens // 2 if place == "middle" else 0
-        return torch.cat([row[:1], learned[:half], row[1 : 1 + name], learned[half:], row[1 + name :]])
-
-    def _words(self, words: str) -> Tensor:
+    def _embed(self, words: str) -> Tensor:
         ids = self.clip.tokenizer.words(words)
         if len(ids) != self.tokens:
             raise FedvlmError(f"the prompt starts from '{words}', which is {len(ids)} tokens, but has {self.tokens}")

@@ -58,6 +58,7 @@ class Encoders:
         if not isinstance(visual, VisionTransformer):
             return F.normalize(self.clip.encode_image(pixels), dim=-1)
         patches = F.conv2d(pixels, visual.conv1.weight, stride=visual.shape.patch).flatten(2).transpose(1, 2)
+        assert visual.class_embedding is not None, "the released code knows CLIP only"
         x = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], dim=1)
         x = _stack(visual.transformer, visual.ln_pre(x + visual.positional_embedding), None, branches or {})
         return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
@@ -71,7 +72,7 @@ class Encoders:
 
     def words(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings `[K, context - room, D]` and end positions of whole rows, padded as published."""
-        ids, eot = self.clip.tokenizer(list(texts), room=room)
+        ids, eot = self.clip.tokenizer(texts)
         full = torch.zeros(len(ids), self.clip.text.shape.context - room, dtype=torch.long)
         full[:, : ids.shape[1]] = ids
         return self.clip.text.token_embedding(full.to(self.clip.device)), eot.to(self.clip.device)
