@@ -161,7 +161,7 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
             f'data.preprocess = "{found.data.transform}" has no augmentation, but views = {json.dumps(found.views)} '
             'asks for it: set views = "none", or data.preprocess = "clip"'
         )
-    metrics.chosen(found.evaluation.metrics)
+    metrics.select_metrics(found.evaluation.metrics)
     return _with_methods(found)
 
 

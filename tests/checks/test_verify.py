@@ -19,7 +19,7 @@ from fedvlm.checks import verify as reference
 from fedvlm.checks.bench.naive import Encoders, Released
 from fedvlm.checks.verify import WAYS, verify
 from fedvlm.errors import FedvlmError
-from fedvlm.training.store import Shelf
+from fedvlm.training.disk_cache import CacheTable
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_every_way_is_its_own(written: Path, monkeypatch: pytest.MonkeyPatch) ->
         return {n: t + 0.01 for n, t in found.items()} if isinstance(found, dict) else found + 0.01
 
     assert broken(reference, "train_together") == {"alone": True, "together": False, "stored": True, "released": True}
-    assert broken(Shelf, "read") == {"alone": True, "together": True, "stored": False, "released": True}
+    assert broken(CacheTable, "read") == {"alone": True, "together": True, "stored": False, "released": True}
     assert broken(Encoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
 
 

@@ -34,7 +34,7 @@ def test_online_views_are_fresh_for_every_client_round_and_epoch(
     asked: list[tuple[Any, ...]] = []
     hidden = torch.zeros(1)
     monkeypatch.setattr(
-        task.site.activations, "online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
+        task.site.activations, "get_online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
     )
     for client, round_ in VISITS:
         list(batches(task.spec, task.site, round_, fed.clients[client]))

@@ -21,7 +21,7 @@ from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods import known
 from fedvlm.methods.base import Uplink
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import evaluate, outputs, summary
+from fedvlm.training.evaluation import compute_outputs, evaluate, pool_metrics
 
 EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
@@ -115,11 +115,11 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
         state = replace(last, round=2)
         received = server.downlink(chosen.spec, state, client.name)
         own = chosen.spec.method.assemble(chosen.spec.initial, received)
-        expected[client.name] = evaluate(outputs(chosen.site, client, own, received))
+        expected[client.name] = evaluate(compute_outputs(chosen.site, client, own, received))
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in received.items()}
         assert arrival.down_bytes[client.name] == sizes
     assert arrival.clients == {name: one.values for name, one in expected.items()}
-    assert arrival.means.items() >= summary(expected).items()
+    assert arrival.means.items() >= pool_metrics(expected).items()
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -19,7 +19,7 @@ from fedvlm.federation import messages, server, setup, simulation
 from fedvlm.federation.messages import Header, Message
 from fedvlm.methods.base import EvalPoint, Uplink
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
+from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 
 WORDS = ["data.shots=2", "data.val_per_class=0", "data.test_per_class=2", "data.base_classes=4", "data.novel_classes=4",
          "partition.clients=2", "rounds=2", "seeds=3", "compute.clients_per_step=1"]  # fmt: skip
@@ -85,10 +85,10 @@ def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path:
             state = server.aggregate(spec, state, uplinks)
         for point in records[-1].means:
             found = evaluated(run, before if point == "after_training" else state, state.round, point, clients)
-            assert summary(found) == records[-1].means[point]
+            assert pool_metrics(found) == records[-1].means[point]
             assert {one: metrics.values for one, metrics in found.items()} == records[-1].clients[point]
             if point == spec.reported:
-                assert tradeoff(found) == records[-1].curves["test"]
+                assert tradeoff_curve(found) == records[-1].curves["test"]
         for one in clients.values():
             one.send(Header(kind="stop"))
         private = {one: clients[one].receive().header.metrics for one in names}

@@ -234,11 +234,11 @@ def test_the_state_reported_can_be_chosen(clip: FrozenCLIP, fed: Federation) -> 
 
 
 def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Federation) -> None:
-    zero = tiny.simulation(tiny.method("zero_shot"), clip, fed, rounds=5)
-    state, records = tiny.run(zero)
+    zero_shot = tiny.simulation(tiny.method("zero_shot"), clip, fed, rounds=5)
+    state, records = tiny.run(zero_shot)
     assert [(record.round, record.visits) for record in records] == [(0, [])]
     assert state.round == 5
-    assert list(simulation.run_rounds(zero, state)) == []
+    assert list(simulation.run_rounds(zero_shot, state)) == []
 
 
 def test_nothing_is_left_to_play_after_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
@@ -332,7 +332,7 @@ def zero_shot(bench: Site, clip: FrozenCLIP, fed: Federation) -> Site:
     """With zero-shot beside it, so that trade-offs are drawn."""
     control, template = tiny.method("zero_shot"), "a photo of a {}."
     return replace(
-        bench, zero=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
+        bench, zero_shot=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
     )
 
 

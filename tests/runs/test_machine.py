@@ -84,7 +84,7 @@ def test_what_can_change_bytes_stands_in_the_folder_and_is_told_when_it_differs(
     fedvlm.run(*words, out=tmp_path / "r")
     file = tmp_path / "r/experiment.json"
     there = json.loads(file.read_text())
-    assert there["machine"] == {"threads": "1", "together": str(devices.TOGETHER), "device": "cpu",
+    assert there["machine"] == {"threads": "1", "together": str(devices.CLIENTS_PER_STEP), "device": "cpu",
                                 "processor": machine.decide(ComputeSection(), CPU, 128).processor}  # fmt: skip
     assert "later" not in there
     fedvlm.run(*words, "compute.clients_per_step=2", out=tmp_path / "r", resume=True, quiet=False)

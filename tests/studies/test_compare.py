@@ -454,8 +454,8 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
     from fedvlm.methods import build
     from fedvlm.training.activations import Activations
     from fedvlm.training.device import Device
-    from fedvlm.training.evaluation import outputs
-    from fedvlm.training.metrics import measured
+    from fedvlm.training.evaluation import compute_outputs
+    from fedvlm.training.metrics import measure_all
     from fedvlm.training.site import Site
 
     chosen = settings()
@@ -467,7 +467,7 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
     bench = Site(
         tuners[0], tuners[1], fed, Activations(clip, source.records, Device(torch.device("cpu")), 1 << 30), 256
     )
-    each = [measured(outputs(bench, client, {}, {})) for client in fed.clients]
+    each = [measure_all(compute_outputs(bench, client, {}, {})) for client in fed.clients]
     curves = json.loads((folder / "seed-0/zero_shot/result.json").read_text())["tradeoff"]
     for metric in ("local", "base", "novel"):
         expected = statistics.fmean(one[metric].value for one in each)

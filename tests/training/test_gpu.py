@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 
 @pytest.fixture
 def gpu() -> Iterator[Device]:
-    yield devices.choose(ComputeSection(device="cuda"))
+    yield devices.choose_device(ComputeSection(device="cuda"))
     torch.cuda.set_sync_debug_mode("default")
 
 
@@ -94,4 +94,4 @@ def test_the_same_bytes_twice(name: str, gpu: Device) -> None:
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(FedvlmError, match="cannot be used here"):
-        devices.choose(ComputeSection(device=f"cuda:{torch.cuda.device_count()}"))
+        devices.choose_device(ComputeSection(device=f"cuda:{torch.cuda.device_count()}"))

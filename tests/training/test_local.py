@@ -17,9 +17,9 @@ from fedvlm.methods.base import Config, Method
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import digest
 from fedvlm.testing import tiny
-from fedvlm.training.descent import optimizer
 from fedvlm.training.device import Device
-from fedvlm.training.local import epoch_batches, lr_factor, train
+from fedvlm.training.local import epoch_batches, schedule_factor, train
+from fedvlm.training.optimizers import make_optimizer
 
 NAMES = ["red fox", "green_frog", "blue jay"]
 
@@ -96,7 +96,7 @@ def test_prompt_and_gate_learn_as_written_out(clip: FrozenCLIP, others: int) -> 
 def test_the_factor_multiplies_every_rate(clip: FrozenCLIP, factor: float) -> None:
     method = tiny.method("pfedmoap", lr=0.4, gate_lr=0.8)
     leaves = {"prompt": torch.zeros(1, requires_grad=True), "gating.q.bias": torch.zeros(1, requires_grad=True)}
-    groups = optimizer(method, leaves, factor).param_groups
+    groups = make_optimizer(method, leaves, factor).param_groups
     rates = {id(leaf): group["lr"] for group in groups for leaf in group["params"]}
     assert [rates[id(leaf)] for leaf in leaves.values()] == [0.4 * factor, 0.8 * factor]
     assert {(group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) for group in groups} == {
@@ -203,10 +203,10 @@ def test_every_order_is_as_likely() -> None:
 def test_the_cosine_schedule_by_hand() -> None:
     """4 rounds: 1, (1 + sqrt(1/2))/2, 1/2, (1 - sqrt(1/2))/2: the first full, the one after the last would be zero."""
     cosine, constant = Config(schedule="cosine"), Config()
-    values = [lr_factor(cosine, round_, 4) for round_ in range(4)]
+    values = [schedule_factor(cosine, round_, 4) for round_ in range(4)]
     assert values == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
-    assert lr_factor(cosine, 0, 1) == 1.0
-    assert {lr_factor(constant, round_, 4) for round_ in range(4)} == {1.0}
+    assert schedule_factor(cosine, 0, 1) == 1.0
+    assert {schedule_factor(constant, round_, 4) for round_ in range(4)} == {1.0}
 
 
 def test_a_tensor_that_is_no_longer_finite_is_named(clip: FrozenCLIP) -> None:

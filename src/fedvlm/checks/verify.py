@@ -28,8 +28,8 @@ from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
+from fedvlm.training.disk_cache import DiskCache
 from fedvlm.training.local import Batch, LocalJob, Trained, train, train_together
-from fedvlm.training.store import Store
 from fedvlm.tuners.base import Tuner, predict
 from fedvlm.tuners.template import Template
 
@@ -75,9 +75,9 @@ class Stored(Way):
         rows = clip.visual.hidden(images, entry)
         names = [str(number) for number in range(len(rows))]
         with tempfile.TemporaryDirectory() as place:
-            store = Store(Path(place), 1 << 40)
-            store.shelf({"entry": str(entry)}).add(names, rows)
-            found = Store(Path(place), 1 << 40).shelf({"entry": str(entry)})
+            disk_cache = DiskCache(Path(place), 1 << 40)
+            disk_cache.table({"entry": str(entry)}).add(names, rows)
+            found = DiskCache(Path(place), 1 << 40).table({"entry": str(entry)})
             held = found.read(sorted(found.find(names)))
         return torch.stack([held[name] for name in names]).to(rows.device)
 

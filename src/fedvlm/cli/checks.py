@@ -35,7 +35,7 @@ def verify(
     ways = reference.WAYS | {"released": Released()}
     if path != "all" and path not in ways:
         raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
-    place = devices.choose(devices.ComputeSection(device=device))
+    place = devices.choose_device(devices.ComputeSection(device=device))
     devices.configure_process(place)
     failed = 0
     for name in ways if path == "all" else [path]:

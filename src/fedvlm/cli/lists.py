@@ -41,16 +41,16 @@ def cache(
     """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
     from fedvlm.data import remember
     from fedvlm.reports import listing
-    from fedvlm.training.store import Store, folder
+    from fedvlm.training.disk_cache import DiskCache, folder
 
-    store = Store(folder(), 0)
-    held = [item for item in store.held() if item.mentions(only)]
+    disk_cache = DiskCache(folder(), 0)
+    held = [item for item in disk_cache.tables() if item.mentions(only)]
     show(listing.cache_table(held))
     total = sum(item.size for item in held)
-    say(f"{total / 2**20:,.0f} MiB in {store.root}")
+    say(f"{total / 2**20:,.0f} MiB in {disk_cache.root}")
     if not only:
         size = remember.used_bytes() / 2**20
         say(f"{size:,.1f} MiB in {remember.folder()}: which images were found sound")
     if clear:
-        freed = store.clear(only) + (remember.clear() if not only else 0)
+        freed = disk_cache.clear(only) + (remember.clear() if not only else 0)
         say(f"deleted {freed / 2**20:,.0f} MiB")

@@ -19,8 +19,8 @@ from fedvlm.methods import Method
 from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 

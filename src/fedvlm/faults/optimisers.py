@@ -23,8 +23,8 @@ from fedvlm.methods import Method
 from fedvlm.methods.base import Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.local import epoch_batches
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 WARM_UP = 1e-5 / 0.002

@@ -15,8 +15,8 @@ from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.base import Step
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Metrics
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 

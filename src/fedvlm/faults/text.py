@@ -14,8 +14,8 @@ from fedvlm.federation.procedure import Around, Procedure
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 from fedvlm.tuners.base import Tuner
 

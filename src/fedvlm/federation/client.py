@@ -15,10 +15,18 @@ from fedvlm.methods.base import Config, EvalPoint, Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
-from fedvlm.training.descent import OptimizerFactory, optimizer
-from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs
-from fedvlm.training.local import Batch, LocalJob, Trained, check_precision, epoch_batches, lr_factor, train_together
+from fedvlm.training.evaluation import ClientMetrics, compute_outputs, evaluate
+from fedvlm.training.local import (
+    Batch,
+    LocalJob,
+    Trained,
+    check_precision,
+    epoch_batches,
+    schedule_factor,
+    train_together,
+)
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory, make_optimizer
 from fedvlm.training.site import Site
 
 
@@ -49,7 +57,7 @@ def train_client(
 
 
 def train_clients(
-    spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = optimizer
+    spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = make_optimizer
 ) -> list[ClientUpdate]:
     """`train_client` for several clients whose steps are computed together; seconds are shared out evenly."""
     check_precision(spec.method, site.activations.device)
@@ -60,9 +68,9 @@ def train_clients(
         LocalJob(spec.assemble(one.personal, one.received), one.received, batches(spec, site, round_, one.client))
         for one in inputs
     ]
-    factor = lr_factor(config, round_, spec.rounds)
+    lr_factor = schedule_factor(config, round_, spec.rounds)
     try:
-        done = train_together(spec.method, site.base, jobs, site.activations.device, factor, factory)
+        done = train_together(spec.method, site.base, jobs, site.activations.device, lr_factor, factory)
     except FedvlmError as error:
         place = error.place if isinstance(error, DivergenceError) else None
         who = listed(one.client.name for one in (inputs if place is None else [inputs[place]]))
@@ -84,7 +92,9 @@ def evaluate_client(
 
     Raises `DivergenceError` if a prediction is no number.
     """
-    return told(spec, site, client, outputs(site, client, model(spec, point, personal, received), received), tradeoff)
+    return told(
+        spec, site, client, compute_outputs(site, client, model(spec, point, personal, received), received), tradeoff
+    )
 
 
 def told(spec: RunSpec, site: Site, client: Client, found: Outputs, tradeoff: bool = False) -> ClientMetrics:
@@ -93,10 +103,10 @@ def told(spec: RunSpec, site: Site, client: Client, found: Outputs, tradeoff: bo
         raise DivergenceError(
             f"client {client.name}: {spec.method.name} predicts no numbers any more: lower the learning rate"
         )
-    if not (tradeoff and site.zero):
+    if not (tradeoff and site.zero_shot):
         return evaluate(found, spec.metrics)
-    zero = outputs(site, client, {}, {}, site.zero)
-    return evaluate(found, spec.metrics, zero, spec.method.mixing)
+    zero_shot = compute_outputs(site, client, {}, {}, site.zero_shot)
+    return evaluate(found, spec.metrics, zero_shot, spec.method.mixing)
 
 
 def model(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Named) -> Named:
@@ -129,7 +139,7 @@ def batches(spec: RunSpec, site: Site, round_: int, client: Client) -> Iterator[
             indices = [client.train[position] for position in batch]
             if spec.views == "online":
                 names = ("view", client.name, round_, epoch)
-                hidden = site.activations.online(indices, entry, spec.seed, *names)
+                hidden = site.activations.get_online(indices, entry, spec.seed, *names)
             else:
                 hidden = site.activations.get(indices, entry, [views[position] for position in batch])
             yield hidden, labels[site.activations.device.send(torch.tensor(batch))]

@@ -24,7 +24,7 @@ from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
-from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
+from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 from fedvlm.training.local import check_precision
 from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
@@ -144,21 +144,22 @@ def _evaluated(
     curves: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         for site in run.sites:
-            stack.enter_context(site.evaluating())
+            stack.enter_context(site.caching_predictions())
         for point in _due(run, round_):
             draws = point == run.spec.reported and (round_ == run.spec.last_round or not run.spec.method.trains)
             measured = [
                 _measured(run, site, site.federation.trained, before, after, point, tradeoff=draws)
-                for site in (run.sites if draws and run.site.zero else [run.site])
+                for site in (run.sites if draws and run.site.zero_shot else [run.site])
             ]
             found[point] = measured[0]
             if measured[0] and any(one.by_weight for one in measured[0].values()):
                 curves = {
-                    kind: tradeoff(own, run.spec.metrics) for kind, own in zip(("test", "val"), measured, strict=False)
+                    kind: tradeoff_curve(own, run.spec.metrics)
+                    for kind, own in zip(("test", "val"), measured, strict=False)
                 }
         late = {moment: _late(run, before, after, moment) for moment in _moments(run, round_)}
     clients = {point: {name: one.values for name, one in own.items()} for point, own in found.items()}
-    means = {point: summary(own, run.spec.metrics) for point, own in found.items()}
+    means = {point: pool_metrics(own, run.spec.metrics) for point, own in found.items()}
     return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, late)
 
 
@@ -180,7 +181,9 @@ def _late(run: Simulation, before: FederationState, after: FederationState, mome
     late, arrival = run.site.federation.late, ServerState(run.spec.rounds, after.server)
     found = _measured(run, run.site, late, before, after, point, tradeoff=False)
     received = {c.name: messages.sizes(run.procedure.downlink(run.spec, arrival, c.name)) for c in late}
-    return LateRecord({name: one.values for name, one in found.items()}, summary(found, run.spec.metrics), received)
+    return LateRecord(
+        {name: one.values for name, one in found.items()}, pool_metrics(found, run.spec.metrics), received
+    )
 
 
 def _measured(

@@ -24,7 +24,7 @@ OF_CURVES = (
 
 def every() -> tuple[Metric, ...]:
     """All metrics, those of other packages that experiments of this process asked for among them."""
-    return (*metrics.known(), *OF_CURVES)
+    return (*metrics.all_metrics(), *OF_CURVES)
 
 
 def columns(place: Place, there: Container[str] | None = None) -> list[Metric]:

@@ -29,7 +29,7 @@ def zero_shot_check(
     """
     sample = balanced(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
-    batch = devices.evaluated(experiment.evaluation.batch, activations.device)
+    batch = devices.evaluation_batch(experiment.evaluation.batch, activations.device)
     site = Site(tuner, None, federation, activations, batch)
     logits, labels = site.logits(tuner, {}, {}, sample), site.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)

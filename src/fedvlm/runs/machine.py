@@ -52,8 +52,10 @@ def decide(
     `width`: of the text encoder. `processes` play at the same time and share the cores.
     """
     begun = before if before and before.get("device") == str(device.device) else {}
-    threads = settings.threads or _number(begun, "threads") or devices.threads(width, processes)
-    together = settings.clients_per_step or _number(begun, "together") or devices.together(device, width)
+    threads = settings.threads or _number(begun, "threads") or devices.default_threads(width, processes)
+    together = (
+        settings.clients_per_step or _number(begun, "together") or devices.default_clients_per_step(device, width)
+    )
     return Machine(threads, together, str(device.device), _processor(device))
 
 

@@ -77,6 +77,6 @@ def _news(record: RoundRecord) -> str:
     losses = [loss for visit in record.visits for loss in visit.losses]
     words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
     for means in list(record.means.values())[:1]:
-        shown = [metric.name for metric in metrics.known() if "rounds" in metric.shown and metric.name in means]
+        shown = [metric.name for metric in metrics.all_metrics() if "rounds" in metric.shown and metric.name in means]
         words += [f"{name} {means[name] * 100:.1f}" for name in shown]
     return "  ".join(words)

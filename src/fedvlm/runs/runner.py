@@ -26,7 +26,7 @@ from fedvlm.runs.machine import Machine
 from fedvlm.runs.progress import Reporter
 from fedvlm.runs.result import PointResult, summarise
 from fedvlm.runs.results import Points, Results
-from fedvlm.training.device import enough_memory
+from fedvlm.training.device import explain_memory_errors
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _point(run: _Run, seed: int, name: str) -> PointResult:
     point = run.folder.point(seed, name)
     with point.locked():
         _claim(run, seed, name, write=True)
-        with enough_memory(name):
+        with explain_memory_errors(name):
             return point.result() or _run_point(run, run.loaded.seed(seed), name, point)
 
 

@@ -34,9 +34,9 @@ from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training import device as devices
 from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.disk_cache import DiskCache
 from fedvlm.training.local import epoch_batches, train
 from fedvlm.training.site import Site
-from fedvlm.training.store import Store
 
 Kind = Literal["naive", "exact"]
 TRIED = 2
@@ -95,17 +95,17 @@ class Side:
     def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
         self.kind, self.settings, self.sizes = kind, settings, sizes
         allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
-        self.device = devices.choose(settings.compute)
+        self.device = devices.choose_device(settings.compute)
         devices.configure_process(self.device, keep_freed=kind == "exact" or allocator == "kept")
         clip = clips.load(settings.model.name).to(self.device.device)
-        torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
+        torch.set_num_threads(settings.compute.threads or devices.default_threads(clip.text.width))
         self.clip = clip
         source = load_source(settings.data, settings.seeds[0], is_kept=settings.compute.disk_gib > 0)
         self.federation = federate(source, settings, settings.seeds[0])
         limit = int(settings.compute.cache_gib * GIB)
-        store = Store(cache, 100 * GIB)
+        disk_cache = DiskCache(cache, 100 * GIB)
         self.activations: Activations = (
-            Activations(clip, source.records, self.device, limit, store)
+            Activations(clip, source.records, self.device, limit, disk_cache)
             if kind == "exact"
             else Decoded(clip, source.records, self.device, 0)
         )
@@ -157,7 +157,7 @@ class Side:
         parts.expert_s = self._expert()
         parts.test_s = self._test(client)
         parts.counts = self._counts()
-        if self.clip.text.width < devices.SMALL:
+        if self.clip.text.width < devices.SMALL_WIDTH:
             parts.round = self._round()
         parts.peak_bytes = self._peak()
         return parts

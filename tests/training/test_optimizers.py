@@ -12,8 +12,8 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
-from fedvlm.training.descent import StackedOptimizer
 from fedvlm.training.local import LocalJob, train, train_together
+from fedvlm.training.optimizers import StackedOptimizer
 
 OPTIMISERS: list[dict[str, Any]] = [
     {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
