@@ -17,7 +17,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 from fedvlm import durable, methods, plain, plugins, presets
 from fedvlm.clip import ModelSection
 from fedvlm.config import Count, Section, Share, modern, problems
-from fedvlm.data import DataSource
+from fedvlm.data import DataSource, Source, load_source
 from fedvlm.data import settings as sources
 from fedvlm.data.partitions import PartitionSection
 from fedvlm.data.sources.scenes import ScenesData
@@ -57,6 +57,10 @@ class Experiment(Section):
         if value.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", value):
             raise ValueError("expected a name for a folder: no '/', no '\\', no '.' at its beginning")
         return value
+
+    def load_source(self, seed: int) -> Source:
+        """All records of the data; sound files are remembered in the user's cache unless `compute.disk_gib` is 0."""
+        return load_source(self.data, seed, use_cache=self.compute.disk_gib > 0)
 
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, as plain JSON values."""
@@ -167,13 +171,13 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
 
 def _data(table: dict[str, Any]) -> DataSource:
     """The `[data]` table as the settings of its source."""
-    known = sources.known()
+    known = sources.builtin_sources()
     if "source" not in table and table.keys() <= ScenesData.model_fields.keys():
         table = {"source": "scenes", **table}
     name = table.get("source")
     if not isinstance(name, str) or (name not in known and not _is_outside(name, sources.GROUP)):
         raise FedvlmError(f"setting 'data.source' is one of: {', '.join(known)}; or package.module:Class")
-    kind = sources.find(name)
+    kind = sources.find_source(name)
     try:
         return kind.model_validate(table)
     except ValidationError as error:

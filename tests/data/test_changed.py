@@ -9,7 +9,7 @@ from typing import Any
 
 import copies
 import pytest
-from data_samples import experiment_of, photo, photos, problem_of
+from fake_data import experiment_of, photo, photos, problem_of
 
 import fedvlm
 from fedvlm.data import Federation, Source, federate, load_source
@@ -49,9 +49,9 @@ def test_a_digest_and_its_pixels_come_from_the_same_bytes(tmp_path: Path) -> Non
     """While a file is replaced again and again, it is opened right or not at all."""
     path = photo(tmp_path / "a.png", (1, 200, 3))
     image = FileImage(tmp_path, "a.png")
-    seen = image.look(lambda digest: None)
+    seen = image.inspect(lambda digest: None)
     assert problem_of(image) is None
-    image = image.settled(seen, 16)  # type: ignore[arg-type]
+    image = image.with_facts(seen, 16)  # type: ignore[arg-type]
     right, other = path.read_bytes(), photo(tmp_path / "b.png", (90, 90, 9)).read_bytes()
     stop = threading.Event()
 

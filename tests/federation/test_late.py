@@ -47,7 +47,7 @@ def fed() -> Federation:
 
 
 def late(fed: Federation, names: Sequence[str]) -> Federation:
-    return replace(fed, clients=tuple(replace(client, late=client.name in names) for client in fed.clients))
+    return replace(fed, clients=tuple(replace(client, is_newcomer=client.name in names) for client in fed.clients))
 
 
 def task(name: str, clip: FrozenCLIP, fed: Federation, visits: int = 1, **more: Any) -> Simulation:
@@ -111,7 +111,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
         assert [list(moments) for moments in found] == [[], ["on_arrival"], ["after_tuning"]]
     arrival = next(moments["on_arrival"] for moments in found if "on_arrival" in moments)
     expected = {}
-    for client in both.late:
+    for client in both.newcomers:
         state = replace(last, round=2)
         received = server.downlink(chosen.spec, state, client.name)
         own = chosen.spec.method.assemble(chosen.spec.initial, received)

@@ -11,7 +11,6 @@ import pytest
 
 import fedvlm
 from fedvlm.data import Client, Federation, Record, Source, load_source
-from fedvlm.federation import setup
 from fedvlm.runs import chance
 from fedvlm.testing import tiny
 
@@ -30,7 +29,9 @@ def test_permuted_labels_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     if wrong:
-        monkeypatch.setattr(setup, "load_source", lambda *given, **more: permuted(load_source(*given, **more)))
+        monkeypatch.setattr(
+            "fedvlm.experiment.load_source", lambda *given, **more: permuted(load_source(*given, **more))
+        )
     fedvlm.run("quickstart", *SMALL, out=tmp_path / "r", quiet=False)
     said = capsys.readouterr().out
     assert "sampled base images" in said

@@ -93,11 +93,11 @@ def test_the_weight_is_chosen_on_validation_images_alone(found: Comparison, fold
 
 
 def test_validation_and_test_images_differ_but_clients_do_not(folder: Path) -> None:
-    from fedvlm.data import federate, load_source, validated
+    from fedvlm.data import federate, federate_validation, load_source
 
     chosen = settings()
     source = load_source(chosen.data, 0)
-    test, val = federate(source, chosen, 0), validated(source, chosen, 0)
+    test, val = federate(source, chosen, 0), federate_validation(source, chosen, 0)
     assert val is not None
     assert [(c.name, c.train, c.classes) for c in test.clients] == [(c.name, c.train, c.classes) for c in val.clients]
     seen, other = ({i for one in fed.tests.values() for i in one} for fed in (test, val))
@@ -450,7 +450,7 @@ def test_unequal_training_is_told() -> None:
 def test_the_validation_curve_is_of_validation_images(folder: Path, found: Comparison) -> None:
     """Zero-shot on the validation images, computed apart from the engine."""
     from fedvlm import clip as clips
-    from fedvlm.data import load_source, validated
+    from fedvlm.data import federate_validation, load_source
     from fedvlm.methods import build
     from fedvlm.training.activations import Activations
     from fedvlm.training.device import Device
@@ -460,7 +460,7 @@ def test_the_validation_curve_is_of_validation_images(folder: Path, found: Compa
 
     chosen = settings()
     source, clip = load_source(chosen.data, 0), clips.load("embedded")
-    fed = validated(source, chosen, 0)
+    fed = federate_validation(source, chosen, 0)
     assert fed is not None
     zero = build("zero_shot")
     tuners = [zero.tuner(clip, names, "a photo of a {}.") for names in (fed.base_names, fed.novel_names)]

@@ -39,7 +39,7 @@ def cache(
     only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",
 ) -> None:
     """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
-    from fedvlm.data import remember
+    from fedvlm.data import decode_cache
     from fedvlm.reports import listing
     from fedvlm.training.disk_cache import DiskCache, folder
 
@@ -49,8 +49,8 @@ def cache(
     total = sum(item.size for item in held)
     say(f"{total / 2**20:,.0f} MiB in {disk_cache.root}")
     if not only:
-        size = remember.used_bytes() / 2**20
-        say(f"{size:,.1f} MiB in {remember.folder()}: which images were found sound")
+        size = decode_cache.used_bytes() / 2**20
+        say(f"{size:,.1f} MiB in {decode_cache.folder()}: which images were found sound")
     if clear:
-        freed = disk_cache.clear(only) + (remember.clear() if not only else 0)
+        freed = disk_cache.clear(only) + (decode_cache.clear() if not only else 0)
         say(f"deleted {freed / 2**20:,.0f} MiB")

@@ -48,13 +48,13 @@ def partition(
     out: Annotated[Path, typer.Option(help="Picture to write (.png or .svg).")] = Path("partition.png"),
 ) -> None:
     """How the classes are dealt to the clients: a table and a picture, nothing trained."""
-    from fedvlm.data import federate, load_source
+    from fedvlm.data import federate
     from fedvlm.data.picture import draw_partition, partition_table
     from fedvlm.reports import grid
 
     chosen = experiment_of(what, words)
     seed = chosen.seeds[0]
-    federation = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed)
+    federation = federate(chosen.load_source(seed), chosen, seed)
     rows = [[row.client, row.domain, f"{row.train}", f"{row.local}", f"{row.classes}", row.names]
             for row in partition_table(federation)]  # fmt: skip
     show(grid.terminal(["client", "domain", "train", "test", "classes", "most of"], rows, left=(0, 1, -1)))

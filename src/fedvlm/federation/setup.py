@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from fedvlm import clip as clips
 from fedvlm.clip import FrozenCLIP
-from fedvlm.data import Federation, Source, federate, load_source, validated
+from fedvlm.data import Federation, Source, federate, federate_validation
 from fedvlm.experiment import Experiment
 from fedvlm.federation.simulation import Schedule, Simulation
 from fedvlm.federation.spec import RunSpec
@@ -64,7 +64,7 @@ class Loaded:
             return self.federations[seed]
         if self.source is None or settings.data.seeded:
             with explain_memory_errors("data"):
-                self.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
+                self.source = settings.load_source(seed)
         return self.federations.setdefault(seed, federate(self.source, settings, seed))
 
     def seed(self, seed: int) -> SeedSetup:
@@ -74,7 +74,7 @@ class Loaded:
         federation = self.federation(seed)
         if self.activations is None or self.activations.records is not federation.source.records:
             self.activations = activations(self, federation.source)
-        validation = validated(federation.source, self.experiment, seed)
+        validation = federate_validation(federation.source, self.experiment, seed)
         zero_shot = self.tuners(ZeroShot(), federation)
         self.latest = SeedSetup(seed, federation, validation, self.activations, zero_shot)
         return self.latest

@@ -2,8 +2,9 @@
 
 It knows neither disk nor network; the mapping of clients' tensors that it is given may live on disk.
 
-Late clients (`Client.late`) are in no round: nothing of theirs reaches the server, and nothing here depends on them.
-They are measured on arrival, when the last federated round is over, and after the local rounds that everybody has.
+Newcomers (`Client.is_newcomer`) take part in no round: the server receives nothing from them, and no other client's
+numbers depend on them. They are measured on arrival, when the last federated round is over, and after the local rounds
+that all clients have.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def sample_clients(run: Simulation, round_: int) -> list[Client]:
     federation = run.site.federation
     by_name = {client.name: client for client in federation.trained}
     picked = server.sample_clients(run.spec, by_name, run.schedule.participation, round_)
-    late = sorted(federation.late, key=lambda client: client.name) if round_ >= run.spec.rounds else []
+    late = sorted(federation.newcomers, key=lambda client: client.name) if round_ >= run.spec.rounds else []
     return [by_name[name] for name in picked] + late
 
 
@@ -127,7 +128,7 @@ def _round(run: Simulation, before: FederationState) -> tuple[FederationState, R
 
 def _groups(picked: list[Client], size: int) -> list[list[Client]]:
     """Clients that train as one batched computation; the late ones apart, so that they change nobody's rounding."""
-    parts = [[client for client in picked if client.late is late] for late in (False, True)]
+    parts = [[client for client in picked if client.is_newcomer is late] for late in (False, True)]
     return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
 
@@ -165,7 +166,7 @@ def _evaluated(
 
 def _moments(run: Simulation, round_: int) -> list[Moment]:
     """The moments of late clients that this round's end is."""
-    if not run.site.federation.late:
+    if not run.site.federation.newcomers:
         return []
     moments: list[Moment] = []
     if round_ == run.spec.rounds or not run.spec.method.trains:
@@ -178,7 +179,7 @@ def _moments(run: Simulation, round_: int) -> list[Moment]:
 def _late(run: Simulation, before: FederationState, after: FederationState, moment: Moment) -> LateRecord:
     """On arrival they hold nothing of their own: the server's state lies over the common start."""
     point: EvalPoint = "after_aggregation" if moment == "on_arrival" else "after_training"
-    late, arrival = run.site.federation.late, ServerState(run.spec.rounds, after.server)
+    late, arrival = run.site.federation.newcomers, ServerState(run.spec.rounds, after.server)
     found = _measured(run, run.site, late, before, after, point, tradeoff=False)
     received = {c.name: messages.sizes(run.procedure.downlink(run.spec, arrival, c.name)) for c in late}
     return LateRecord(

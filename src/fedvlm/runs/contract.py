@@ -74,7 +74,7 @@ def text(
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
         f"model       {clip.name}, sha256 {clip.digest[:12]}, weights {clip.weights[:12]}, all frozen",
         f"clients     {_clients(federation.trained)}{_dealt(experiment.seeds)}",
-        *([f"late        {_late(federation.late, experiment.partition.kind)}"] if federation.late else []),
+        *([f"late        {_late(federation.newcomers, experiment.partition.kind)}"] if federation.newcomers else []),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
         f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
     ]

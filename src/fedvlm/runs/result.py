@@ -84,7 +84,7 @@ _RESULT = TypeAdapter(PointResult)
 
 def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRecord]) -> PointResult:
     """The result of a run that is over, from all records of its rounds and its last state."""
-    late = {client.name for client in run.site.federation.late}
+    late = {client.name for client in run.site.federation.newcomers}
     visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in late]
     evaluated = [record for record in ledger if record.means]
     own = [record.means[run.spec.reported] for record in evaluated]

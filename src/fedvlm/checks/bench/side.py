@@ -21,7 +21,7 @@ from fedvlm import clip as clips
 from fedvlm import durable, methods, tensors
 from fedvlm.checks.bench.naive import Decoded, plain
 from fedvlm.clip import templates
-from fedvlm.data import Client, federate, load_source
+from fedvlm.data import Client, federate
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation import setup
 from fedvlm.federation.client import batches, train_client
@@ -100,7 +100,7 @@ class Side:
         clip = clips.load(settings.model.name).to(self.device.device)
         torch.set_num_threads(settings.compute.threads or devices.default_threads(clip.text.width))
         self.clip = clip
-        source = load_source(settings.data, settings.seeds[0], is_kept=settings.compute.disk_gib > 0)
+        source = settings.load_source(settings.seeds[0])
         self.federation = federate(source, settings, settings.seeds[0])
         limit = int(settings.compute.cache_gib * GIB)
         disk_cache = DiskCache(cache, 100 * GIB)

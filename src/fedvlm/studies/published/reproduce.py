@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedvlm import durable
-from fedvlm.data import federate, load_source
+from fedvlm.data import federate
 from fedvlm.errors import FedvlmError
 from fedvlm.runs import failure
 from fedvlm.runs.result import PointResult
@@ -76,7 +76,7 @@ def _count(job: Job, made: Made) -> list[Job]:
     try:
         chosen = job.experiment()
         seed = chosen.seeds[0]
-        clients = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed).clients
+        clients = federate(chosen.load_source(seed), chosen, seed).clients
     except FedvlmError as error:
         made.failures |= {(job.run, row): str(error) for row in job.rows}
         return [job]
