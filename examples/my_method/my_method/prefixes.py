@@ -16,9 +16,7 @@ class Prefixes(FileData):
         """One row per file; `build_source` checks every image and numbers the classes."""
         root = existing_folder(self.path)
         rows = [
-            ImageRow(
-                FileImage(root, file.name, self.max_megapixels), name=file.stem.rpartition("_")[0].replace("_", " ")
-            )
+            ImageRow(FileImage(root, file.name, self.max_megapixels), file.stem.rpartition("_")[0].replace("_", " "))
             for file in sorted(root.glob(f"*{self.ending}"))
         ]
         return build_source(root.name, rows, self, decode_cache)
