@@ -79,7 +79,7 @@ def test_what_crosses_in_the_ablation_of_sharing() -> None:
     for name, numbers in expected.items():
         method = methods.build(name, found["method"])
         initial = method.tuner(clip, ["cat", "dog"], "a photo of a {}.").init(torch_stream(0, "init"))
-        assert tensors.count(messages.template(method, initial)) == blocks * numbers, name
+        assert tensors.count(messages.uplink_template(method, initial)) == blocks * numbers, name
 
 
 @pytest.mark.parametrize("name", DRAWN[1:])

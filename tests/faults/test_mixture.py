@@ -12,7 +12,7 @@ import torch
 from fedvlm import faults, tensors
 from fedvlm.experiment import Experiment
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.federation.simulation import FederationState, Simulation, client_outputs, run_rounds, start
 from fedvlm.methods.pfedmoap import EXPERT
 from fedvlm.tensors import Named
@@ -29,7 +29,7 @@ def watched(
     """A task with a fault, and everything that enters and leaves the real visits below it."""
     seen: Seen = []
 
-    class Watch(Around):
+    class Watch(ProcedureWrapper):
         def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> ClientUpdate:
             done = super().train_one(spec, site, round_, one, factory)
             seen.append((round_, one.client.name, one, done))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedvlm import faults
 from fedvlm.experiment import Experiment
 from fedvlm.faults.optimisers import swing
-from fedvlm.federation.client import batches
+from fedvlm.federation.client import local_batches
 from fedvlm.federation.simulation import Simulation, run_rounds, start
 from fedvlm.methods.base import Method
 from fedvlm.testing import tiny
@@ -38,7 +38,7 @@ def gradients(task: Simulation, method: Method, start_: Tensor, client: int, rou
     prompt = squeeze(prompt)
     tuner = task.site.base
     for step, (hidden, labels) in enumerate(
-        batches(task.spec, task.site, round_, task.site.federation.clients[client])
+        local_batches(task.spec, task.site, round_, task.site.federation.clients[client])
     ):
         leaf = prompt.clone().requires_grad_()
         logits = tuner.logits({"prompt": leaf}, tuner.classifier({"prompt": leaf}, {}), hidden)

@@ -80,7 +80,7 @@ def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path:
                 header = Header(kind="train", method=name, round=state.round, client=one)
                 clients[one].send(header, server.downlink(spec, state, one))
                 reply = clients[one].receive()
-                messages.check_uplink(spec.message, reply.tensors, one, state.round + 1)
+                messages.check_uplink(spec.uplink_template, reply.tensors, one, state.round + 1)
                 uplinks.append(Uplink(one, reply.header.images, reply.tensors))
             state = server.aggregate(spec, state, uplinks)
         for point in records[-1].means:

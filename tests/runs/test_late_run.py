@@ -44,7 +44,7 @@ def test_ledger_and_result_hold_both_moments(found: Results) -> None:
             told = {moment: record for line in rounds for moment, record in line["late"].items()}
             assert list(told) == ["on_arrival"] + ["after_tuning"] * (method in ("pfedmma", "pfedmoap"))
             result = found.points[method][seed]
-            assert {moment: asdict(record) for moment, record in result.late.items()} == told
+            assert {moment: asdict(record) for moment, record in result.newcomers.items()} == told
             for record in told.values():
                 assert record["clients"].keys() == record["down_bytes"].keys() == {name}
                 assert record["means"]["local"] == record["clients"][name]["local"]
@@ -76,7 +76,7 @@ def test_its_own_rows_in_every_table(found: Results) -> None:
     ]  # fmt: skip
     assert not {row.state for row in found.rows} & {"on_arrival", "after_tuning"}
     row = next(row for row in found.late if row.method == "pfedmma" and row.state == "after_tuning")
-    values = [found.points["pfedmma"][seed].late["after_tuning"].means["base"] for seed in (0, 1)]
+    values = [found.points["pfedmma"][seed].newcomers["after_tuning"].means["base"] for seed in (0, 1)]
     assert row.metrics["base"].mean == pytest.approx(sum(values) / 2)
     assert row.metrics["base"].std == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert row.down_bytes == 4352

@@ -15,7 +15,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import client, server, simulation
 from fedvlm.federation.client import ClientInput, train_clients
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.methods import known
 from fedvlm.testing import tiny
 from fedvlm.training import local
@@ -131,7 +131,7 @@ def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
 
     task = tiny.simulation(method, clip, fed, rounds=1, clients_per_step=4)
 
-    class Other(Around):
+    class Other(ProcedureWrapper):
         def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> Any:
             return super().train_one(spec, site, round_, one, maker)
 

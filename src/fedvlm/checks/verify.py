@@ -202,14 +202,14 @@ def _federated(of: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
         uplinks = []
         for c, done in zip(clients, of.way.train(method, tuner, jobs, of.device), strict=True):
             own[c], losses = done.tensors, losses + done.losses
-            uplinks.append(Uplink(c, len(labels[c]), messages.shared(method, done.tensors)))
+            uplinks.append(Uplink(c, len(labels[c]), messages.shared_tensors(method, done.tensors)))
         server = method.aggregate(server, uplinks)
     result["federated/losses"] = torch.tensor(losses)
     result |= {f"federated/final/{name}": tensor for name, tensor in server.items()}
     hidden = of.hidden("images", tuner)
     for c in clients:
         last = own[c] | server
-        result |= {f"federated/final/{c}/{n}": t for n, t in messages.private(method, last).items()}
+        result |= {f"federated/final/{c}/{n}": t for n, t in messages.private_tensors(method, last).items()}
         with torch.no_grad():
             result[f"federated/{c}/final_logits"] = predict(tuner, last, tuner.classifier(last, {}), hidden)[0]
     return result

@@ -11,7 +11,7 @@ from fedvlm.data import Client
 from fedvlm.experiment import Experiment
 from fedvlm.faults.base import Fault, subclassed, with_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.server import ServerState
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
@@ -75,7 +75,7 @@ class InheritedGate(_OfMixture):
         return replace(run, procedure=_InheritedGate(run.procedure))
 
 
-class _InheritedGate(Around):
+class _InheritedGate(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.visits: dict[str, int] = {}
@@ -115,7 +115,7 @@ class LeftoverExperts(_OfMixture):
         return replace(run, procedure=_LeftoverExperts(run.procedure))
 
 
-class _LeftoverExperts(Around):
+class _LeftoverExperts(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.experts: Named = {}
@@ -167,7 +167,7 @@ class _Round:
     given: dict[str, Named] = field(default_factory=dict)
 
 
-class _OpenPool(Around):
+class _OpenPool(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.rounds: dict[int, _Round] = {}

@@ -16,7 +16,7 @@ from fedvlm import tensors
 from fedvlm.experiment import Experiment
 from fedvlm.faults.base import Fault, subclassed, with_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
@@ -55,7 +55,7 @@ class SharedOptimiser(Fault):
         return replace(run, procedure=_SharedOptimizer(run.procedure))
 
 
-class _SharedOptimizer(Around):
+class _SharedOptimizer(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.before: tuple[Optimizer, Named] | None = None
@@ -97,7 +97,7 @@ class OscillatingRate(Fault):
         return replace(run, procedure=_OscillatingRate(run.procedure))
 
 
-class _OscillatingRate(Around):
+class _OscillatingRate(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.epochs = 0
@@ -161,7 +161,7 @@ class HalfPrecision(Fault):
         return replace(halved, procedure=_HalfPrecision(run.procedure))
 
 
-class _HalfPrecision(Around):
+class _HalfPrecision(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedvlm.experiment import Experiment
 from fedvlm.faults.base import Fault, subclassed, with_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
@@ -59,7 +59,7 @@ class RestartedLocal(Fault):
         return replace(run, procedure=_RestartedLocal(run.procedure))
 
 
-class _RestartedLocal(Around):
+class _RestartedLocal(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
@@ -86,7 +86,7 @@ class TestSelection(Fault):
         return replace(run, procedure=_BestOnTest(run.procedure))
 
 
-class _BestOnTest(Around):
+class _BestOnTest(ProcedureWrapper):
     def result(self, means: Sequence[Metrics]) -> int:
         """Position of the highest Local, the first of equal ones; the last where nobody has test images of its own."""
         if not all("local" in point for point in means):

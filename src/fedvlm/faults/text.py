@@ -10,7 +10,7 @@ from torch import Tensor
 from fedvlm.data import Client
 from fedvlm.faults.base import Fault
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
@@ -38,7 +38,7 @@ class StaleText(Fault):
         return replace(run, procedure=_StaleText(run.procedure))
 
 
-class _StaleText(Around):
+class _StaleText(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.first: Tensor | None = None

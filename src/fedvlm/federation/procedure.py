@@ -43,7 +43,7 @@ class Procedure:
         return len(means) - 1
 
 
-class Around(Procedure):
+class ProcedureWrapper(Procedure):
     """A procedure that does as an inner one does; a subclass changes a part of it."""
 
     def __init__(self, inner: Procedure) -> None:

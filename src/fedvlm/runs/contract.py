@@ -41,12 +41,12 @@ class Terms:
 def terms(name: str, run: Simulation) -> Terms:
     """What a method trains, keeps and sends, read off the tensors themselves."""
     method, initial = run.spec.method, run.spec.initial
-    up = run.spec.message
+    up = run.spec.uplink_template
     return Terms(
         name,
         method.title,
         tensors.count(initial),
-        tensors.count(messages.private(method, initial)),
+        tensors.count(messages.private_tensors(method, initial)),
         tensors.count(up),
         tensors.nbytes(up),
         method.downlink_bytes(tensors.nbytes(up), len(run.site.federation.trained)),

@@ -22,14 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from fedvlm import durable, plain
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
-from fedvlm.federation.records import RoundRecord
+from fedvlm.federation.records import RoundRecord, from_json
 from fedvlm.runs import belongings, result
 from fedvlm.runs.belongings import LOCK
 from fedvlm.runs.machine import Machine, differences, versions
@@ -97,7 +95,7 @@ class Point:
         for visit in record.visits:
             line = {"kind": "visit", "round": record.round, **asdict(visit)}
             durable.append_line(self.ledger, line, sync=False, private=True)
-        line = {key: value for key, value in asdict(record).items() if key != "visits"}
+        line = {key: value for key, value in record.as_json().items() if key != "visits"}
         return durable.append_line(self.ledger, {"kind": "round", **line}, private=True)
 
     def records(self) -> list[RoundRecord]:
@@ -108,12 +106,9 @@ class Point:
             if line["kind"] == "visit":
                 visits.append(line)
             else:
-                found.append(_RECORD.validate_python(line | {"visits": visits}))
+                found.append(from_json(line | {"visits": visits}))
                 visits = []
         return found
-
-
-_RECORD = TypeAdapter(RoundRecord)
 
 
 def results(experiment: Experiment) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm.experiment import Experiment
-from fedvlm.federation.records import LateRecord, Moment
+from fedvlm.federation.records import Moment, NewcomerRecord
 from fedvlm.methods.base import EvalPoint
 from fedvlm.runs import failure
 from fedvlm.runs.failure import Failures
@@ -101,13 +101,13 @@ def _row(method: str, state: EvalPoint, reported: bool, points: Sequence[PointRe
 
 def late_rows(results: Mapping[str, Sequence[PointResult]]) -> list[Row]:
     """Rows of the clients that joined after the last round: every method on their arrival, then after their visits."""
-    moments = dict.fromkeys(moment for points in results.values() for point in points for moment in point.late)
-    each = [(method, moment, [point.late[moment] for point in points if moment in point.late])
+    moments = dict.fromkeys(moment for points in results.values() for point in points for moment in point.newcomers)
+    each = [(method, moment, [point.newcomers[moment] for point in points if moment in point.newcomers])
             for moment in moments for method, points in results.items()]  # fmt: skip
     return [_late_row(method, moment, records) for method, moment, records in each if records]
 
 
-def _late_row(method: str, moment: Moment, records: Sequence[LateRecord]) -> Row:
+def _late_row(method: str, moment: Moment, records: Sequence[NewcomerRecord]) -> Row:
     down = [sum(sizes.values()) for record in records for sizes in record.down_bytes.values()]
     means = _values([record.means for record in records])
     return Row(method, moment, False, len(records), means, 0.0, statistics.fmean(down), 0.0)

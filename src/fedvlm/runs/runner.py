@@ -216,7 +216,7 @@ def _run_point(run: _Run, seed: SeedSetup, name: str, point: Point) -> PointResu
     checkpoint = point.checkpoint(int(run.experiment.compute.client_cache_gib * setup.GIB))
     # What faults pass from client to client is stored nowhere: such a point starts from its first round.
     saved = None if made.faults else checkpoint.load()
-    state, length = saved or (simulation.start(made, checkpoint.clients()), 0)
+    state, length = saved or (simulation.start(made, checkpoint.empty_clients()), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, seed.seed, made.spec.last_round, state.round)
     try:

@@ -24,7 +24,7 @@ from fedvlm.clip import templates
 from fedvlm.data import Client, federate
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation import setup
-from fedvlm.federation.client import batches, train_client
+from fedvlm.federation.client import local_batches, train_client
 from fedvlm.federation.setup import GIB, Loaded, SeedSetup, prefetch_keys
 from fedvlm.federation.simulation import Simulation, run_rounds, sample_clients, start
 from fedvlm.methods.base import Config, Uplink
@@ -204,7 +204,9 @@ class Side:
     def step(self) -> tuple[float, float]:
         """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
         client = self.short.site.federation.clients[0]
-        supply = chain.from_iterable(batches(self.short.spec, self.short.site, round_, client) for round_ in count())
+        supply = chain.from_iterable(
+            local_batches(self.short.spec, self.short.site, round_, client) for round_ in count()
+        )
         received, steps = self._received(2), self.sizes.steps
         train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, [next(supply)], self.device)
         begun = self._clock()

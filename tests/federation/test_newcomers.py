@@ -104,7 +104,7 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     both = late(fed, [LATE, "site-3"])
     chosen = task(name, clip, both, every=5)
     last, records = tiny.run(chosen)
-    found = [record.late for record in records]
+    found = [record.newcomers for record in records]
     if not chosen.spec.method.trains:
         assert [list(moments) for moments in found] == [["on_arrival"]]
     else:
@@ -125,10 +125,10 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
 @pytest.mark.parametrize("name", TRAINED)
 def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
     whole, records = tiny.run(task(name, clip, fed, visits=2))
-    assert [list(record.late) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
+    assert [list(record.newcomers) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
     for stop in (2, 3):
         first, checkpoint = task(name, clip, fed, visits=2), Checkpoint(tmp_path / str(stop), 0)
-        for state, _ in simulation.run_rounds(first, simulation.start(first, checkpoint.clients())):
+        for state, _ in simulation.run_rounds(first, simulation.start(first, checkpoint.empty_clients())):
             checkpoint.save(state, 0)
             if state.round == stop:
                 break
@@ -136,17 +136,17 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, f
         assert loaded is not None
         state, later = tiny.run(task(name, clip, fed, visits=2), loaded[0])
         assert tiny.fingerprint(state) == tiny.fingerprint(whole)
-        assert [record.late for record in later] == [record.late for record in records[stop:]]
+        assert [record.newcomers for record in later] == [record.newcomers for record in records[stop:]]
 
 
 def test_without_visits_of_its_own_it_is_measured_on_arrival_alone(clip: FrozenCLIP, fed: Federation) -> None:
     _, records = tiny.run(task("pfedmma", clip, fed, visits=0))
-    assert [list(record.late) for record in records] == [[], ["on_arrival"]]
+    assert [list(record.newcomers) for record in records] == [[], ["on_arrival"]]
 
 
 def test_without_late_clients_there_is_nothing_to_say(clip: FrozenCLIP, without: Federation) -> None:
     _, records = tiny.run(task("promptfl", clip, without))
-    assert not any(record.late for record in records)
+    assert not any(record.newcomers for record in records)
 
 
 def test_share_of_a_round_is_of_those_who_train(clip: FrozenCLIP) -> None:
