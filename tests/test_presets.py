@@ -17,7 +17,7 @@ from fedvlm.clip.templates import TEMPLATES
 from fedvlm.data import federate, load_source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
-from fedvlm.runs.chance import above_chance, zero_shot_check
+from fedvlm.runs.chance import chance_threshold, zero_shot_check
 from fedvlm.studies import sweep
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
@@ -253,7 +253,7 @@ def zero_shot(found: Experiment, clip: clips.FrozenCLIP) -> float:
     federation = federate(load_source(found.data, 0), found, 0)
     activations = Activations(clip, federation.source.records, Device(torch.device("cpu")), 2**28)
     accuracy, count, classes = zero_shot_check(clip, federation, activations, found)
-    assert accuracy > above_chance(count, classes)
+    assert accuracy > chance_threshold(count, classes)
     return accuracy
 
 

@@ -47,7 +47,7 @@ def test_the_sample_has_as_many_images_of_each_class() -> None:
     everything = tuple(range(len(records)))
     client = Client("a", everything[:1], (), "base", None, (0,), None)
     fed = Federation(Source("x", tiny.BASE, records), (0, 1, 2, 3), (), (client,), {"base": everything})
-    sample = chance.balanced(fed, 40)
+    sample = chance.balanced_sample(fed, 40)
     assert Counter(records[i].label for i in sample) == dict.fromkeys(counts, 10)
     assert len(set(sample)) == 40
     assert sample == sorted(sample)

@@ -136,7 +136,7 @@ def test_late_clients_and_visits_of_their_own(tmp_path: Path) -> None:
     found = fedvlm.run("quickstart", *words, out=tmp_path / "run")
     for name in ("pfedmma [all faults]", "pfedmoap [all faults]", "coop [all faults]"):
         assert set(found.points[name][0].newcomers) == {"on_arrival", "after_tuning"}
-    assert {row.method for row in found.late} == set(found.points)
+    assert {row.method for row in found.newcomers} == set(found.points)
 
 
 def test_all_is_said_as_all() -> None:

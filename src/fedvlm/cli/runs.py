@@ -20,7 +20,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
-    from fedvlm.reports.table import as_rich, late_as_rich
+    from fedvlm.reports.table import as_rich, newcomers_as_rich
     from fedvlm.runs import failure
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies import study
@@ -34,10 +34,10 @@ def run(
     show(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
     if any(row.reported and row.state == "after_training" for row in results.rows):
         say("* measured after local training, as published; the other state is in table.md")
-    if results.late:
+    if results.newcomers:
         say()
-        show(late_as_rich(results.late))
-    say("\n".join(["", *failure.told(results.failed), f"run folder: {results.folder}"]))
+        show(newcomers_as_rich(results.newcomers))
+    say("\n".join(["", *failure.failure_lines(results.failed), f"run folder: {results.folder}"]))
     raise typer.Exit(1 if results.failed else 0)
 
 

@@ -27,7 +27,7 @@ def compare(
     Methods and seeds may be added to a comparison: what is finished is not run again. Exit code 1: a method has no
     result with some seed.
     """
-    from fedvlm.reports.text import as_rich, notes
+    from fedvlm.reports.text import as_rich, reading_notes
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies import compare as comparing
     from fedvlm.studies.study import Options
@@ -38,7 +38,7 @@ def compare(
     found = comparing.compare(chosen, folder, against=against or None, target=target, options=options)
     say()
     show(*as_rich(found))
-    say("\n" + "\n".join(notes(found)), wrapped=True)
+    say("\n" + "\n".join(reading_notes(found)), wrapped=True)
     written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
     raise typer.Exit(1 if found.failed else 0)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 
 from fedvlm.reports import grid
-from fedvlm.reports.columns import columns, every
-from fedvlm.reports.comparison import Comparison, Row
+from fedvlm.reports.columns import all_metrics, columns
+from fedvlm.reports.comparison import Comparison, ComparisonRow
 from fedvlm.reports.grid import Cells, Record
 from fedvlm.reports.statistics import Difference, Estimate, least_p
 from fedvlm.training.metrics import Metric
@@ -24,10 +24,10 @@ def as_markdown(found: Comparison) -> str:
     if found.compared:
         words = f"Differences from `{found.against}`, paired within seeds:"
         lines += [words, "", grid.markdown(*_differences(found)), ""]
-    return "\n".join([*lines, *notes(found)]) + "\n"
+    return "\n".join([*lines, *reading_notes(found)]) + "\n"
 
 
-def notes(found: Comparison) -> list[str]:
+def reading_notes(found: Comparison) -> list[str]:
     """What a reader has to know."""
     count, least = len(found.seeds), least_p(len(found.seeds))
     text = [
@@ -79,8 +79,8 @@ def records(found: Comparison) -> Sequence[Record]:
     """The cells of `as_csv` by column."""
     return [
         {"method": row.method, "state": row.state, "seed": str(seed)}
-        | {name: _number(name, each[place]) for name, each in row.values.items()}
-        | dict(zip(REACHED, [_blank(row.rounds[place]), _blank(row.total_bytes[place])], strict=True))
+        | {name: _format_value(name, each[place]) for name, each in row.values.items()}
+        | dict(zip(REACHED, [_format_number(row.rounds[place]), _format_number(row.total_bytes[place])], strict=True))
         for row in found.rows
         for place, seed in enumerate(found.seeds)
     ] + [{"method": method, "state": words, "seed": ""} for method, words in found.failed.items()]
@@ -100,13 +100,13 @@ def _accuracies(found: Comparison, *, short: bool = False) -> tuple[Cells, list[
     shown = columns("compare terminal" if short else "compare", there)
     heads = ["method", *(metric.heading for metric in shown), "reached", "up B"]
     heads += [] if short else ["bytes", "train s"]
-    rows = [_accuracy(row, shown, short=short) for row in found.rows]
-    return heads, rows + [grid.filled([method], len(heads), words) for method, words in found.failed.items()]
+    rows = [_accuracy_row(row, shown, short=short) for row in found.rows]
+    return heads, rows + [grid.pad_row([method], len(heads), words) for method, words in found.failed.items()]
 
 
-def _accuracy(row: Row, shown: Sequence[Metric], *, short: bool) -> Cells:
+def _accuracy_row(row: ComparisonRow, shown: Sequence[Metric], *, short: bool) -> Cells:
     mark = "*" if row.state == "after_training" else ""
-    cells = [row.method + mark, *(accuracy(metric, row.estimate(metric.name)) for metric in shown)]
+    cells = [row.method + mark, *(format_accuracy(metric, row.estimate(metric.name)) for metric in shown)]
     rounds = [r for r in row.rounds if r is not None]
     often = "" if len(rounds) == len(row.rounds) else f" ({len(rounds)} of {len(row.rounds)})"
     cells.append(f"{statistics.fmean(rounds):.3g}{often}" if rounds else "never")
@@ -123,12 +123,12 @@ def _differences(found: Comparison, *, short: bool = False) -> tuple[Cells, list
     heads = ["method", *(cell for metric in shown for cell in (metric.heading, "p"))]
     rows = [row for row in found.rows if row.method != found.against]
     return heads, [
-        [row.method, *(cell for m in shown for cell in difference(row.differences.get(m.name), short=short))]
+        [row.method, *(cell for m in shown for cell in format_difference(row.differences.get(m.name), short=short))]
         for row in rows
     ]
 
 
-def difference(one: Difference | None, *, short: bool = False) -> Cells:
+def format_difference(one: Difference | None, *, short: bool = False) -> Cells:
     """The difference in points with its interval, and p with the corrected one; `short`: only the corrected one."""
     if one is None:
         return ["-", "-"]
@@ -139,7 +139,7 @@ def difference(one: Difference | None, *, short: bool = False) -> Cells:
     return [f"{one.estimate.mean * 100:+.1f}{half}", p]
 
 
-def accuracy(metric: Metric, one: Estimate | None) -> str:
+def format_accuracy(metric: Metric, one: Estimate | None) -> str:
     """`73.1 ± 1.4`, without an interval for one seed; `-` where there is none."""
     if one is None:
         return "-"
@@ -148,12 +148,14 @@ def accuracy(metric: Metric, one: Estimate | None) -> str:
     return f"{one.mean * 100:.1f}" + ("" if one.half is None else f" ± {one.half * 100:.1f}")
 
 
-def _number(name: str, value: float) -> str:
-    plain = name.endswith(("_s", "_bytes")) or any(metric.name == name and metric.unit != "%" for metric in every())
-    return _blank(value) if plain else f"{value * 100:.4f}"
+def _format_value(name: str, value: float) -> str:
+    plain = name.endswith(("_s", "_bytes")) or any(
+        metric.name == name and metric.unit != "%" for metric in all_metrics()
+    )
+    return _format_number(value) if plain else f"{value * 100:.4f}"
 
 
-def _blank(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
 
 

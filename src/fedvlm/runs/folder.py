@@ -28,15 +28,15 @@ from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.records import RoundRecord, from_json
-from fedvlm.runs import belongings, result
-from fedvlm.runs.belongings import LOCK
+from fedvlm.runs import owned_files, result
 from fedvlm.runs.machine import Machine, differences, versions
+from fedvlm.runs.owned_files import LOCK
 from fedvlm.runs.result import PointResult
 
-RESULTS = 3
+RESULTS_VERSION = 3
 """Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
-UNCHANGED = 2
-"""The number of experiments whose results are still those of that version (`results`)."""
+UNCHANGED_VERSION = 2
+"""The number of experiments whose results are still those of that version (`results_version`)."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,11 @@ class Point:
                 durable.keep_private(own)
             yield
 
-    def claim(self, method: str, settings: dict[str, Any], results: int = RESULTS, *, write: bool = True) -> None:
+    def check_settings(
+        self, method: str, settings: dict[str, Any], results_version: int = RESULTS_VERSION, *, write: bool = True
+    ) -> None:
         """Write down whose point this is, or refuse the one that is there if it is another's."""
-        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results}
+        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results_version}
         if not file.exists():
             if write:
                 durable.write_json(file, own)
@@ -111,7 +113,7 @@ class Point:
         return found
 
 
-def results(experiment: Experiment) -> int:
+def results_version(experiment: Experiment) -> int:
     """The number that a point's results are known by.
 
     What changed with 3: rows of a published CLIP are one thread's work, the last product of half precision is in
@@ -119,7 +121,7 @@ def results(experiment: Experiment) -> int:
     """
     plain_scenes = experiment.data.source == "scenes" and experiment.model.name == "embedded"
     unchanged = plain_scenes and experiment.compute.dtype == "float32" and experiment.partition.kind != "domain"
-    return UNCHANGED if unchanged else RESULTS
+    return UNCHANGED_VERSION if unchanged else RESULTS_VERSION
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,9 @@ class RunFolder:
 
     def machine(self) -> dict[str, str]:
         """The machine that the run was begun on; empty where there is no run, or one that does not tell."""
-        return dict(self._known().get("machine", {}))
+        return dict(self._saved_settings().get("machine", {}))
 
-    def _known(self) -> dict[str, Any]:
+    def _saved_settings(self) -> dict[str, Any]:
         """What is written of the run that is there; empty without one. Raises `FedvlmError` for a damaged file."""
         file = self.path / "experiment.json"
         found = durable.read_json(file) if file.exists() else {}
@@ -148,9 +150,9 @@ class RunFolder:
         """Refuse a folder that `open` would refuse; nothing is changed."""
         file = self.path / "experiment.json"
         if overwrite and file.exists():
-            belongings.check(self.path)
+            owned_files.check(self.path)
         elif file.exists():
-            self._refuse(self._known(), experiment, clip, resume=resume)
+            self._refuse(self._saved_settings(), experiment, clip, resume=resume)
         elif any(not there.name.startswith(".") for there in self.path.iterdir()):
             raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
 
@@ -163,8 +165,8 @@ class RunFolder:
         """
         self.check(experiment, clip, resume=resume, overwrite=overwrite)
         if overwrite:
-            belongings.clear(self.path)
-        found, here = self._known(), {"versions": versions(), "machine": machine.as_json()}
+            owned_files.clear(self.path)
+        found, here = self._saved_settings(), {"versions": versions(), "machine": machine.as_json()}
         # What an older run does not tell is from now on what it goes on with.
         begun: dict[str, Any] = {key: now | found.get(key, {}) for key, now in here.items()}
         changed = [line for key, now in here.items() for line in differences(begun[key], now)]
@@ -187,7 +189,7 @@ class RunFolder:
         if "basis" not in found:
             raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
         if found["basis"] != experiment.basis():
-            raise FedvlmError(f"{self.path} holds a run with other settings: {_changes(found, experiment)}")
+            raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(found, experiment)}")
         if found.get("weights") != clip.weights:
             raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
         # Older runs tell their weights alone.
@@ -211,7 +213,7 @@ class RunFolder:
             yield
 
 
-def _changes(found: dict[str, Any], experiment: Experiment) -> str:
+def _changed_settings(found: dict[str, Any], experiment: Experiment) -> str:
     before, now = plain.flat(found.get("experiment", {})), plain.flat(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]

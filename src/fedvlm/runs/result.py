@@ -96,15 +96,15 @@ def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRec
     return PointResult(
         state=run.spec.reported,
         final=kept.means,
-        mean_of_last_five_evaluations={m: _last_five(line) for m, line in curve.items()},
-        best_round_on_test=_best(curve["local"]) if "local" in curve else None,
+        mean_of_last_five_evaluations={m: _mean_of_last_five(line) for m, line in curve.items()},
+        best_round_on_test=_best_round(curve["local"]) if "local" in curve else None,
         curve=curve,
         clients=kept.clients,
         tensors=Digests(tensors.digest(state.server), _digests(state)),
         up_bytes_per_visit=_per_visit(sent),
         down_bytes_per_visit=_per_visit(received),
         tradeoff=evaluated[-1].curves,
-        bytes_by_round=_by_round(visits),
+        bytes_by_round=_bytes_by_round(visits),
         newcomers={moment: one for record in ledger for moment, one in record.newcomers.items()},
         faults=run.faults,
         round=kept.round if run.faults else None,
@@ -148,16 +148,16 @@ def _digests(state: FederationState) -> dict[str, str]:
     return {name: tensors.digest(state.personal[name]) for name in sorted(state.personal)}
 
 
-def _last_five(curve: Curve) -> float:
+def _mean_of_last_five(curve: Curve) -> float:
     return sum(value for _, value in curve[-5:]) / len(curve[-5:])
 
 
-def _best(curve: Curve) -> int:
+def _best_round(curve: Curve) -> int:
     """The first of the rounds with the highest accuracy."""
     return max(curve, key=lambda pair: (pair[1], -pair[0]))[0]
 
 
-def _by_round(visits: Sequence[tuple[int, ClientRecord]]) -> list[tuple[int, int]]:
+def _bytes_by_round(visits: Sequence[tuple[int, ClientRecord]]) -> list[tuple[int, int]]:
     sizes: dict[int, int] = {}
     for round_, visit in visits:
         both = sum(visit.up_bytes.values()) + sum(visit.down_bytes.values())

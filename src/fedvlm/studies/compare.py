@@ -45,7 +45,7 @@ def write(done: Results, against: str, target: Target | None = None) -> Comparis
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
-    figure.tradeoff(found, folder)
+    figure.draw_tradeoff(found, folder)
     return found
 
 

@@ -116,4 +116,4 @@ def _refused(plan: Plan, why: FedvlmError) -> Results:
 
 
 def _nothing(found: Results) -> str:
-    return "\n".join(["no method has a result with every seed:", *failure.told(found.failed)])
+    return "\n".join(["no method has a result with every seed:", *failure.failure_lines(found.failed)])

@@ -181,7 +181,7 @@ def _write(swept: Sweep, folder: Path) -> None:
     records = [{swept.key: value, **record} for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", grid.csv(records, comparison_text.REACHED))
     durable.write_json(folder / "sweep.json", swept.as_json())
-    figure.sweep(swept.key, dict(swept), swept.name, folder)
+    figure.draw_sweep(swept.key, dict(swept), swept.name, folder)
 
 
 def tabled(swept: Sweep, *, short: bool = False) -> Tables:
@@ -193,7 +193,7 @@ def tabled(swept: Sweep, *, short: bool = False) -> Tables:
     tables: Tables = {}
     for metric in columns("sweep", {name for one in swept.found for row in one.rows for name in row.values}):
         tables[metric.heading] = heads, [
-            [method, *(comparison_text.accuracy(metric, rows[method].estimate(metric.name)) if method in rows
+            [method, *(comparison_text.format_accuracy(metric, rows[method].estimate(metric.name)) if method in rows
                        else failed[value][method] for value, rows in by_value.items())]
             for method in swept.methods
         ]  # fmt: skip
@@ -212,7 +212,7 @@ def tabled(swept: Sweep, *, short: bool = False) -> Tables:
 
 
 def _difference(one: Difference, corrected: float | None) -> str:
-    words, _ = comparison_text.difference(one)
+    words, _ = comparison_text.format_difference(one)
     if one.p is None:
         return words
     return f"{words} ({one.p:.2g})" if corrected is None else f"{words} ({one.p:.2g}; {corrected:.2g})"

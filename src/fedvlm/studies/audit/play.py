@@ -68,13 +68,13 @@ def play(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[l
         done = study.run(plan, options) if variant.name == RIGHT else study.attempt(plan, options).results
         found |= {(variant.name, name): _outcome(done, name) for name in variant.labels}
         if variant.name == RIGHT and done.failed:
-            raise FedvlmError("\n".join(failure.reasons(done.failed, name) for name in done.failed))
+            raise FedvlmError("\n".join(failure.reason(done.failed, name) for name in done.failed))
         yield lines(variants[: place + 1], found)
 
 
 def _outcome(done: Results, name: str) -> Points | str:
     label = done.labels[name]
-    return failure.reasons(done.failed, label) if label in done.failed else done.points[label]
+    return failure.reason(done.failed, label) if label in done.failed else done.points[label]
 
 
 def lines(variants: Sequence[Variant], found: Found) -> list[Line]:

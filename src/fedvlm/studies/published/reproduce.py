@@ -11,7 +11,7 @@ from fedvlm.data import federate
 from fedvlm.errors import FedvlmError
 from fedvlm.runs import failure
 from fedvlm.runs.result import PointResult
-from fedvlm.runs.results import Value, value
+from fedvlm.runs.results import Value, mean_and_std
 from fedvlm.studies import study
 from fedvlm.studies.published.plan import Job, Plan
 from fedvlm.studies.published.schema import Column
@@ -58,7 +58,7 @@ def _run(job: Job, out: Path, made: Made, options: Options) -> list[Job]:
     for row in job.rows:
         label = found.labels[row]
         if label in found.failed:
-            made.failures[job.run, row] = failure.reasons(found.failed, label)
+            made.failures[job.run, row] = failure.reason(found.failed, label)
         else:
             made.points[job.run, row] = found.points[label]
             made.domains[job.run, row] = {seed: _domains(folder, seed) for seed in chosen.seeds}
@@ -103,7 +103,7 @@ def ours(plan: Plan, made: Made, row: str, column: str) -> Ours | str | None:
         means = [statistics.fmean(_accuracy(made, key, seed, shape) for key in keys) for seed in seeds]
     except LookupError as error:
         return f"the run has no {error.args[0]}"
-    return Ours(value(means), len(seeds))
+    return Ours(mean_and_std(means), len(seeds))
 
 
 def _accuracy(made: Made, key: tuple[str, str], seed: int, column: Column) -> float:
