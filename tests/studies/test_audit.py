@@ -23,6 +23,7 @@ from fedvlm.reports.table import as_rich
 from fedvlm.reports.text import as_rich as as_rich_comparison
 from fedvlm.runs.folder import Point
 from fedvlm.studies.audit.plan import variants
+from fedvlm.studies.audit.run import run_variants
 from fedvlm.studies.compare import compare
 
 SMALL = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
@@ -200,13 +201,13 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit that was stopped in the middle of a point and repeated."""
     out, plays = tmp_path_factory.mktemp("audit") / "a", []
     with pytest.MonkeyPatch.context() as patch:
-        play = simulation.run_rounds
+        run_rounds = simulation.run_rounds
 
         def counted(task: Any, state: Any) -> Iterator[Any]:
             plays.append((task.spec.method.name, task.spec.seed, task.faults))
             if len(plays) == 12:
                 raise KilledError
-            yield from play(task, state)
+            yield from run_rounds(task, state)
 
         patch.setattr(simulation, "run_rounds", counted)
         with pytest.raises(KilledError):
@@ -217,8 +218,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_finished_point_is_run_again(audited: Path) -> None:
-    plays = [json.dumps(play) for play in json.loads((audited / "plays.json").read_text())]
-    twice = {play for play in plays if plays.count(play) > 1}
+    plays = [json.dumps(one) for one in json.loads((audited / "plays.json").read_text())]
+    twice = {one for one in plays if plays.count(one) > 1}
     assert twice == {plays[11]}
 
 
@@ -308,7 +309,6 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
     """The run with the fault gives results of one method, and words of the other."""
     from fedvlm.errors import DivergenceError
     from fedvlm.runs import runner
-    from fedvlm.studies.audit import play
     from fedvlm.studies.study import Options
 
     played = runner._run_point
@@ -322,7 +322,7 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
     words = [*SMALL, "methods=coop,promptfl", "rounds=1", "seeds=0"]
     chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
     planned = [each for each in variants(chosen) if each.name in ("right", "half_precision")]
-    *_, last = play.play(planned, tmp_path / "a", Options())
+    *_, last = run_variants(planned, tmp_path / "a", Options())
     failed = {(line.method, line.fault): line.failed for line in last}
     assert failed.pop(("coop", "half_precision")) == "seed 0 coop [half_precision]: coop: its loss is no longer finite"
     assert set(failed.values()) == {None}

@@ -247,12 +247,12 @@ def test_where_every_method_fails_it_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", ["local", "local=", "local=0", "local=101", "worst=50", "local=x"])
 def test_a_target_that_is_none(words: str) -> None:
     with pytest.raises(FedvlmError, match="local=80"):
-        comparing.target(words)
+        comparing.parse_target(words)
 
 
 def test_targets() -> None:
-    assert comparing.target("hm=75") == Target("hm", 0.75)
-    assert comparing.target("") is None
+    assert comparing.parse_target("hm=75") == Target("hm", 0.75)
+    assert comparing.parse_target("") is None
 
 
 def test_a_reference_that_is_not_compared(tmp_path: Path) -> None:
@@ -431,20 +431,22 @@ def test_the_tables_say_what_the_data_could_not_satisfy(tmp_path: Path) -> None:
 def test_what_differs_between_seeds_is_read_off_their_partitions() -> None:
     one = {"images": "a", "clients": [{"name": "x", "train": [1, 2], "local": [3]}], "tests": {"base": [3, 4]}}
     other = one | {"clients": [{"name": "x", "train": [1, 5], "local": [3]}]}
-    assert comparing.drawn([one], 1.0) == []
+    assert comparing.seed_differences([one], 1.0) == []
     ending = "first tensors and the order of training; they have the same images,"
-    assert comparing.drawn([one, one], 0.5) == [
+    assert comparing.seed_differences([one, one], 0.5) == [
         f"Seeds differ in who takes part in a round, {ending} clients' training images, test images."
     ]
-    assert comparing.drawn([one, other], 1.0) == [f"Seeds differ in clients' training images, {ending} test images."]
+    assert comparing.seed_differences([one, other], 1.0) == [
+        f"Seeds differ in clients' training images, {ending} test images."
+    ]
 
 
 def test_unequal_training_is_told() -> None:
-    assert comparing.budgets(settings()) == []
-    assert comparing.budgets(settings("method.coop.epochs=3"))[0].endswith(
+    assert comparing.budget_notes(settings()) == []
+    assert comparing.budget_notes(settings("method.coop.epochs=3"))[0].endswith(
         " 3 epochs x 16: coop; 1 epoch x 16: pfedmoap."
     )
-    assert "coop" in comparing.budgets(settings("method.coop.fine_tune=2"))[0]
+    assert "coop" in comparing.budget_notes(settings("method.coop.fine_tune=2"))[0]
 
 
 def test_the_validation_curve_is_of_validation_images(folder: Path, found: Comparison) -> None:

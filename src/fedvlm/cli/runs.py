@@ -28,7 +28,7 @@ def run(
 
     chosen = experiment_of(what, words)
     options = Options(resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
-    results = study.run(study.single(chosen, out), options)
+    results = study.run(study.single_plan(chosen, out), options)
     seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
     say()
     show(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))

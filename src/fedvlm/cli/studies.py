@@ -32,7 +32,7 @@ def compare(
     from fedvlm.studies import compare as comparing
     from fedvlm.studies.study import Options
 
-    chosen, target = experiment_of(what, words), comparing.target(reach)
+    chosen, target = experiment_of(what, words), comparing.parse_target(reach)
     folder = out or Path("runs") / f"compare-{chosen.name}-{chosen.basis()[:8]}"
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     found = comparing.compare(chosen, folder, against=against or None, target=target, options=options)
@@ -68,10 +68,10 @@ def sweep(
     folder = out or Path("runs") / f"sweep-{planned.name}-{planned.key}"
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     swept = sweeping.sweep(planned, folder, against=against or None, options=options)
-    tables = sweeping.tabled(swept, short=True)
+    tables = sweeping.sweep_tables(swept, short=True)
     say()
     show(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
-    say("\n" + "\n".join(f"- {note}" for note in sweeping.notes(swept)), wrapped=True)
+    say("\n" + "\n".join(f"- {note}" for note in sweeping.reading_notes(swept)), wrapped=True)
     written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
     raise typer.Exit(0 if swept.complete else 1)
 
@@ -102,7 +102,7 @@ def audit(
     found = report.audit(chosen, folder, Options(processes=processes, reporter=Reporter(quiet=quiet)))
     say()
     show(*(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods))
-    say("\n" + "\n".join(report.notes(chosen, found)))
+    say("\n" + "\n".join(report.reading_notes(chosen, found)))
     written(folder, "audit.md", ".csv and .json; run it again to continue")
     raise typer.Exit(1 if any(line.failed for line in found) else 0)
 
@@ -125,12 +125,12 @@ def reproduce(
     Exit code 1 if any cell that was asked for has no number of ours.
     """
     from fedvlm.runs.progress import Reporter
-    from fedvlm.studies.published import asked, plan, report, reproduce
+    from fedvlm.studies.published import plan, report, reproduce, request
     from fedvlm.studies.study import Options
 
-    wanted = asked.ask(data, model, rows, columns, seeds, words or [], offline=dry_run)
+    wanted = request.parse_request(data, model, rows, columns, seeds, words or [], offline=dry_run)
     if table is None:
-        shown, reading = asked.tables(wanted)
+        shown, reading = request.list_tables(wanted)
         show(shown)
         say("\n".join(["", *reading]))
         return
@@ -142,9 +142,9 @@ def reproduce(
     )
     folder = out or Path("runs") / f"reproduce-{table}"
     options = Options(reporter=Reporter(quiet=quiet))
-    found = report.report(chosen, reproduce.Made() if dry_run else reproduce.make(chosen, folder, options))
+    found = report.report(chosen, reproduce.JobResults() if dry_run else reproduce.run_jobs(chosen, folder, options))
     show(report.as_rich(found))
-    say("\n".join(report.after(found)))
+    say("\n".join(report.footer(found)))
     if dry_run:
         raise typer.Exit(0 if len(chosen.possible) == len(chosen.cells) else 1)
     report.write(found, folder)

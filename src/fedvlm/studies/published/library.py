@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fedvlm import config, plain
 from fedvlm.config import Section
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.studies.published.schema import Catalogue, Table
+from fedvlm.studies.published.schema import Catalogue, PublishedTable
 
 FOLDER = Path(__file__).parent
 S = TypeVar("S", bound=Section)
@@ -23,7 +23,7 @@ def names() -> list[str]:
     return sorted(found, key=lambda name: (name.startswith("others"), name))
 
 
-def table(name: str) -> Table:
+def table(name: str) -> PublishedTable:
     """A published table by its name."""
     if name not in names():
         raise FedvlmError(f"no published table '{name}'{nearest(name, names())}; tables: {', '.join(names())}")
@@ -31,13 +31,13 @@ def table(name: str) -> Table:
 
 
 @cache
-def _table(name: str) -> Table:
+def _table(name: str) -> PublishedTable:
     return read(FOLDER / "tables" / f"{name}.toml")
 
 
-def read(file: Path) -> Table:
+def read(file: Path) -> PublishedTable:
     """A table's file; FedvlmError where it does not hold together, or names what reasons and catalogue do not have."""
-    found = _parse(file, Table)
+    found = _parse(file, PublishedTable)
     used = {*found.reasons, found.void}
     for row in found.rows.values():
         used |= {*row.reasons, row.void}
