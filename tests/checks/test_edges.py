@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fedvlm import cli
 from fedvlm.checks.agreement import Group, judge
-from fedvlm.checks.bench.naive import Released
-from fedvlm.checks.verify import WAYS, Disturbed, verify
+from fedvlm.checks.bench.released import ReleasedPath
+from fedvlm.checks.verify import PATHS, DisturbedPath, verify
 from fedvlm.clip import FrozenCLIP
 from fedvlm.tuners import adapter
 
 SETTINGS = {"clip": "other-clip", "classnames": made.NAMES, "prompt": "this is {}!", "adapter": made.ADAPTER}
-PLAIN = WAYS["alone"]
+PLAIN = PATHS["alone"]
 
 
 def on_edge(clip: FrozenCLIP, start: naive.Weights) -> naive.Weights:
@@ -66,7 +66,7 @@ def other_side(edges: list[Path]) -> Path:
     return found
 
 
-@pytest.mark.parametrize("way", [*WAYS.values(), Released()], ids=[*WAYS, "released"])
+@pytest.mark.parametrize("way", [*PATHS.values(), ReleasedPath()], ids=[*PATHS, "released"])
 def test_a_unit_on_its_edge_is_reported_and_passes(edges: list[Path], way: object) -> None:
     both = [verify(folder, way) for folder in edges]  # type: ignore[arg-type]
     assert all(group.passed for groups in both for group in groups)
@@ -153,13 +153,13 @@ def test_a_fault_of_little_more_than_the_tolerance_fails_in_every_draw(edges: li
 
 def test_nothing_is_computed_again_where_all_agrees(edges: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     (same,) = [folder for folder in edges if folder != other_side(edges)]
-    monkeypatch.setattr(Disturbed, "hidden", lambda *_: pytest.fail("disturbed"))
+    monkeypatch.setattr(DisturbedPath, "hidden", lambda *_: pytest.fail("disturbed"))
     assert all(group.result == "pass" and group.draws == 0 for group in verify(same))
 
 
 def test_noise_is_of_the_size_of_rounding_and_that_of_its_name() -> None:
     start = {"a": torch.linspace(-3, 3, 50_000), "b": torch.linspace(-3, 3, 50_000), "zero": torch.zeros(3)}
-    one, same, other = (Disturbed(PLAIN, draw).initial(start) for draw in (0, 0, 1))
+    one, same, other = (DisturbedPath(PLAIN, draw).initial(start) for draw in (0, 0, 1))
     noise = {name: (tensor.double() - start[name].double()) for name, tensor in one.items()}
     assert noise["a"].abs().max() < 6 * 3e-7
     assert noise["a"].std() == pytest.approx(3e-7, rel=0.1)
@@ -206,6 +206,6 @@ def test_all_must_agree_in_one_draw(
 def test_noise_leaves_a_reference_where_it_was() -> None:
     """What is differentiable moves by rounding only: no tensor of the published outputs comes near its tolerance."""
     reference = Path(__file__).parents[1] / "reference"
-    for one in verify(reference, Disturbed(PLAIN, 0), draws=0):
+    for one in verify(reference, DisturbedPath(PLAIN, 0), draws=0):
         assert one.agrees
         assert one.ratio < 3e-5, one

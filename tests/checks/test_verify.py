@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedvlm.checks import verify as reference
-from fedvlm.checks.bench.naive import Encoders, Released
-from fedvlm.checks.verify import WAYS, verify
+from fedvlm.checks.bench.released import ReleasedEncoders, ReleasedPath
+from fedvlm.checks.verify import PATHS, verify
 from fedvlm.errors import FedvlmError
 from fedvlm.training.disk_cache import CacheTable
 
@@ -49,7 +49,7 @@ def compared(folder: Path) -> dict[str, int]:
     return {stem: sum(not inputs(name) for name in table) for stem, table in files.items()}
 
 
-EVERY = WAYS | {"released": Released()}
+EVERY = PATHS | {"released": ReleasedPath()}
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -241,7 +241,7 @@ def test_every_way_is_its_own(written: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     assert broken(reference, "train_together") == {"alone": True, "together": False, "stored": True, "released": True}
     assert broken(CacheTable, "read") == {"alone": True, "together": True, "stored": False, "released": True}
-    assert broken(Encoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
+    assert broken(ReleasedEncoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
 
 
 def test_an_input_of_another_shape(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedvlm.checks.verify import WAYS, verify
+from fedvlm.checks.verify import PATHS, verify
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import simulation
 from fedvlm.methods import known
@@ -27,9 +27,9 @@ def gpu() -> Iterator[Device]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", PATHS)
 def test_the_published_reference_outputs(golden: Path, path: str, gpu: Device) -> None:
-    groups = verify(golden, WAYS[path], gpu)
+    groups = verify(golden, PATHS[path], gpu)
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
 
 

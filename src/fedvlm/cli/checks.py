@@ -29,17 +29,17 @@ def verify(
     """
     from fedvlm.checks import verify as reference
     from fedvlm.checks.agreement import as_rich
-    from fedvlm.checks.bench.naive import Released
+    from fedvlm.checks.bench.released import ReleasedPath
     from fedvlm.training import device as devices
 
-    ways = reference.WAYS | {"released": Released()}
-    if path != "all" and path not in ways:
-        raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
+    paths = reference.PATHS | {"released": ReleasedPath()}
+    if path != "all" and path not in paths:
+        raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(paths)}, all")
     place = devices.choose_device(devices.ComputeSection(device=device))
     devices.configure_process(place)
     failed = 0
-    for name in ways if path == "all" else [path]:
-        groups = reference.verify(folder, ways[name], place)
+    for name in paths if path == "all" else [path]:
+        groups = reference.verify(folder, paths[name], place)
         bad, edges = (sum(g.result == result for g in groups) for result in ("FAIL", "ILL-CONDITIONED"))
         show(as_rich(groups, name))
         say(f"{name}: {sum(g.tensors for g in groups)} tensors in {len(groups)} groups, {bad} groups failed"
@@ -79,10 +79,10 @@ def bench(
 
     chosen = names or list(protocols.PROTOCOLS)
     if list_:
-        for protocol in map(protocols.named, chosen):
+        for protocol in map(protocols.find_protocol, chosen):
             say(f"{protocol.name:20} {protocol.title}")
         return
-    rows: list[report.Row] = []
+    rows: list[report.BenchRow] = []
     for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), say):
         rows.append(row)
         say(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster")
