@@ -65,7 +65,7 @@ class Job:
 
     settings: Settings
     model: clip.FrozenCLIP
-    optimiser: torch.optim.AdamW
+    optimizer: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
 
@@ -102,13 +102,13 @@ def start(settings: Settings) -> Job:
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": settings.decay}, {"params": groups[False], "weight_decay": 0.0}],
         lr=settings.rate,
         betas=(0.9, 0.98),
         eps=1e-6,
     )
-    return Job(settings, model, optimiser)
+    return Job(settings, model, optimizer)
 
 
 def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
@@ -134,13 +134,13 @@ def advance(job: Job, pool: Pool) -> float:
     told = captions.describe(
         images.shape, images.fill, images.colour, images.drawing, draw, long=bool(draw.random() < job.settings.long)
     )
-    for group in job.optimiser.param_groups:
+    for group in job.optimizer.param_groups:
         group["lr"] = rate(job.settings, job.step)
     loss = contrastive(job.model, images, told)
-    job.optimiser.zero_grad(set_to_none=True)
+    job.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
-    job.optimiser.step()
+    job.optimizer.step()
     with torch.no_grad():
         job.model.logit_scale.clamp_(max=math.log(100))
     job.step += 1
@@ -192,7 +192,7 @@ def keep(job: Job, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     state: tensors.Named = {}
     for name, parameter in job.model.named_parameters():
-        moments = job.optimiser.state[parameter]
+        moments = job.optimizer.state[parameter]
         state |= {name: parameter.data, f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
     tensors.save(work / f"{job.step}.safetensors", state)
     progress = {"step": job.step, "seconds": job.seconds, "settings": asdict(job.settings)}
@@ -214,7 +214,7 @@ def resume(job: Job, work: Path) -> None:
     state = tensors.load(work / f"{job.step}.safetensors")
     for name, parameter in job.model.named_parameters():
         parameter.data.copy_(state[name])
-        job.optimiser.state[parameter] = {
+        job.optimizer.state[parameter] = {
             "step": torch.tensor(float(job.step)), "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],
         }  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 
 import fedvlm
 from fedvlm import clip as clips
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.clip.templates import TEMPLATES
 from fedvlm.data import federate, load_source
 from fedvlm.errors import FedvlmError
@@ -37,7 +37,7 @@ def chosen(name: str, *words: str) -> Experiment:
     """As one run; of a sweep without what is swept."""
     settings = presets.settings(name)
     settings.pop("sweep", None)
-    return experiment.parse(plain.override(settings, words))
+    return experiment.parse(overrides.apply_words(settings, words))
 
 
 @pytest.mark.parametrize("name", presets.names())

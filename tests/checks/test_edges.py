@@ -123,7 +123,7 @@ def test_a_wrong_gradient_fails_in_every_draw(
 
 
 @pytest.mark.parametrize("change", [{"momentum": 0.801}, {"lr": 0.01001}, {"weight_decay": 0.0}])
-def test_a_wrong_optimiser_fails_in_every_draw(federated: Path, change: dict[str, float]) -> None:
+def test_a_wrong_optimizer_fails_in_every_draw(federated: Path, change: dict[str, float]) -> None:
     """A thousandth of the momentum or of the rate; no decay."""
     settings = json.loads((federated / "adapter.json").read_text())
     (federated / "adapter.json").write_text(json.dumps(settings | {"federated": made.ROUNDS | change}))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.picture import partition_figure, partition_table
 from fedvlm.errors import FedvlmError
@@ -20,7 +20,7 @@ WORDS = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=1", "data.
 
 
 def chosen(*words: str) -> Experiment:
-    return experiment.parse(plain.override(presets.settings("quickstart"), [*WORDS, *words]))
+    return experiment.parse(overrides.apply_words(presets.settings("quickstart"), [*WORDS, *words]))
 
 
 @pytest.fixture(scope="module")

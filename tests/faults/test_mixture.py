@@ -39,7 +39,7 @@ def watched(
                       participation=participation)  # fmt: skip
     made = replace(made, procedure=Watch(made.procedure))
     experiment = Experiment.model_validate({"faults": [name], "participation": participation, "rounds": rounds})
-    return faults.Built(made.spec.method, experiment).simulation(made), seen
+    return faults.FaultSet(made.spec.method, experiment).simulation(made), seen
 
 
 def experts(received: Named) -> list[str]:
@@ -138,5 +138,5 @@ def test_an_open_pool_tests_clients_with_what_they_received() -> None:
 @pytest.mark.parametrize("name", ["fixed_experts", "inherited_gate", "open_pool"])
 def test_without_experts_these_do_not_apply(name: str) -> None:
     alone = tiny.method("pfedmoap", select="none")
-    assert name not in {fault.name for fault in faults.applying(alone, Experiment())}
-    assert name in {fault.name for fault in faults.applying(tiny.method("pfedmoap"), Experiment())}
+    assert name not in {fault.name for fault in faults.applicable_faults(alone, Experiment())}
+    assert name in {fault.name for fault in faults.applicable_faults(tiny.method("pfedmoap"), Experiment())}

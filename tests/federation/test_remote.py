@@ -14,7 +14,7 @@ import pytest
 import remote_client
 from pydantic import TypeAdapter
 
-from fedvlm import experiment, methods, plain, presets, tensors
+from fedvlm import experiment, methods, overrides, presets, tensors
 from fedvlm.federation import messages, server, setup, simulation
 from fedvlm.federation.messages import Header, Message
 from fedvlm.methods.base import EvalPoint, Uplink
@@ -63,7 +63,7 @@ def evaluated(
 
 @pytest.mark.parametrize("name", ["pfedmma", "pfedmoap"])
 def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path: Path) -> None:
-    settings = plain.override(presets.settings("quickstart"), [*WORDS, f"methods={name}"])
+    settings = overrides.apply_words(presets.settings("quickstart"), [*WORDS, f"methods={name}"])
     (tmp_path / "experiment.json").write_text(json.dumps(settings))
     chosen = experiment.parse(settings)
     loaded = setup.load(chosen)

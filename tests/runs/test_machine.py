@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fedvlm
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.clip import load
 from fedvlm.clip.load import save
 from fedvlm.errors import FedvlmError
@@ -165,7 +165,7 @@ def test_a_point_of_other_rules_is_not_taken_for_one_of_these(tmp_path: Path) ->
     (("partition.kind=domain",), 3), (("data.shots=3", "rounds=2", "views=2"), 2),
 ])  # fmt: skip
 def test_only_what_gives_the_numbers_of_before_takes_points_of_before(words: tuple[str, ...], number: int) -> None:
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
     assert results_version(chosen) == number
     photographs = experiment.parse({"data": {"source": "folder", "path": "photos"}})
     assert results_version(photographs) == RESULTS_VERSION == 3

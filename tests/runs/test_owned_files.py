@@ -38,10 +38,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_everything_that_a_comparison_writes_is_its_own(tmp_path: Path) -> None:
-    from fedvlm import experiment, plain, presets
+    from fedvlm import experiment, overrides, presets
     from fedvlm.studies.compare import compare
 
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), SMALL))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), SMALL))
     compare(chosen, tmp_path / "r")
     owned_files.clear(tmp_path / "r")
     assert files(tmp_path / "r").keys() == {".lock"}

@@ -15,7 +15,7 @@ from called import call
 from rich.console import Console
 
 import fedvlm
-from fedvlm import experiment, faults, methods, plain, presets
+from fedvlm import experiment, faults, methods, overrides, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation import simulation
@@ -63,7 +63,7 @@ def test_what_does_not_belong_is_refused(word: str, message: str, tmp_path: Path
 def test_settings_that_leave_nothing_to_a_fault() -> None:
     def names(which: str, **settings: Any) -> set[str]:
         made = Experiment.model_validate(settings)
-        return {fault.name for fault in faults.applying(methods.build(which, made.method), made)}
+        return {fault.name for fault in faults.applicable_faults(methods.build(which, made.method), made)}
 
     assert "leftover_experts" not in names("pfedmoap")
     assert "leftover_experts" in names("pfedmoap", participation=0.5)
@@ -76,7 +76,7 @@ def test_settings_that_leave_nothing_to_a_fault() -> None:
 
 
 def test_every_fault_is_of_methods_that_exist() -> None:
-    for fault in faults.known().values():
+    for fault in faults.all_faults().values():
         assert set(fault.methods) <= set(methods.known())
         assert fault.title
         assert fault.code
@@ -118,7 +118,7 @@ def test_the_faults_are_on_the_terminal(wrong: Any, capsys: pytest.CaptureFixtur
 
 def test_a_comparison_of_methods_with_faults_names_them(tmp_path: Path) -> None:
     words = [*SMALL, "methods=zero_shot,local_mma", "rounds=2", "faults=all"]
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
     found = compare(chosen, tmp_path / "run")
     assert found.against == "zero_shot [all faults]"
     for ending in ("md", "csv", "json", "tex"):
@@ -141,16 +141,16 @@ def test_late_clients_and_visits_of_their_own(tmp_path: Path) -> None:
 
 
 def test_all_is_said_as_all() -> None:
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), ["faults=all"]))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), ["faults=all"]))
     made = {name: methods.build(name, chosen.method) for name in ("pfedmoap", "pfedprompt", "zero_shot")}
-    assert faults.label("pfedmoap", made["pfedmoap"], chosen) == "pfedmoap [all faults]"
+    assert faults.method_label("pfedmoap", made["pfedmoap"], chosen) == "pfedmoap [all faults]"
     assert (
-        faults.label("zero_shot", made["zero_shot"], chosen.model_copy(update={"faults": ["all_but_data"]}))
+        faults.method_label("zero_shot", made["zero_shot"], chosen.model_copy(update={"faults": ["all_but_data"]}))
         == "zero_shot"
     )
-    some = faults.of(made["pfedmoap"], chosen.model_copy(update={"faults": ["all_but_data"]}))
+    some = faults.select_faults(made["pfedmoap"], chosen.model_copy(update={"faults": ["all_but_data"]}))
     assert not any(fault.data for fault in some)
-    assert {fault.name for fault in faults.of(made["pfedmoap"], chosen)} - {fault.name for fault in some} == {
+    assert {fault.name for fault in faults.select_faults(made["pfedmoap"], chosen)} - {fault.name for fault in some} == {
         "permuted_names", "detached_labels"}  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_every_method_against_its_own_faults(audited: Path) -> None:
     rows = json.loads((audited / "audit.json").read_text())["rows"]
     assert {m: [row["fault"] for row in rows if row["method"] == m] for m in EXPECTED} == EXPECTED
     whole = next(row for row in rows if (row["method"], row["fault"]) == ("pfedmma", "all"))
-    assert whole["faults"] == [name for name in EXPECTED["pfedmma"] if name in faults.known()]
+    assert whole["faults"] == [name for name in EXPECTED["pfedmma"] if name in faults.all_faults()]
     assert whole["label"] == "pfedmma [all faults]"
 
 
@@ -276,7 +276,7 @@ def test_the_tables_name_every_fault_and_its_code(audited: Path) -> None:
     markdown = (audited / "audit.md").read_text()
     for fault in EXPECTED["pfedmma"][1:-2]:
         assert f"| {fault} |" in markdown
-        assert faults.known()[fault].code in markdown
+        assert faults.all_faults()[fault].code in markdown
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| fault")]
     assert len(tables) == 2
     assert len({line.count(" | ") for table in tables for line in table if not line.startswith("|--")}) == 1
@@ -320,7 +320,7 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(runner, "_run_point", unlucky)
     words = [*SMALL, "methods=coop,promptfl", "rounds=1", "seeds=0"]
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
     planned = [each for each in variants(chosen) if each.name in ("right", "half_precision")]
     *_, last = run_variants(planned, tmp_path / "a", Options())
     failed = {(line.method, line.fault): line.failed for line in last}
@@ -332,4 +332,4 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
 def test_the_list_of_faults() -> None:
     done = call("audit")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in faults.known())
+    assert all(name in done.stdout for name in faults.all_faults())

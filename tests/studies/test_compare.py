@@ -21,7 +21,7 @@ import torch
 from points import point
 
 import fedvlm
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.errors import DivergenceError, FedvlmError, StorageError
 from fedvlm.reports.comparison import Comparison, Target, compare
 from fedvlm.reports.text import as_csv, as_latex, as_markdown
@@ -40,7 +40,7 @@ METHODS = ["zero_shot", "coop", "pfedmoap", "zero_shot_prior"]
 
 def settings(*words: str, methods: list[str] | None = None, seeds: str = "0,1,2") -> experiment.Experiment:
     chosen = [*SMALL, f"methods={','.join(methods or METHODS)}", f"seeds={seeds}", *words]
-    return experiment.parse(plain.override(presets.settings("quickstart"), chosen))
+    return experiment.parse(overrides.apply_words(presets.settings("quickstart"), chosen))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,9 @@ def test_other_settings_are_refused_and_nothing_is_lost(found: Comparison, folde
 @pytest.mark.parametrize(("words", "told"), [(["methods=coop,coop"], "coop twice"), (["seeds=1,2,1"], "1 twice")])
 def test_what_is_named_twice_is_refused_at_once(words: list[str], told: str, tmp_path: Path) -> None:
     with pytest.raises(FedvlmError, match=told):
-        comparing.compare(experiment.parse(plain.override(presets.settings("quickstart"), words)), tmp_path / "c")
+        comparing.compare(
+            experiment.parse(overrides.apply_words(presets.settings("quickstart"), words)), tmp_path / "c"
+        )
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])

@@ -12,7 +12,7 @@ import pytest
 from points import point
 from typer.testing import CliRunner
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.cli import app
 from fedvlm.errors import FedvlmError
 from fedvlm.reports.comparison import Comparison, compare
@@ -174,7 +174,7 @@ def test_a_sweep_is_a_plain_preset_at_one_value(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["partition", "ablation_labels", *words])
     assert done.exit_code == 0, done.output
     with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: play them with fedvlm sweep, or set it"):
-        experiment.parse(plain.override(presets.settings("ablation_shots"), ["rounds=2"]))
+        experiment.parse(overrides.apply_words(presets.settings("ablation_shots"), ["rounds=2"]))
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_factor_multiplies_every_rate(clip: FrozenCLIP, factor: float) -> No
     assert torch.equal(done.tensors["prompt"], start["prompt"]) == (factor == 0)
 
 
-def test_every_visit_has_its_own_optimiser_and_touches_nothing_passed_in(clip: FrozenCLIP) -> None:
+def test_every_visit_has_its_own_optimizer_and_touches_nothing_passed_in(clip: FrozenCLIP) -> None:
     method = tiny.method("pfedmma")
     tuner = method.tuner(clip, NAMES, "a photo of a {}.")
     start = tuner.init(torch_stream(0, "init"))

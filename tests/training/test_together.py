@@ -121,8 +121,8 @@ def test_no_step_waits_for_the_device(
     assert not {way: times for way, times in calls.items() if way.startswith("Tensor.") and times}
 
 
-def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
-    """What somebody else's optimiser keeps from step to step cannot be stacked."""
+def test_another_optimizer_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
+    """What somebody else's optimizer keeps from step to step cannot be stacked."""
     fed, method, made = tiny.federation(), tiny.method("promptfl", epochs=1), list[float]()
 
     def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:

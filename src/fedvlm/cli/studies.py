@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from fedvlm import presets
-from fedvlm.cli.app import Against, Processes, Quiet, What, Words, app, experiment_of, say, show, written
+from fedvlm.cli.app import (
+    Against,
+    Processes,
+    Quiet,
+    What,
+    Words,
+    app,
+    load_experiment,
+    print_tables,
+    print_text,
+    print_written,
+)
 
 
 @app.command()
@@ -32,14 +43,14 @@ def compare(
     from fedvlm.studies import compare as comparing
     from fedvlm.studies.study import Options
 
-    chosen, target = experiment_of(what, words), comparing.parse_target(reach)
+    chosen, target = load_experiment(what, words), comparing.parse_target(reach)
     folder = out or Path("runs") / f"compare-{chosen.name}-{chosen.basis()[:8]}"
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     found = comparing.compare(chosen, folder, against=against or None, target=target, options=options)
-    say()
-    show(*as_rich(found))
-    say("\n" + "\n".join(reading_notes(found)), wrapped=True)
-    written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
+    print_text()
+    print_tables(*as_rich(found))
+    print_text("\n" + "\n".join(reading_notes(found)), wrapped=True)
+    print_written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
     raise typer.Exit(1 if found.failed else 0)
 
 
@@ -69,10 +80,10 @@ def sweep(
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     swept = sweeping.sweep(planned, folder, against=against or None, options=options)
     tables = sweeping.sweep_tables(swept, short=True)
-    say()
-    show(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
-    say("\n" + "\n".join(f"- {note}" for note in sweeping.reading_notes(swept)), wrapped=True)
-    written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
+    print_text()
+    print_tables(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
+    print_text("\n" + "\n".join(f"- {note}" for note in sweeping.reading_notes(swept)), wrapped=True)
+    print_written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
     raise typer.Exit(0 if swept.complete else 1)
 
 
@@ -95,15 +106,17 @@ def audit(
     from fedvlm.studies.study import Options
 
     if what is None:
-        show(report.catalogue())
+        print_tables(report.catalogue())
         return
-    chosen = experiment_of(what, words)
+    chosen = load_experiment(what, words)
     folder = out or Path("runs") / f"audit-{chosen.name}"
     found = report.audit(chosen, folder, Options(processes=processes, reporter=Reporter(quiet=quiet)))
-    say()
-    show(*(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods))
-    say("\n" + "\n".join(report.reading_notes(chosen, found)))
-    written(folder, "audit.md", ".csv and .json; run it again to continue")
+    print_text()
+    print_tables(
+        *(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods)
+    )
+    print_text("\n" + "\n".join(report.reading_notes(chosen, found)))
+    print_written(folder, "audit.md", ".csv and .json; run it again to continue")
     raise typer.Exit(1 if any(line.failed for line in found) else 0)
 
 
@@ -131,11 +144,11 @@ def reproduce(
     wanted = request.parse_request(data, model, rows, columns, seeds, words or [], offline=dry_run)
     if table is None:
         shown, reading = request.list_tables(wanted)
-        show(shown)
-        say("\n".join(["", *reading]))
+        print_tables(shown)
+        print_text("\n".join(["", *reading]))
         return
     chosen = plan.plan(table, wanted)
-    say(
+    print_text(
         "\n".join(
             [*report.heading(chosen), f"{len(chosen.possible)} of {len(chosen.cells)} cells can be made here", ""]
         )
@@ -143,10 +156,10 @@ def reproduce(
     folder = out or Path("runs") / f"reproduce-{table}"
     options = Options(reporter=Reporter(quiet=quiet))
     found = report.report(chosen, reproduce.JobResults() if dry_run else reproduce.run_jobs(chosen, folder, options))
-    show(report.as_rich(found))
-    say("\n".join(report.footer(found)))
+    print_tables(report.as_rich(found))
+    print_text("\n".join(report.footer(found)))
     if dry_run:
         raise typer.Exit(0 if len(chosen.possible) == len(chosen.cells) else 1)
     report.write(found, folder)
-    written(folder, "reproduce.md", ".json; runs are continued when the command is repeated")
+    print_written(folder, "reproduce.md", ".json; runs are continued when the command is repeated")
     raise typer.Exit(0 if found.complete else 1)

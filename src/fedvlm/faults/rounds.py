@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.faults.base import Fault, replace_method, subclass_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
 from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
@@ -31,10 +31,10 @@ class DetachedPenalty(Fault):
 
     def simulation(self, run: Simulation) -> Simulation:
         """A loss that sees the trained tensors without their history."""
-        return with_method(run, subclassed(run.spec.method, _Detached))
+        return replace_method(run, subclass_method(run.spec.method, _DetachedPenaltyLoss))
 
 
-class _Detached(Method):
+class _DetachedPenaltyLoss(Method):
     def loss(self, step: Step) -> Tensor:
         """The logits keep their history, so cross-entropy trains as before."""
         return super().loss(replace(step, trained={name: tensor.detach() for name, tensor in step.trained.items()}))

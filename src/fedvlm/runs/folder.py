@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvlm import durable, plain
+from fedvlm import durable, overrides
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
@@ -74,7 +74,7 @@ class Point:
             if write:
                 durable.write_json(file, own)
             return
-        before, now = plain.flat(dict(durable.read_json(file))), plain.flat(own)
+        before, now = overrides.flatten(dict(durable.read_json(file))), overrides.flatten(own)
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
@@ -214,7 +214,7 @@ class RunFolder:
 
 
 def _changed_settings(found: dict[str, Any], experiment: Experiment) -> str:
-    before, now = plain.flat(found.get("experiment", {})), plain.flat(experiment.resolved())
+    before, now = overrides.flatten(found.get("experiment", {})), overrides.flatten(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])

@@ -101,7 +101,7 @@ def _open(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run
     faults.check(experiment)
     made = {name: methods.build(name, experiment.method) for name in experiment.methods}
     # A method with faults has them in its name from here on: in folders, tables, figures and results.
-    labels = {name: faults.label(name, method, experiment) for name, method in made.items()}
+    labels = {name: faults.method_label(name, method, experiment) for name, method in made.items()}
     by_label = {labels[name]: method for name, method in made.items()}
     return _Run(setup.load(experiment), folder, reporter, by_label, labels)
 
@@ -184,14 +184,14 @@ def _announce(run: _Run, text: str, lines: Sequence[contract.MethodTerms]) -> No
 
 def _fault_lines(runs: Mapping[str, Simulation]) -> dict[str, list[str]]:
     """For every method with faults a line for each of them."""
-    known = faults.known()
+    known = faults.all_faults()
     return {name: [f"{fault}: {known[fault].title}" for fault in r.faults] for name, r in runs.items() if r.faults}
 
 
 def _simulation(run: _Run, seed: SeedSetup, name: str) -> Simulation:
     """A method with a seed, with its faults."""
     method = run.methods[name]
-    built = faults.Built(method, run.experiment)
+    built = faults.FaultSet(method, run.experiment)
     dealt = built.federation(seed.federation, seed.seed)
     right = setup.simulation(run.loaded, seed, method, federation=dealt, clients_per_step=run.machine.clients_per_step)
     return built.simulation(right)
@@ -209,8 +209,8 @@ def _finish_point(run: _Run, seed: int, name: str) -> PointResult:
 def _check_settings(run: _Run, seed: int, name: str, *, write: bool) -> None:
     """Refuse a point that was made with other settings of its method."""
     method = run.methods[name]
-    wrong = [fault.name for fault in faults.of(method, run.experiment)]
-    settings = method.config.kept() | ({"faults": wrong} if wrong else {})
+    wrong = [fault.name for fault in faults.select_faults(method, run.experiment)]
+    settings = method.config.dump() | ({"faults": wrong} if wrong else {})
     run.folder.point(seed, name).check_settings(method.name, settings, results_version(run.experiment), write=write)
 
 

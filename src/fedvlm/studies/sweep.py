@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvlm import durable, experiment, methods, plain
+from fedvlm import durable, experiment, methods, overrides
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
 from fedvlm.reports import figure, grid
@@ -63,7 +63,7 @@ class Sweep:
 
     def __iter__(self) -> Iterator[tuple[str, Comparison]]:
         """Values as they are written, and what was found at them."""
-        return zip(map(plain.text, self.values), self.comparisons, strict=True)
+        return zip(map(overrides.format_value, self.values), self.comparisons, strict=True)
 
     def corrected(self, metric: str) -> dict[tuple[str, str], float | None]:
         """p by value and method, corrected for all of them together (Holm)."""
@@ -90,25 +90,25 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
     Raises `FedvlmError` if there is none or more than one, for fewer than two values, for a value that is invalid, and
     for values that make no difference to these methods.
     """
-    key, values = plain.several(over) if over else _single_setting(settings.get("sweep", {}))
-    values = [value if isinstance(value, list) or key not in plain.LISTS else [value] for value in values]
+    key, values = overrides.parse_values(over) if over else _single_setting(settings.get("sweep", {}))
+    values = [value if isinstance(value, list) or key not in overrides.LIST_SETTINGS else [value] for value in values]
     if key.split(".")[0] in FIXED:
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
-    base = plain.override({**settings, "sweep": {key: values}}, words)
+    base = overrides.apply_words({**settings, "sweep": {key: values}}, words)
     if "sweep" not in base:
         raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
     del base["sweep"]
-    experiment.tell_renamed(base)
+    experiment.warn_renamed(base)
     if len(values) < 2:
         raise FedvlmError(f"a sweep needs two or more values of '{key}', not {values}")
     planned: list[Experiment] = []
     for value in values:
         varied = copy.deepcopy(base)
-        plain.put(varied, key, value)
+        overrides.set_value(varied, key, value)
         planned.append(experiment.parse(varied))
     if planned[0].faults or key == "faults":
         raise FedvlmError("a sweep is of right runs only: fedvlm audit says what faults are worth")
-    _check_distinct(key, [plain.text(value) for value in values], planned)
+    _check_distinct(key, [overrides.format_value(value) for value in values], planned)
     return SweepPlan(planned[0].name, key, values, planned)
 
 
@@ -158,7 +158,7 @@ def sweep(
         raise FedvlmError(f"{folder} holds a sweep of '{before['key']}': choose another --out for '{planned.key}'")
     swept = Sweep(planned.name, planned.key, [], [])
     for value, one in zip(planned.values, planned.experiments, strict=True):
-        text = plain.text(value)
+        text = overrides.format_value(value)
         named = one.model_copy(update={"name": f"{one.name} {planned.key}={text}"})
         outcome = study.attempt(Plan(named, folder / _folder(planned.key, text)), options or Options())
         if outcome.error:

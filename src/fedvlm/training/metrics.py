@@ -296,7 +296,7 @@ def select_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
     """Our own metrics and those named. Raises `FedvlmError` if one of them cannot be had."""
     names = list(names)
     offered = plugins.entry_points(GROUP) if names else {}
-    added = [plugins.loaded(offered.get(name, name), Metric, "metric") for name in names]
+    added = [plugins.load_object(offered.get(name, name), Metric, "metric") for name in names]
     for path, metric in zip(names, added, strict=True):
         if any(metric.name == ours.name for ours in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:
             raise FedvlmError(f"metric '{path}' calls itself '{metric.name}', as another one does: rename it")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.studies.published import inventory, library, plan, report
 from fedvlm.studies.published.plan import Request
@@ -70,7 +70,7 @@ def test_a_command_is_the_experiment_that_would_run(tmp_path: Path) -> None:
     for job in jobs:
         program, verb, preset, *words = shlex.split(job.command)
         assert (program, verb, preset) == ("fedvlm", "run", "few_shot")
-        typed = experiment.parse(plain.override(presets.settings(preset), words))
+        typed = experiment.parse(overrides.apply_words(presets.settings(preset), words))
         assert typed.digest() == job.experiment().digest()
         assert typed.seeds == [3, 4]
     main = next(job for job in jobs if "pfedmoap_0" in job.rows)

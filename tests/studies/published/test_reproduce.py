@@ -11,7 +11,7 @@ import pytest
 from called import Done
 from points import point
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.experiment import Experiment
 from fedvlm.runs.result import PointResult
 from fedvlm.studies.published import plan, report, reproduce
@@ -93,7 +93,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
     def experiment_of(job: Job) -> Experiment:
         return experiment.parse(
-            plain.override(presets.settings("quickstart"), [*usual, f"methods={','.join(job.rows)}", *words])
+            overrides.apply_words(presets.settings("quickstart"), [*usual, f"methods={','.join(job.rows)}", *words])
         )
 
     monkeypatch.setattr(Job, "experiment", experiment_of)

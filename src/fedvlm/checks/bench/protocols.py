@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
 
@@ -80,4 +80,4 @@ def protocol_experiment(protocol: BenchProtocol, data: Path, model: str | None) 
     if protocol.model and not protocol.data:
         # Drawn images instead of the preset's: nothing of how those were found or dealt out stays.
         base = {key: value for key, value in base.items() if key not in ("data", "partition")}
-    return experiment.parse(plain.override(base, words))
+    return experiment.parse(overrides.apply_words(base, words))

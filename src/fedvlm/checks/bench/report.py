@@ -80,14 +80,14 @@ def _round_seconds(parts: Timings, *, shares_experts: bool) -> dict[str, float]:
 
 
 def bench(
-    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, say: Callable[[str], None]
+    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, log: Callable[[str], None]
 ) -> Iterator[BenchRow]:
     """Measure protocols one after another, giving each row when it is there.
 
     Each side runs in a fresh process, so that memory and caches are its own.
     """
     for protocol in [protocols.find_protocol(name) for name in names]:
-        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, say))
+        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, log))
         settings = protocols.protocol_experiment(protocol, data, model)
         with tempfile.TemporaryDirectory() as place:
             order = Path(place) / "order.json"
@@ -95,19 +95,19 @@ def bench(
             durable.write_json(order, task)
             found: dict[str, Timings] = {}
             for side in ("naive", "exact"):
-                say(f"{protocol.name}: {side}")
+                log(f"{protocol.name}: {side}")
                 found[side] = _measure(order, side)
-            say(f"{protocol.name}: naive with the other allocator settings")
+            log(f"{protocol.name}: naive with the other allocator settings")
             apart = _largest_differences(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
             kept = _measure(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
         targets = {"whole": protocol.whole, "warm": protocol.warm}
         yield BenchRow(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, targets)
 
 
-def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
+def _model(architecture: str, models: Path, tokenizer: str, log: Callable[[str], None]) -> Path:
     folder = models / architecture.replace("/", "-").lower()
     if not (folder / "preprocessor_config.json").exists():  # written last
-        say(f"{architecture}: random weights in {folder}")
+        log(f"{architecture}: random weights in {folder}")
         make(architecture, folder, tokenizer=tokenizer)
     return folder
 

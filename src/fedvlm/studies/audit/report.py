@@ -126,7 +126,7 @@ def _stacked(cell: AuditCell | None) -> str:
 
 def reading_notes(experiment: Experiment, found: Sequence[AuditRow]) -> list[str]:
     """How to read it, what each fault is, what failed."""
-    known, seeds = faults.known(), len(experiment.seeds)
+    known, seeds = faults.all_faults(), len(experiment.seeds)
     there = dict.fromkeys(row.fault for row in found if row.fault in known)
     power = f"smallest possible p with {seeds} seeds: {least_p(seeds):.3f}" if seeds > 1 else "one seed: no intervals"
     lines = [f"{_READING}; {power}", ""]
@@ -137,7 +137,7 @@ def reading_notes(experiment: Experiment, found: Sequence[AuditRow]) -> list[str
 def catalogue() -> RichTable:
     """Every fault: what it does, the methods it is in, where it was read."""
     shown = RichTable("fault", "what it does", "methods", "read in", box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for name, fault in faults.known().items():
+    for name, fault in faults.all_faults().items():
         own = ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")
         shown.add_row(name, escape(fault.title), own, escape(f"{fault.code}: {fault.where}"))
     return shown

@@ -88,7 +88,7 @@ def audit_rows(variants: Sequence[Variant], found: Outcomes) -> list[AuditRow]:
                 continue
             given = found[variant.name, method]
             points: Points = {} if isinstance(given, str) else given
-            known = faults.known().get(variant.name)
+            known = faults.all_faults().get(variant.name)
             row = AuditRow(
                 method=method,
                 label=variant.labels[method],

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from fedvlm import config, plain
+from fedvlm import config, overrides
 from fedvlm.config import Section
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.studies.published.schema import Catalogue, PublishedTable
@@ -57,7 +57,7 @@ def read(file: Path) -> PublishedTable:
 @cache
 def reasons() -> dict[str, str]:
     """Why a correct run may not meet a published number, by name."""
-    return {name: str(text) for name, text in plain.read(FOLDER / "reasons.toml").items()}
+    return {name: str(text) for name, text in overrides.read_toml(FOLDER / "reasons.toml").items()}
 
 
 @cache
@@ -68,6 +68,6 @@ def catalogue() -> Catalogue:
 
 def _parse(file: Path, kind: type[S]) -> S:
     try:
-        return kind.model_validate(plain.read(file))
+        return kind.model_validate(overrides.read_toml(file))
     except ValidationError as error:
         raise FedvlmError(f"{file.name}: " + "; ".join(config.problems(error, kind))) from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.clip import ModelSection
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
@@ -173,7 +173,7 @@ class _Planner:
         """The asked model, or the first of the published ids."""
         name = self.request.model or next(iter(self.ids), "embedded")
         words = [word for word in self.request.words if _key(word).startswith("model.")]
-        settings = plain.override({"model": {"name": name}}, words)
+        settings = overrides.apply_words({"model": {"name": name}}, words)
         if self.request.offline:
             settings["model"]["offline"] = True
         return experiment.parse(settings).model

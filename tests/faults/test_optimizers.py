@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedvlm import faults
 from fedvlm.experiment import Experiment
-from fedvlm.faults.optimisers import swing
+from fedvlm.faults.optimizers import swing_factor
 from fedvlm.federation.client import local_batches
 from fedvlm.federation.simulation import Simulation, run_rounds, start
 from fedvlm.methods.base import Method
@@ -22,7 +22,7 @@ from fedvlm.training.optimizers import make_optimizer
 
 def faulty(name: str, task: Simulation, **settings: Any) -> Simulation:
     experiment = Experiment.model_validate({"faults": [name], **settings})
-    return faults.Built(task.spec.method, experiment).simulation(task)
+    return faults.FaultSet(task.spec.method, experiment).simulation(task)
 
 
 def prompt_task(**settings: Any) -> Simulation:
@@ -86,7 +86,7 @@ def test_momentum_passes_on_to_the_next_round() -> None:
 
 def test_the_rate_swings_as_released() -> None:
     """Section 3.3 of the notes on pFedMoAP: E = 5, 0.002, the first and second client of the stream."""
-    released = [0.002 * swing(k, 5) for k in range(21)]
+    released = [0.002 * swing_factor(k, 5) for k in range(21)]
     assert released[0] == pytest.approx(1e-5)
     odd = [1.809e-3, 2e-3, 1.809e-3, 1.309e-3, 0.691e-3]
     even = [0.191e-3, 0, 0.191e-3, 0.691e-3, 1.309e-3]
