@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import made
-import naive
+import formulas
 import pytest
+import reference_outputs
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,16 +20,21 @@ from fedvlm.checks.verify import PATHS, DisturbedPath, verify
 from fedvlm.clip import FrozenCLIP
 from fedvlm.tuners import adapter
 
-SETTINGS = {"clip": "other-clip", "classnames": made.NAMES, "prompt": "this is {}!", "adapter": made.ADAPTER}
+SETTINGS = {
+    "clip": "other-clip",
+    "classnames": reference_outputs.NAMES,
+    "prompt": "this is {}!",
+    "adapter": reference_outputs.ADAPTER,
+}
 PLAIN = PATHS["alone"]
 
 
-def on_edge(clip: FrozenCLIP, start: naive.Weights) -> naive.Weights:
+def on_edge(clip: FrozenCLIP, start: formulas.Weights) -> formulas.Weights:
     """Such a bias for one vision unit that its input is zero, but for rounding, at one token of one image."""
-    w, config = naive.weights(clip), clip.config
+    w, config = formulas.weights(clip), clip.config
     entering: list[Tensor] = []
-    images = made.draw(7, 3, 20, 20, name="images")
-    naive.image_stream(images, w, config, branches={2: lambda h: entering.append(h) or 0 * h})  # type: ignore[func-returns-value]
+    images = reference_outputs.draw(7, 3, 20, 20, name="images")
+    formulas.image_stream(images, w, config, branches={2: lambda h: entering.append(h) or 0 * h})  # type: ignore[func-returns-value]
     name, (image, token, unit) = "vision.2.down", (3, 5, 4)
     value = entering[0][image, token] @ start[f"{name}.weight"][unit].double()
     bias = start[f"{name}.bias"].clone()
@@ -43,11 +48,11 @@ def edges(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for side in (-1, 1):
         folder = tmp_path_factory.mktemp("edge")
-        clip = made.write_clip(folder / "other-clip")
-        start = on_edge(clip, made.adapter_start())
-        truth = naive.doubled(start)
+        clip = reference_outputs.write_clip(folder / "other-clip")
+        start = on_edge(clip, reference_outputs.adapter_start())
+        truth = formulas.doubled(start)
         truth["vision.2.down.bias"][4] += side * 1e-6
-        made.write(folder, "adapter", SETTINGS, made.adapter_step(clip, start, truth))
+        reference_outputs.write(folder, "adapter", SETTINGS, reference_outputs.adapter_step(clip, start, truth))
         folders.append(folder)
     return folders
 
@@ -56,7 +61,7 @@ def edges(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def federated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clients and three rounds; each test writes its own settings."""
     folder = tmp_path_factory.mktemp("federated")
-    made.write_adapter(folder, made.write_clip(folder / "other-clip"))
+    reference_outputs.write_adapter(folder, reference_outputs.write_clip(folder / "other-clip"))
     return folder
 
 
@@ -126,7 +131,7 @@ def test_a_wrong_gradient_fails_in_every_draw(
 def test_a_wrong_optimizer_fails_in_every_draw(federated: Path, change: dict[str, float]) -> None:
     """A thousandth of the momentum or of the rate; no decay."""
     settings = json.loads((federated / "adapter.json").read_text())
-    (federated / "adapter.json").write_text(json.dumps(settings | {"federated": made.ROUNDS | change}))
+    (federated / "adapter.json").write_text(json.dumps(settings | {"federated": reference_outputs.ROUNDS | change}))
     failed = [group for group in verify(federated, draws=4) if not group.passed]
     assert "federated/final/shared" in {group.name for group in failed}
     assert {(group.result, group.agreed, group.draws) for group in failed} == {("FAIL", 0, 4)}

@@ -1,4 +1,4 @@
-"""`verify` on the published reference outputs, on outputs of another shape from `naive`, and on wrong ones."""
+"""`verify` on the published reference outputs, on outputs of another shape from `formulas`, and on wrong ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import made
 import pytest
+import reference_outputs
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from fedvlm.training.disk_cache import CacheTable
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    clip = made.write_clip(folder / "other-clip")
-    made.write_adapter(folder, clip)
-    made.write_mixture(folder, clip)
+    clip = reference_outputs.write_clip(folder / "other-clip")
+    reference_outputs.write_adapter(folder, clip)
+    reference_outputs.write_mixture(folder, clip)
     return folder
 
 
@@ -143,11 +143,11 @@ def reset(folder: Path, fixture: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(("fixture", "changes", "group"), [
-    ("adapter", {"adapter": made.ADAPTER | {"scale": 0.021}}, "logits"), ("adapter", {"federated": made.ROUNDS | {"weight_decay": 0.0}}, "federated/final/shared"),
-    ("adapter", {"federated": made.ROUNDS | {"momentum": 0.9}}, "federated/losses"), ("mixture", {"local_logits_weight": 0.5}, "mixture/logits"),
-    ("mixture", {"gating": made.GATING | {"heads": 4}}, "mixture/logits"), ("mixture", {"gating": made.GATING | {"scaling": 0.5}}, "mixture/logits"),
-    ("mixture", {"suffix": "{}"}, "local_only/logits"), ("mixture", {"training": made.TRAINING | {"gating_lr": 0.05}}, "trained/gating"),
-    ("mixture", {"classnames": made.NAMES[::-1]}, "mixture/logits"),
+    ("adapter", {"adapter": reference_outputs.ADAPTER | {"scale": 0.021}}, "logits"), ("adapter", {"federated": reference_outputs.ROUNDS | {"weight_decay": 0.0}}, "federated/final/shared"),
+    ("adapter", {"federated": reference_outputs.ROUNDS | {"momentum": 0.9}}, "federated/losses"), ("mixture", {"local_logits_weight": 0.5}, "mixture/logits"),
+    ("mixture", {"gating": reference_outputs.GATING | {"heads": 4}}, "mixture/logits"), ("mixture", {"gating": reference_outputs.GATING | {"scaling": 0.5}}, "mixture/logits"),
+    ("mixture", {"suffix": "{}"}, "local_only/logits"), ("mixture", {"training": reference_outputs.TRAINING | {"gating_lr": 0.05}}, "trained/gating"),
+    ("mixture", {"classnames": reference_outputs.NAMES[::-1]}, "mixture/logits"),
 ])  # fmt: skip
 def test_every_setting_matters(folder: Path, fixture: str, changes: dict[str, Any], group: str) -> None:
     reset(folder, fixture, **changes)
@@ -209,7 +209,7 @@ def test_an_output_of_another_shape(folder: Path) -> None:
 
 
 def test_a_stride_that_does_not_fit(folder: Path) -> None:
-    reset(folder, "mixture", gating=made.GATING | {"feature_stride": 4})
+    reset(folder, "mixture", gating=reference_outputs.GATING | {"feature_stride": 4})
     refused(folder, "feature_stride")
 
 

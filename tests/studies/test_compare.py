@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from points import point
+from fake_results import point
 
 import fedvlm
 from fedvlm import experiment, overrides, presets

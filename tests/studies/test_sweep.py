@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from points import point
+from fake_results import point
 from typer.testing import CliRunner
 
 from fedvlm import experiment, overrides, presets

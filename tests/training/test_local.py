@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import naive
+import formulas
 import numpy as np
 import pytest
 import torch
@@ -53,13 +53,13 @@ def test_adapters_learn_as_written_out(clip: FrozenCLIP, decay: float) -> None:
     start = tuner.init(torch_stream(0, "init"))
     pixels, batches = data(clip, tuner.entry)
     done = train(method, tuner, start, {}, batches, tiny.CPU)
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
 
     def loss(tensors: Any, batch: Any) -> Tensor:
-        logits = naive.adapter_logits(clip, w, tensors, NAMES, batch[0], 2, 3, 0.1)
-        return naive.cross_entropy(logits, batch[1])
+        logits = formulas.adapter_logits(clip, w, tensors, NAMES, batch[0], 2, 3, 0.1)
+        return formulas.cross_entropy(logits, batch[1])
 
-    expected, losses = naive.sgd(start, pixels, loss, lambda _: 0.002, 0.9, decay, gain=1 / 0.1)
+    expected, losses = formulas.sgd(start, pixels, loss, lambda _: 0.002, 0.9, decay, gain=1 / 0.1)
     assert done.losses == pytest.approx(losses, rel=1e-4)
     for name, tensor in expected.items():
         assert (done.tensors[name] - tensor).abs().max() < 5e-4 * tensor.abs().max(), name
@@ -76,15 +76,15 @@ def test_prompt_and_gate_learn_as_written_out(clip: FrozenCLIP, others: int) -> 
     received = {f"experts.{n}": prompt for n, prompt in enumerate(prompts)}
     pixels, batches = data(clip, tuner.entry)
     done = train(method, tuner, start, received, batches, tiny.CPU)
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
 
     def loss(tensors: Any, batch: Any) -> Tensor:
-        logits = naive.mixture_logits(
+        logits = formulas.mixture_logits(
             clip, w, tensors, [p.double() for p in prompts], NAMES, batch[0], width=8, heads=2, scaling=10.0, weight=0.5
         )
-        return naive.cross_entropy(logits, batch[1])
+        return formulas.cross_entropy(logits, batch[1])
 
-    expected, losses = naive.sgd(start, pixels, loss, lambda name: 0.02 if name == "prompt" else 0.05, 0.9, 0.01)
+    expected, losses = formulas.sgd(start, pixels, loss, lambda name: 0.02 if name == "prompt" else 0.05, 0.9, 0.01)
     assert done.losses == pytest.approx(losses, rel=1e-4)
     for name, tensor in expected.items():
         assert (done.tensors[name] - tensor).abs().max() < 2e-4 * tensor.abs().max(), name

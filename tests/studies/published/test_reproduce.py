@@ -9,7 +9,7 @@ from typing import Any
 import called
 import pytest
 from called import Done
-from points import point
+from fake_results import point
 
 from fedvlm import experiment, overrides, presets
 from fedvlm.experiment import Experiment
