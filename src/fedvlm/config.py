@@ -33,7 +33,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _words(cls, values: Any) -> Any:
+    def _read_words(cls, values: Any) -> Any:
         """Settings by their names of now.
 
         TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name.

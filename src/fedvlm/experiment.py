@@ -217,14 +217,14 @@ def _method_to_current_names(name: str, table: Any) -> Any:
         raise FedvlmError(f"setting 'method.{name}': {error}") from None
 
 
-def _check_methods(found: Experiment) -> Experiment:
+def _check_methods(experiment: Experiment) -> Experiment:
     """With the names of all methods in the place of `all`. Raises `FedvlmError` for methods that are not there."""
-    methods.check(found.method)
-    found = found.model_copy(update={"methods": methods.expanded(found.methods, found.method)})
-    for name in found.methods:
-        methods.build(name, found.method)
-    for what, given in (("methods", found.methods), ("seeds", found.seeds)):
+    methods.check(experiment.method)
+    experiment = experiment.model_copy(update={"methods": methods.expanded(experiment.methods, experiment.method)})
+    for name in experiment.methods:
+        methods.build(name, experiment.method)
+    for what, given in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         twice = [each for place, each in enumerate(given) if each in given[:place]]
         if twice:
             raise FedvlmError(f"setting '{what}' names {listed(twice)} twice")
-    return found
+    return experiment

@@ -155,7 +155,9 @@ def reproduce(
     )
     folder = out or Path("runs") / f"reproduce-{table}"
     options = Options(reporter=Reporter(quiet=quiet))
-    found = report.report(chosen, reproduce.JobResults() if dry_run else reproduce.run_jobs(chosen, folder, options))
+    found = report.build_report(
+        chosen, reproduce.JobResults() if dry_run else reproduce.run_jobs(chosen, folder, options)
+    )
     print_tables(report.as_rich(found))
     print_text("\n".join(report.footer(found)))
     if dry_run:

@@ -218,15 +218,15 @@ def _clients(
 
 
 def _client_names(
-    domains: Sequence[str], bound: Sequence[int], kept: Sequence[int], section: PartitionSection
+    domains: Sequence[str], bound: Sequence[int], clients: Sequence[int], section: PartitionSection
 ) -> list[str]:
     """Names of clients that the data do not name: their domains', numbered where a domain has several; else numbers."""
     if section.kind != "domain":
-        return [str(i).zfill(len(str(len(bound) - 1))) for i in kept]
+        return [str(i).zfill(len(str(len(bound) - 1))) for i in clients]
     safe, each = safe_names(domains), section.clients_per_domain
     if each == 1:
-        return [safe[bound[i]] for i in kept]
-    return [f"{safe[bound[i]]}-{str(i % each).zfill(len(str(each - 1)))}" for i in kept]
+        return [safe[bound[i]] for i in clients]
+    return [f"{safe[bound[i]]}-{str(i % each).zfill(len(str(each - 1)))}" for i in clients]
 
 
 def _as_tuple(images: Ints) -> tuple[int, ...]:

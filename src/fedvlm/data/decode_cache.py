@@ -40,9 +40,9 @@ class DecodeCache:
             self.lines.pop(digest.encode(), None)  # so that a damaged line is written again
         return facts
 
-    def add(self, found: Iterable[ImageFacts]) -> None:
+    def add(self, images: Iterable[ImageFacts]) -> None:
         """Keep what is new. A cache that cannot be written keeps nothing, and is no error."""
-        new = {facts.digest.encode(): _line(facts) for facts in found if facts.digest.encode() not in self.lines}
+        new = {facts.digest.encode(): _line(facts) for facts in images if facts.digest.encode() not in self.lines}
         if not new or self.file is None:
             return
         self.lines |= new

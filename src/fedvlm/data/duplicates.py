@@ -32,16 +32,18 @@ def drop_repeated(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
     return kept
 
 
-def drop_copies(source: str, found: Sequence[InspectedRow], config: FileData, notes: list[str]) -> list[InspectedRow]:
+def drop_copies(
+    source: str, inspected: Sequence[InspectedRow], config: FileData, notes: list[str]
+) -> list[InspectedRow]:
     """Each photograph once, though several files show it; with `data.on_duplicate = "keep"` every file.
 
     A copy counts for the last of train, val and test that has it, and for the first row there. Raises FedvlmError for
     a photograph with two labels.
     """
-    groups = _group_places([item.facts.pixels for item in found])
-    copied = [[found[place].row for place in group] for group in groups if len(group) > 1]
+    groups = _group_places([item.facts.pixels for item in inspected])
+    copied = [[inspected[place].row for place in group] for group in groups if len(group) > 1]
     if not copied:
-        return list(found)
+        return list(inspected)
     is_kept = config.on_duplicate == "keep"
     twofold = [rows for rows in copied if len({row.name for row in rows}) > 1]
     if twofold and not is_kept:
@@ -58,8 +60,8 @@ def drop_copies(source: str, found: Sequence[InspectedRow], config: FileData, no
     _note_splits(copied, used if is_kept else "tested on, not trained on", notes)
     _note_shared(copied, used, notes)
     if is_kept:
-        return list(found)
-    return [found[group[_representative([found[place].row for place in group])]] for group in groups]
+        return list(inspected)
+    return [inspected[group[_representative([inspected[place].row for place in group])]] for group in groups]
 
 
 def _group_places(identities: Sequence[str]) -> list[list[int]]:

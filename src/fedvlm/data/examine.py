@@ -25,9 +25,9 @@ def inspect_rows(
     source: str, rows: Sequence[ImageRow], config: FileData, decode_cache: DecodeCache, notes: list[str]
 ) -> list[InspectedRow]:
     """The rows whose images can be used; the others counted by what is wrong with them, or an error."""
-    found = list(zip(rows, _inspect_all([row.image for row in rows], decode_cache), strict=True))
+    inspected = list(zip(rows, _inspect_all([row.image for row in rows], decode_cache), strict=True))
     bad: dict[str, list[str]] = defaultdict(list)
-    for row, facts in found:
+    for row, facts in inspected:
         if isinstance(facts, Problem):
             bad[facts.kind].append(f"{row.image.key} ({facts.detail})")
     sentences = [
@@ -37,19 +37,19 @@ def inspect_rows(
     if bad and config.on_unreadable == "error":
         raise FedvlmError(f'{source}: {listed}. Mend them, or set data.on_unreadable = "skip"')
     notes += sentences
-    kept = [InspectedRow(row, facts) for row, facts in found if isinstance(facts, ImageFacts)]
+    kept = [InspectedRow(row, facts) for row, facts in inspected if isinstance(facts, ImageFacts)]
     if not kept:
         raise FedvlmError(f"no image of {source} can be used: {listed}")
     return kept
 
 
-def grey_bits(found: Sequence[InspectedRow], config: FileData, notes: list[str]) -> int:
+def grey_bits(rows: Sequence[InspectedRow], config: FileData, notes: list[str]) -> int:
     """The range, in bits, of grey values that are stored in more than 8: as set, or the least of 8, 12 and 16 for all.
 
     Radiographs have 10 to 16 bits, usually 12, in 16-bit files, and no header says how many. Raises FedvlmError naming
     the image that has greater values than the setting allows.
     """
-    deep = [item for item in found if item.facts.depth > 8]
+    deep = [item for item in rows if item.facts.depth > 8]
     if not deep:
         return GREY_BITS
     most = max(deep, key=lambda item: item.facts.high)
@@ -65,10 +65,10 @@ def grey_bits(found: Sequence[InspectedRow], config: FileData, notes: list[str])
     return bits
 
 
-def note_flat(found: Sequence[InspectedRow], bits: int, notes: list[str]) -> None:
+def note_flat(rows: Sequence[InspectedRow], bits: int, notes: list[str]) -> None:
     """A note on images that are all but of one value."""
     flat = []
-    for item in found:
+    for item in rows:
         shift = bits - 8 if item.facts.depth > 8 else 0
         if (item.facts.high >> shift) - (item.facts.low >> shift) < _FLAT:
             flat.append(item.row.image.key)

@@ -65,17 +65,17 @@ class _SharedOptimizer(ProcedureWrapper):
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
         """With the state that the last client left."""
-        return super().train_one(spec, site, round_, one, partial(self._next, factory))
+        return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
-    def _next(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
-        made = inner(method, leaves, lr_factor)
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+        optimizer = inner(method, leaves, lr_factor)
         if self.before is not None:
             old, held = self.before
             for name, leaf in leaves.items():
                 if name in held and held[name] in old.state:
-                    made.state[leaf] = dict(old.state[held[name]])
-        self.before = made, leaves
-        return made
+                    optimizer.state[leaf] = dict(old.state[held[name]])
+        self.before = optimizer, leaves
+        return optimizer
 
 
 class OscillatingRate(Fault):
@@ -111,15 +111,17 @@ class _OscillatingRate(ProcedureWrapper):
         """With rates that depend on how many epochs others have done."""
         config, images = spec.method.config, len(one.client.train)
         self.steps = max(1, len(epoch_batches(images, config.batch, config.drop_last, stream(0, "count"))))
-        update = super().train_one(spec, site, round_, one, partial(self._made, factory))
+        update = super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
         self.epochs += config.epochs
         return update
 
-    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
-        made = inner(method, leaves, lr_factor)
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+        optimizer = inner(method, leaves, lr_factor)
         moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _rate_setting(method, name) == "lr"}
         # One group for each tensor: the gate may happen to have the prompt's rate.
-        made.param_groups[:] = [{**group, "params": [leaf]} for group in made.param_groups for leaf in group["params"]]
+        optimizer.param_groups[:] = [
+            {**group, "params": [leaf]} for group in optimizer.param_groups for leaf in group["params"]
+        ]
         done = iter(range(10**9))
 
         def before(optimizer: Optimizer, *_: Any) -> None:
@@ -129,8 +131,8 @@ class _OscillatingRate(ProcedureWrapper):
                 if id(leaf) in moving:
                     group["lr"] = moving[id(leaf)] * lr_factor
 
-        made.register_step_pre_hook(before)
-        return made
+        optimizer.register_step_pre_hook(before)
+        return optimizer
 
 
 def swing_factor(epoch: int, period: int) -> float:
@@ -166,11 +168,11 @@ class _HalfPrecision(ProcedureWrapper):
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
         """Rounded after every step."""
-        return super().train_one(spec, site, round_, one, partial(self._made, factory))
+        return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
-    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
         _round_in_place(leaves.values())
-        made = inner(method, leaves, lr_factor)
+        optimizer = inner(method, leaves, lr_factor)
 
         def before(optimizer: Optimizer, *_: Any) -> None:
             _round_in_place(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
@@ -179,9 +181,9 @@ class _HalfPrecision(ProcedureWrapper):
             _round_in_place(leaves.values())
             _round_in_place(value for state in optimizer.state.values() for value in state.values())
 
-        made.register_step_pre_hook(before)
-        made.register_step_post_hook(after)
-        return made
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return optimizer
 
 
 class _HalfPrecisionServer(Method):

@@ -83,10 +83,10 @@ class ClientTensors(MutableMapping[str, Named]):
             self.page = entry.file, _split(tensors.load(self.folder / entry.file))
         return _check_digest(self.folder, entry, self.page[1].get(name, {}))
 
-    def __setitem__(self, name: str, own: Named) -> None:
+    def __setitem__(self, name: str, client_tensors: Named) -> None:
         self.memory.pop(name, None)  # the newest come last
-        self.memory[name] = own
-        self.unwritten[name] = tensors.nbytes(own)
+        self.memory[name] = client_tensors
+        self.unwritten[name] = tensors.nbytes(client_tensors)
         if sum(self.unwritten.values()) >= PART_BYTES:
             self.write()
 
@@ -179,10 +179,10 @@ class Checkpoint:
                 file.unlink(missing_ok=True)
 
 
-def _check_digest(folder: Path, entry: _StoredTensors, found: Named) -> Named:
-    if tensors.digest(found) != entry.digest:
+def _check_digest(folder: Path, entry: _StoredTensors, loaded: Named) -> Named:
+    if tensors.digest(loaded) != entry.digest:
         raise FedvlmError(f"{folder / entry.file} is damaged: start the run again with --overwrite")
-    return found
+    return loaded
 
 
 def _join(clients: dict[str, Named]) -> Named:

@@ -71,16 +71,18 @@ def _draw_line(
 
 
 @_STYLE
-def draw_tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
+def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[Path]:
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
     The reference and the methods of largest area, `most` in all, are in colour, the others grey where they are near;
     a dot is the method as trained.
     """
     drawn = [
-        row for row in found.rows if len({_coordinates(point) for point in row.curve}) > 1 and "local" in row.curve[0]
+        row
+        for row in comparison.rows
+        if len({_coordinates(point) for point in row.curve}) > 1 and "local" in row.curve[0]
     ]
-    best = sorted(drawn, key=lambda row: (row.method != found.against, -np.mean(row.values["area"])))[:most]
+    best = sorted(drawn, key=lambda row: (row.method != comparison.against, -np.mean(row.values["area"])))[:most]
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     panel = figure.subplots()
     for row in drawn:
@@ -107,19 +109,19 @@ def draw_tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
         panel.set_ylim(low[1] - room[1], high[1] + room[1])
     _label_panel(panel, "", "mean of Base and Novel, %")
-    _add_title(figure, [panel], f"{found.name}: moved towards zero-shot", "Local, %")
+    _add_title(figure, [panel], f"{comparison.name}: moved towards zero-shot", "Local, %")
     return _write(figure, folder, "tradeoff")
 
 
 @_STYLE
-def draw_sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
+def draw_sweep(key: str, comparisons: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
     """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
 
     Values stand at equal distances, as they are written. The reference and the methods of largest mean HM, `most` in
     all, are in colour, the others grey.
     """
-    by_value = [{row.method: row for row in one.rows} for one in found.values()]
-    against = next(iter(found.values())).against
+    by_value = [{row.method: row for row in one.rows} for one in comparisons.values()]
+    against = next(iter(comparisons.values())).against
     drawn = list(dict.fromkeys(method for rows in by_value for method in rows))
 
     def height(method: str) -> float:
@@ -143,7 +145,7 @@ def draw_sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Pa
                            marker="o", markersize=3.5, elinewidth=0.8, **style)  # fmt: skip
         low, high = panel.get_ylim()
         panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
-        panel.set_xticks(range(len(found)), list(found))
+        panel.set_xticks(range(len(comparisons)), list(comparisons))
         _label_panel(panel, metric.heading, key)
     _add_title(figure, axes, title)
     return _write(figure, folder, "sweep")

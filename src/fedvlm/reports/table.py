@@ -23,15 +23,15 @@ SCALE: dict[Unit, int] = {"%": 100, "nats": 1, "weight": 1}
 """By what values are multiplied to be shown in their unit."""
 
 
-def write(found: Results) -> Results:
+def write(results: Results) -> Results:
     """Write the tables and the picture of a run into its folder; gives the run back."""
-    rows, newcomers, failed, folder = found.rows, found.newcomers, found.failures, found.folder
+    rows, newcomers, failed, folder = results.rows, results.newcomers, results.failures, results.folder
     durable.write_json(folder / "table.json", as_json([*rows, *newcomers], failed))
     durable.write_text(folder / "table.csv", as_csv([*rows, *newcomers], failed))
     durable.write_text(folder / "table.md", as_markdown(rows, newcomers, failed))
-    curves = {name: [point.curve for point in by_seed.values()] for name, by_seed in found.complete.items()}
-    figure.draw_rounds(curves, found.experiment.rounds, f"{found.experiment.name}: accuracy per round", folder)
-    return found
+    curves = {name: [point.curve for point in by_seed.values()] for name, by_seed in results.complete.items()}
+    figure.draw_rounds(curves, results.experiment.rounds, f"{results.experiment.name}: accuracy per round", folder)
+    return results
 
 
 def as_json(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> list[dict[str, object]]:

@@ -18,90 +18,90 @@ REACHED = ("rounds_to_target", "bytes_to_target")
 """The last columns of the CSV."""
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """Accuracies, differences from the reference, and what the columns mean."""
-    lines = [f"# {found.name}", "", grid.markdown(*_accuracies(found)), ""]
-    if found.compared:
-        words = f"Differences from `{found.against}`, paired within seeds:"
-        lines += [words, "", grid.markdown(*_differences(found)), ""]
-    return "\n".join([*lines, *reading_notes(found)]) + "\n"
+    lines = [f"# {comparison.name}", "", grid.markdown(*_accuracies(comparison)), ""]
+    if comparison.compared:
+        words = f"Differences from `{comparison.against}`, paired within seeds:"
+        lines += [words, "", grid.markdown(*_differences(comparison)), ""]
+    return "\n".join([*lines, *reading_notes(comparison)]) + "\n"
 
 
-def reading_notes(found: Comparison) -> list[str]:
+def reading_notes(comparison: Comparison) -> list[str]:
     """What a reader has to know."""
-    count, least = len(found.seeds), least_p(len(found.seeds))
+    count, least = len(comparison.seeds), least_p(len(comparison.seeds))
     text = [
         f"- {count} {'seed' if count == 1 else 'seeds'}; ± is half a 95 % interval (Student's t over seeds). All "
         "methods of a seed share its clients, shots and test images.",
-        f"- Reached: Local of {found.target.value:.1%}"
-        if found.target.metric == "local"
-        else f"- Reached: {found.target.metric} of {found.target.value:.1%}",
+        f"- Reached: Local of {comparison.target.value:.1%}"
+        if comparison.target.metric == "local"
+        else f"- Reached: {comparison.target.metric} of {comparison.target.value:.1%}",
     ]
     text[1] += ", in evaluated rounds; bytes of all clients in both directions until then."
     text.append(
         "- Area: the share of all pairs (Local, mean of Base and Novel) that the method reaches in both by moving its "
         "logits towards zero-shot's (controls: by the weight of the class prior); never below zero-shot's own."
     )
-    if any(row.state == "after_training" for row in found.rows):
+    if any(row.state == "after_training" for row in comparison.rows):
         text.append("- *: measured after local training, as published; the others after the server's aggregation.")
-    if found.tuned:
+    if comparison.tuned:
         text.append(
             "- HM tuned: the harmonic mean at the weight of zero-shot's logits that was best on validation images. "
             "Those of novel classes are among them, with labels that no client has."
         )
-    text += [f"- {method}: {words}; no mean over the other seeds." for method, words in found.failed.items()]
-    if found.against in found.failed:
-        text.append(f"- No differences: {found.against} has no result with every seed.")
-    others = len(found.rows) - 1
-    if count > 1 and found.compared:
+    text += [f"- {method}: {words}; no mean over the other seeds." for method, words in comparison.failed.items()]
+    if comparison.against in comparison.failed:
+        text.append(f"- No differences: {comparison.against} has no result with every seed.")
+    others = len(comparison.rows) - 1
+    if count > 1 and comparison.compared:
         floor = min(1.0, others * least)
         text.append(
             f"- p: two-sided, by flipping the signs of whole seeds; with {count} seeds it cannot be below {least:.2g}. "
             f"In brackets: corrected for {others} methods column by column (Holm); it cannot be below {floor:.2g}."
         )
-    return [*text, *(f"- {note}" for note in found.notes)]
+    return [*text, *(f"- {note}" for note in comparison.notes)]
 
 
-def as_latex(found: Comparison) -> str:
+def as_latex(comparison: Comparison) -> str:
     """Two `tabular` environments (booktabs)."""
-    parts = [grid.latex(*_accuracies(found))]
-    if found.compared:
-        parts.append(f"% differences from {found.against}\n" + grid.latex(*_differences(found)))
-    return "\n\n".join([*parts, "\n".join(f"% {note}" for note in found.notes)]) + "\n"
+    parts = [grid.latex(*_accuracies(comparison))]
+    if comparison.compared:
+        parts.append(f"% differences from {comparison.against}\n" + grid.latex(*_differences(comparison)))
+    return "\n\n".join([*parts, "\n".join(f"% {note}" for note in comparison.notes)]) + "\n"
 
 
-def as_csv(found: Comparison) -> str:
+def as_csv(comparison: Comparison) -> str:
     """One line per method and seed, plain numbers; accuracies in per cent. A failed method's state says so."""
-    return grid.csv(records(found), REACHED)
+    return grid.csv(records(comparison), REACHED)
 
 
-def records(found: Comparison) -> Sequence[Record]:
+def records(comparison: Comparison) -> Sequence[Record]:
     """The cells of `as_csv` by column."""
     return [
         {"method": row.method, "state": row.state, "seed": str(seed)}
         | {name: _format_value(name, each[place]) for name, each in row.values.items()}
         | dict(zip(REACHED, [_format_number(row.rounds[place]), _format_number(row.total_bytes[place])], strict=True))
-        for row in found.rows
-        for place, seed in enumerate(found.seeds)
-    ] + [{"method": method, "state": words, "seed": ""} for method, words in found.failed.items()]
+        for row in comparison.rows
+        for place, seed in enumerate(comparison.seeds)
+    ] + [{"method": method, "state": words, "seed": ""} for method, words in comparison.failed.items()]
 
 
-def as_rich(found: Comparison) -> list[Table]:
+def as_rich(comparison: Comparison) -> list[Table]:
     """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
-    tables = [grid.terminal(*_accuracies(found, short=True))]
-    if found.compared:
-        title = f"differences from {found.against}, paired within seeds; p corrected (Holm)"
-        tables.append(grid.terminal(*_differences(found, short=True), title))
+    tables = [grid.terminal(*_accuracies(comparison, short=True))]
+    if comparison.compared:
+        title = f"differences from {comparison.against}, paired within seeds; p corrected (Holm)"
+        tables.append(grid.terminal(*_differences(comparison, short=True), title))
     return tables
 
 
-def _accuracies(found: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
-    there = {name for row in found.rows for name in row.values}
+def _accuracies(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+    there = {name for row in comparison.rows for name in row.values}
     shown = columns("compare terminal" if short else "compare", there)
     heads = ["method", *(metric.heading for metric in shown), "reached", "up B"]
     heads += [] if short else ["bytes", "train s"]
-    rows = [_accuracy_row(row, shown, short=short) for row in found.rows]
-    return heads, rows + [grid.pad_row([method], len(heads), words) for method, words in found.failed.items()]
+    rows = [_accuracy_row(row, shown, short=short) for row in comparison.rows]
+    return heads, rows + [grid.pad_row([method], len(heads), words) for method, words in comparison.failed.items()]
 
 
 def _accuracy_row(row: ComparisonRow, shown: Sequence[Metric], *, short: bool) -> Cells:
@@ -118,10 +118,10 @@ def _accuracy_row(row: ComparisonRow, shown: Sequence[Metric], *, short: bool) -
             f"{statistics.fmean(row.values['train_s']):.1f}"]  # fmt: skip
 
 
-def _differences(found: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
-    shown = columns("tested", {name for row in found.rows for name in row.differences})
+def _differences(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+    shown = columns("tested", {name for row in comparison.rows for name in row.differences})
     heads = ["method", *(cell for metric in shown for cell in (metric.heading, "p"))]
-    rows = [row for row in found.rows if row.method != found.against]
+    rows = [row for row in comparison.rows if row.method != comparison.against]
     return heads, [
         [row.method, *(cell for m in shown for cell in format_difference(row.differences.get(m.name), short=short))]
         for row in rows

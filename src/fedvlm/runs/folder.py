@@ -88,9 +88,9 @@ class Point:
         file = self.folder / "result.json"
         return result.read(file) if file.exists() else None
 
-    def finish(self, found: PointResult) -> PointResult:
+    def finish(self, point_result: PointResult) -> PointResult:
         """Write the result, which marks the point finished."""
-        return result.write(self.folder / "result.json", found)
+        return result.write(self.folder / "result.json", point_result)
 
     def log(self, record: RoundRecord) -> int:
         """Append a round: a line per visit, then the round's line. Gives the ledger's length in bytes."""
@@ -179,21 +179,21 @@ class RunFolder:
             durable.write_json(self.path / "experiment.json", known)
         return changed
 
-    def _refuse(self, found: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
+    def _refuse(self, saved: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
         """Refuse a run that is there and is not to be continued, or is of other settings or another model."""
         if not resume:
             raise FedvlmError(
                 f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
                 "--out names another folder"
             )
-        if "basis" not in found:
+        if "basis" not in saved:
             raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
-        if found["basis"] != experiment.basis():
-            raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(found, experiment)}")
-        if found.get("weights") != clip.weights:
+        if saved["basis"] != experiment.basis():
+            raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(saved, experiment)}")
+        if saved.get("weights") != clip.weights:
             raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
         # Older runs tell their weights alone.
-        if found.get("model", clip.digest) != clip.digest:
+        if saved.get("model", clip.digest) != clip.digest:
             raise FedvlmError(
                 f"{self.path} holds a run with the same weights in another model: its configuration, tokenizer or "
                 "preprocessing was another one. Put it back as it was, or name another folder with --out"
@@ -213,8 +213,8 @@ class RunFolder:
             yield
 
 
-def _changed_settings(found: dict[str, Any], experiment: Experiment) -> str:
-    before, now = overrides.flatten(found.get("experiment", {})), overrides.flatten(experiment.resolved())
+def _changed_settings(saved: dict[str, Any], experiment: Experiment) -> str:
+    before, now = overrides.flatten(saved.get("experiment", {})), overrides.flatten(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])

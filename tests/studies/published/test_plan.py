@@ -54,7 +54,7 @@ def test_nothing_there_is_said_in_full(tmp_path: Path) -> None:
     made = plan.plan("pfedmoap-1", Request(tmp_path, offline=True))
     assert len(made.cells) == 55
     assert not made.possible
-    said = "\n".join(report.missing(report.report(made, JobResults())))
+    said = "\n".join(report.missing(report.build_report(made, JobResults())))
     for words in (f"hf download {RN50}", "--model DIR", str(tmp_path / "caltech101"), "split_zhou_OxfordPets.json"):
         assert words in said
     assert said.startswith("weights")
@@ -113,11 +113,11 @@ def test_columns_are_named_by_themselves_or_by_their_run() -> None:
 def test_unknown_methods_and_presets_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "known", lambda: {})
     made = plan.plan("pfedmoap-1", Request(rows=["coop"], columns=["dtd"], offline=True))
-    assert "this fedvlm has no method 'coop'" in report.missing(report.report(made, JobResults()))[-1]
+    assert "this fedvlm has no method 'coop'" in report.missing(report.build_report(made, JobResults()))[-1]
     assert not made.jobs
     monkeypatch.setattr(presets, "names", lambda: [])
     made = plan.plan("pfedmoap-5", Request(rows=["train"], columns=["dtd"], offline=True))
-    assert "this fedvlm has no preset 'few_shot'" in report.missing(report.report(made, JobResults()))[-1]
+    assert "this fedvlm has no preset 'few_shot'" in report.missing(report.build_report(made, JobResults()))[-1]
 
 
 def test_a_setting_this_version_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +160,6 @@ def test_every_table_can_be_planned(name: str, tmp_path: Path) -> None:
     made = plan.plan(name, Request(tmp_path, offline=True))
     assert not made.possible
     assert len(made.cells) == len(made.table.cells)
-    found = report.report(made, JobResults())
+    found = report.build_report(made, JobResults())
     assert not found.complete
     assert report.as_markdown(found).count("\n| ") == len(made.cells) + 1  # heading

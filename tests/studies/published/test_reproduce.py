@@ -66,7 +66,7 @@ def test_other_weights_give_no_difference_and_say_so_on_every_line(tmp_path: Pat
     ask = Request(tmp_path, "embedded", ["coop"], ["dtd"])
     chosen = plan.plan("pfedmoap-1", ask)
     made = JobResults({("dtd", "coop"): {0: made_point(local=0.5)}})
-    found = report.report(chosen, made)
+    found = report.build_report(chosen, made)
     assert found.lines[0].mean == 50
     assert found.lines[0].difference is None
     page = report.as_markdown(found)
@@ -79,11 +79,11 @@ def test_published_weights_give_a_difference() -> None:
     made = JobResults(
         {("dtd", row): {0: made_point(local=0.5), 1: made_point(local=0.51)} for row in ("coop", "promptfl_prox")}
     )
-    coop, prox = report.report(chosen, made).lines
+    coop, prox = report.build_report(chosen, made).lines
     # 50.5 against 44.23
     assert coop.difference == pytest.approx(6.27)
     assert (coop.void, prox.void) == (False, True)
-    assert "50.50±0.71 (2 seeds) | +6.27 |" in report.as_markdown(report.report(chosen, made))
+    assert "50.50±0.71 (2 seeds) | +6.27 |" in report.as_markdown(report.build_report(chosen, made))
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

@@ -69,7 +69,7 @@ class ReleasedEncoders:
         x = text.ln_final(x)
         return F.normalize(x[torch.arange(len(x)), eot] @ text.text_projection, dim=-1)
 
-    def words(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
+    def embed_texts(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings `[K, context - room, D]` and end positions of whole rows, padded as published."""
         ids, eot = self.clip.tokenizer(list(texts), room=room)
         full = torch.zeros(len(ids), self.clip.text.shape.context - room, dtype=torch.long)
@@ -138,7 +138,7 @@ class ReleasedTemplate(ReleasedTuner):
         super().__init__(clip, exact)
         with torch.no_grad():
             self.fixed = self.encoders.text(
-                *self.encoders.words([template.format(_with_spaces(name)) for name in names])
+                *self.encoders.embed_texts([template.format(_with_spaces(name)) for name in names])
             )
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
@@ -155,7 +155,9 @@ class ReleasedPrompt(ReleasedTuner):
         super().__init__(clip, exact)
         if config.class_position != "end":
             raise FedvlmError("the released procedure is written out for prompts before the class name only")
-        self.rows, eot = self.encoders.words([suffix.format(_with_spaces(name)) for name in names], room=config.tokens)
+        self.rows, eot = self.encoders.embed_texts(
+            [suffix.format(_with_spaces(name)) for name in names], room=config.tokens
+        )
         self.eot = eot + config.tokens
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
@@ -214,7 +216,7 @@ class ReleasedAdapter(ReleasedTuner):
     def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], method: PFedMMA, template: str) -> None:
         super().__init__(clip, exact)
         self.config = method.config
-        self.rows, self.eot = self.encoders.words([template.format(_with_spaces(name)) for name in names])
+        self.rows, self.eot = self.encoders.embed_texts([template.format(_with_spaces(name)) for name in names])
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
         """`[B, K]`."""

@@ -56,7 +56,7 @@ def folder_source(config: FolderData, decode_cache: DecodeCache) -> Source:
     fitting = [path for path in images if len(path.parts) == depth + 1]
     if not fitting:
         raise FedvlmError(_misfit(root, config, images, has_splits))
-    notes = _notes(files, images, fitting, [path for path in empty if len(path.parts) == depth])
+    notes = _describe_left_out(files, images, fitting, [path for path in empty if len(path.parts) == depth])
     rows = [_row(root, path, config, has_splits) for path in fitting]
     return build_source(root.name, rows, config, decode_cache, warnings=notes)
 
@@ -129,7 +129,7 @@ def _text(root: Path, name: str) -> str:
     return name
 
 
-def _notes(
+def _describe_left_out(
     files: list[PurePosixPath], images: list[PurePosixPath], fitting: list[PurePosixPath], empty: list[PurePosixPath]
 ) -> list[str]:
     notes = []

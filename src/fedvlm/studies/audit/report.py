@@ -27,29 +27,29 @@ _READING = (
 
 def audit(experiment: Experiment, out: Path, options: Options) -> list[AuditRow]:
     """Carry out an audit in `out`, and write its tables after every variant."""
-    found: list[AuditRow] = []
-    for found in run_variants(variants(experiment), out, options):
-        _write(out, experiment, found)
-    return found
+    rows: list[AuditRow] = []
+    for rows in run_variants(variants(experiment), out, options):
+        _write(out, experiment, rows)
+    return rows
 
 
-def _write(out: Path, experiment: Experiment, found: Sequence[AuditRow]) -> None:
-    durable.write_json(out / "audit.json", as_json(experiment, found))
-    durable.write_text(out / "audit.md", as_markdown(experiment, found))
-    durable.write_text(out / "audit.csv", as_csv(found))
+def _write(out: Path, experiment: Experiment, rows: Sequence[AuditRow]) -> None:
+    durable.write_json(out / "audit.json", as_json(experiment, rows))
+    durable.write_text(out / "audit.md", as_markdown(experiment, rows))
+    durable.write_text(out / "audit.csv", as_csv(rows))
 
 
-def as_json(experiment: Experiment, found: Sequence[AuditRow]) -> dict[str, object]:
+def as_json(experiment: Experiment, rows: Sequence[AuditRow]) -> dict[str, object]:
     """Plain values, accuracies in 0..1, after the settings of the right run."""
     return {
         "experiment": experiment.resolved(),
         "digest": experiment.digest(),
         "reading": _READING,
-        "rows": [asdict(row) | {"faults": list(row.faults)} for row in found],
+        "rows": [asdict(row) | {"faults": list(row.faults)} for row in rows],
     }
 
 
-def as_csv(found: Sequence[AuditRow]) -> str:
+def as_csv(rows: Sequence[AuditRow]) -> str:
     """One line per row; accuracies and differences in per cent."""
     return grid.csv([
         {"method": row.label, "fault": row.fault, "faults": " ".join(row.faults),
@@ -57,7 +57,7 @@ def as_csv(found: Sequence[AuditRow]) -> str:
         | {f"{m.name}{part}": number for m in columns("core") for part, number in _numbers(row.cells.get(m.name))}
         | {"train_s": "" if row.train_s is None else f"{row.train_s:.2f}", "code": row.code,
            "failed": row.failed or ""}
-        for row in found
+        for row in rows
     ])  # fmt: skip
 
 
@@ -71,17 +71,17 @@ def _numbers(cell: AuditCell | None) -> list[tuple[str, str]]:
     return [*shown, ("_p", "" if p is None else f"{p:.5f}")]
 
 
-def as_markdown(experiment: Experiment, found: Sequence[AuditRow]) -> str:
+def as_markdown(experiment: Experiment, rows: Sequence[AuditRow]) -> str:
     """A heading and a table for every method."""
     seeds = ", ".join(map(str, experiment.seeds))
     text = [f"# Audit of {experiment.name}", "", f"{experiment.rounds} rounds, seeds {seeds}; {_READING}.", ""]
     for method in experiment.methods:
-        rows = [row for row in found if row.method == method]
-        shown = columns("core", {name for row in rows for name in row.cells})
+        own = [row for row in rows if row.method == method]
+        shown = columns("core", {name for row in own for name in row.cells})
         heads = [head for m in shown for head in (m.heading, "difference", "p")]
         heads = ["fault", *heads, "train s", "published code it is in"]
-        text += [f"## {method}", "", grid.markdown(heads, [_row(row, shown) for row in rows]), ""]
-    return "\n".join([*text, *reading_notes(experiment, found), ""])
+        text += [f"## {method}", "", grid.markdown(heads, [_row(row, shown) for row in own]), ""]
+    return "\n".join([*text, *reading_notes(experiment, rows), ""])
 
 
 def _row(row: AuditRow, shown: Sequence[Metric]) -> list[str]:
@@ -124,14 +124,14 @@ def _stacked(cell: AuditCell | None) -> str:
     return value + ("" if gap == "-" else f"\n{gap}") + ("" if p == "-" else f"\np {p}")
 
 
-def reading_notes(experiment: Experiment, found: Sequence[AuditRow]) -> list[str]:
+def reading_notes(experiment: Experiment, rows: Sequence[AuditRow]) -> list[str]:
     """How to read it, what each fault is, what failed."""
     known, seeds = faults.all_faults(), len(experiment.seeds)
-    there = dict.fromkeys(row.fault for row in found if row.fault in known)
+    there = dict.fromkeys(row.fault for row in rows if row.fault in known)
     power = f"smallest possible p with {seeds} seeds: {least_p(seeds):.3f}" if seeds > 1 else "one seed: no intervals"
     lines = [f"{_READING}; {power}", ""]
     lines += [f"- {name}: {known[name].title}" for name in there]
-    return lines + [f"- {row.label} FAILED: {row.failed}" for row in found if row.failed]
+    return lines + [f"- {row.label} FAILED: {row.failed}" for row in rows if row.failed]
 
 
 def catalogue() -> RichTable:

@@ -61,7 +61,7 @@ class Report:
         return all(line.mean is not None for line in self.lines)
 
 
-def report(plan: ReproductionPlan, results: JobResults) -> Report:
+def build_report(plan: ReproductionPlan, results: JobResults) -> Report:
     """Lines in the table's order."""
     lines = tuple(_row(plan, results, row, column) for row, column in plan.cells)
     failures = tuple(f"failed ({run}, {row}): {text}" for (run, row), text in results.failures.items())
@@ -112,20 +112,20 @@ def heading(plan: ReproductionPlan) -> list[str]:
     return lines
 
 
-def missing(found: Report) -> list[str]:
+def missing(report: Report) -> list[str]:
     """Every obstacle once, with the number of cells it is in the way of, and every failure."""
-    counts = Counter(obstacle for obstacles in found.plan.cells.values() for obstacle in obstacles)
+    counts = Counter(obstacle for obstacles in report.plan.cells.values() for obstacle in obstacles)
     order = sorted(counts, key=lambda obstacle: ORDER.index(obstacle.kind))
-    return [f"{o.kind} ({_count_cells(counts[o])}): {o.text}" for o in order] + list(found.failures)
+    return [f"{o.kind} ({_count_cells(counts[o])}): {o.text}" for o in order] + list(report.failures)
 
 
 def _count_cells(count: int) -> str:
     return f"{count} cell{'s' if count != 1 else ''}"
 
 
-def reasons(found: Sequence[ReproductionRow]) -> dict[str, str]:
+def reasons(rows: Sequence[ReproductionRow]) -> dict[str, str]:
     """Texts of the reasons that lines name."""
-    named = dict.fromkeys(name for line in found for name in line.reasons)
+    named = dict.fromkeys(name for row in rows for name in row.reasons)
     return {name: library.reasons()[name] for name in named}
 
 
@@ -152,49 +152,49 @@ def _row_cells(line: ReproductionRow, plan: ReproductionPlan) -> tuple[str, ...]
     )  # fmt: skip
 
 
-def as_rich(found: Report) -> Table:
+def as_rich(report: Report) -> Table:
     """For a terminal of 120 columns."""
-    return grid.terminal(HEADINGS, [_row_cells(line, found.plan) for line in found.lines], left=(0, 1, 2, 3, 4, -1))
+    return grid.terminal(HEADINGS, [_row_cells(line, report.plan) for line in report.lines], left=(0, 1, 2, 3, 4, -1))
 
 
-def footer(found: Report) -> list[str]:
+def footer(report: Report) -> list[str]:
     """What stands below: what is missing, reasons, commands."""
-    blocks = [("missing", missing(found)), ("for every cell", _table_reasons(found)),
-              ("known reasons", [f"{name}: {text}" for name, text in reasons(found.lines).items()]),
-              ("made by", commands(found.jobs))]  # fmt: skip
+    blocks = [("missing", missing(report)), ("for every cell", _table_reasons(report)),
+              ("known reasons", [f"{name}: {text}" for name, text in reasons(report.lines).items()]),
+              ("made by", commands(report.jobs))]  # fmt: skip
     return [line for title, lines in blocks if lines for line in ("", f"{title}:", *(f"  {text}" for text in lines))]
 
 
-def _table_reasons(found: Report) -> list[str]:
-    table = found.plan.table
+def _table_reasons(report: Report) -> list[str]:
+    table = report.plan.table
     return [", ".join(table.reasons)] if table.reasons else []
 
 
-def as_markdown(found: Report) -> str:
+def as_markdown(report: Report) -> str:
     """The same as a page."""
-    head, *others = heading(found.plan)
-    rows = [_row_cells(line, found.plan) for line in found.lines]
+    head, *others = heading(report.plan)
+    rows = [_row_cells(line, report.plan) for line in report.lines]
     text = [f"# {head}", "", *(f"{line}  " for line in others), "", grid.markdown(HEADINGS, rows)]
     for title, lines in (
-        ("Missing", missing(found)),
-        ("Reasons for every cell", _table_reasons(found)),
-        ("Known reasons", [f"**{name}**: {text}" for name, text in reasons(found.lines).items()]),
+        ("Missing", missing(report)),
+        ("Reasons for every cell", _table_reasons(report)),
+        ("Known reasons", [f"**{name}**: {text}" for name, text in reasons(report.lines).items()]),
     ):
         text += ["", f"## {title}", "", *(f"- {line}" for line in lines)] if lines else []
-    if found.jobs:
-        text += ["", "## Commands", "", "```console", *(f"$ {line}" for line in commands(found.jobs)), "```"]
+    if report.jobs:
+        text += ["", "## Commands", "", "```console", *(f"$ {line}" for line in commands(report.jobs)), "```"]
     return "\n".join(text) + "\n"
 
 
-def write(found: Report, folder: Path) -> None:
+def write(report: Report, folder: Path) -> None:
     """Write a table's page and its numbers."""
-    durable.write_json(folder / "reproduce.json", as_json(found))
-    durable.write_text(folder / "reproduce.md", as_markdown(found))
+    durable.write_json(folder / "reproduce.json", as_json(report))
+    durable.write_text(folder / "reproduce.md", as_markdown(report))
 
 
-def as_json(found: Report) -> dict[str, object]:
+def as_json(report: Report) -> dict[str, object]:
     """Everything, for other programs."""
-    plan, weights = found.plan, found.plan.weights
+    plan, weights = report.plan, report.plan.weights
     return {
         "table": plan.name,
         "heading": heading(plan),
@@ -204,12 +204,12 @@ def as_json(found: Report) -> dict[str, object]:
             "name": weights.name, "sha256": weights.digest, "published": weights.published, "ids": list(weights.ids)
         },
         "changed": plan.request.changed,
-        "complete": found.complete,
-        "cells": [_row_json(line) for line in found.lines],
-        "missing": missing(found),
-        "reasons": reasons(found.lines),
+        "complete": report.complete,
+        "cells": [_row_json(line) for line in report.lines],
+        "missing": missing(report),
+        "reasons": reasons(report.lines),
         "runs": [{"run": job.run, "rows": list(job.rows), "ready": job.ready, "command": job.command}
-                 for job in found.jobs],
+                 for job in report.jobs],
     }  # fmt: skip
 
 

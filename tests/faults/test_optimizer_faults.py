@@ -125,7 +125,7 @@ def test_the_gates_rate_does_not_swing() -> None:
 def test_a_gate_with_the_prompts_rate_does_not_swing_either() -> None:
     method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.05)
     wrong = faulty("oscillating_rate", tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=1))
-    made = wrong.procedure._made(  # type: ignore[attr-defined]
+    made = wrong.procedure._make_optimizer(  # type: ignore[attr-defined]
         make_optimizer, wrong.spec.method, {n: t.clone().requires_grad_() for n, t in wrong.spec.initial.items()}, 1.0
     )
     for group in made.param_groups:
@@ -162,7 +162,7 @@ def test_half_precision_step_by_step() -> None:
 def test_momentum_is_half_precision_too() -> None:
     task = faulty("half_precision", prompt_task())
     leaves = {"prompt": task.spec.initial["prompt"].clone().requires_grad_()}
-    made = task.procedure._made(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
+    made = task.procedure._make_optimizer(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         leaves["prompt"].grad = torch.randn(leaves["prompt"].shape, generator=draw) * 1e-3
@@ -175,7 +175,7 @@ def test_small_steps_vanish_in_half_precision() -> None:
     """Near 0.02 one unit in the last place is 1.5e-5: a step of a tenth of it changes nothing."""
     task = faulty("half_precision", prompt_task(lr=1.0, momentum=0.0))
     leaves = {"prompt": torch.full((3, 24), 0.02).half().float().requires_grad_()}
-    made = task.procedure._made(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
+    made = task.procedure._make_optimizer(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     before = leaves["prompt"].detach().clone()
     leaves["prompt"].grad = torch.full((3, 24), 1.5e-6)
     made.step()
