@@ -247,12 +247,12 @@ def test_what_is_held_and_clearing_it(clip: FrozenCLIP, records: list[Record], t
 
 
 def files_by_entry(root: Path) -> dict[int, list[Path]]:
-    """The files of rows by their shelf's entry."""
+    """The files of rows by their table's entry."""
     return {held.facts["entry"]: list(held.path.rglob("*.safetensors")) for held in DiskCache(root, MANY).tables()}
 
 
 @pytest.mark.parametrize("order", [[2, 3], [3, 2]])
-def test_the_most_recently_used_shelf_is_listed_first(
+def test_the_most_recently_used_table_is_listed_first(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, order: list[int]
 ) -> None:
     for entry in (2, 3):
@@ -264,7 +264,7 @@ def test_the_most_recently_used_shelf_is_listed_first(
     assert [(item.facts["entry"], item.used) for item in held] == [(order[0], 1000), (order[1], 999)]
 
 
-def test_a_shelf_without_rows_is_listed_and_cleared_too(
+def test_a_table_without_rows_is_listed_and_cleared_too(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path
 ) -> None:
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
@@ -285,7 +285,7 @@ def test_rows_that_are_read_count_as_used(clip: FrozenCLIP, records: list[Record
     assert file.stat().st_mtime > 1000
 
 
-def test_what_a_killed_process_left_lies_on_the_shelf_and_is_swept(
+def test_what_a_killed_process_left_lies_on_the_table_and_is_swept(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while it wrote rows: they are not taken for a file, and a later run deletes them when they are old."""
@@ -325,9 +325,9 @@ def names(made: Activations) -> list[str]:
 
 def held(made: Activations) -> int:
     """How many rows are read from disk."""
-    shelf = made._table(2)
-    assert shelf is not None
-    return len(shelf.read(sorted(shelf.find(names(made)))))
+    table = made._table(2)
+    assert table is not None
+    return len(table.read(sorted(table.find(names(made)))))
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -336,7 +336,7 @@ def refuse(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def filled(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> Path:
-    """The one file of a shelf."""
+    """The one file of a table."""
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
     (file,) = (tmp_path / "c").rglob("*.safetensors")
     return file
@@ -379,11 +379,11 @@ def test_a_file_that_cannot_be_opened_now_is_read_later(
     """Too many open files, where its keys are known already and where not. Listing a folder takes one, reading two."""
     later = new(clip, records, filled.parents[1])
     wanted = names(later)
-    shelf = later._table(2)
-    assert shelf is not None
-    found = shelf.find(wanted) if known else set()
+    table = later._table(2)
+    assert table is not None
+    found = table.find(wanted) if known else set()
     few_files(count)
-    assert shelf.read(sorted(found or shelf.find(wanted))) == {}
+    assert table.read(sorted(found or table.find(wanted))) == {}
     few_files(100)
     assert filled.exists()
     assert held(later) == len(KEYS)
@@ -419,24 +419,24 @@ def test_folders_and_files_belong_to_their_owner_alone(
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_a_shelf_is_for_one_device_precision_and_version(
+def test_a_table_is_for_one_device_precision_and_version(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another precision, kind of device, torch or Pillow computes other rows of the same image."""
 
-    def shelf(device: Device = tiny.CPU) -> Path:
+    def table(device: Device = tiny.CPU) -> Path:
         found = Activations(clip, records, device, MANY, DiskCache(tmp_path, MANY))._table(2)
         assert found is not None
         return found.path
 
     cpu = torch.device("cpu")
-    shelves = [shelf(), shelf(Device(cpu, torch.bfloat16, "bfloat16")), shelf(Device(torch.device("meta")))]
+    shelves = [table(), table(Device(cpu, torch.bfloat16, "bfloat16")), table(Device(torch.device("meta")))]
     for module in (torch, PIL):
         with monkeypatch.context() as patch:
             patch.setattr(module, "__version__", "0.0.1")
-            shelves.append(shelf())
+            shelves.append(table())
     assert len(set(shelves)) == len(shelves) == 5
-    assert shelf() == shelves[0]
+    assert table() == shelves[0]
 
 
 def test_rows_of_another_precision_are_not_taken(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
