@@ -68,12 +68,12 @@ def vocabulary() -> list[str]:
 
 def chatter() -> list[str]:
     """Words that say nothing about an image, sorted."""
-    told = {*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)}
-    return [word for word in vocabulary() if word not in told]
+    taken = {*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)}
+    return [word for word in vocabulary() if word not in taken]
 
 
 @dataclass(frozen=True)
-class Told:
+class Captioned:
     """What B captions say: positions in SHAPES, FILLS and COLOURS; -1 where not mentioned."""
 
     texts: list[str]
@@ -85,17 +85,17 @@ class Told:
 def describe(
     shape: Numbers, fill: Numbers, colour: Numbers, drawing: npt.NDArray[np.bool_], draw: np.random.Generator, *,
     long: bool,
-) -> Told:  # fmt: skip
+) -> Captioned:  # fmt: skip
     """One caption for each of B images with these attributes; `long` ones fill the context."""
     kind = draw.choice(4, size=len(shape), p=(0.36, 0.32, 0.20, 0.12))
-    told_fill = np.where(kind <= 1, fill, -1)
-    told_colour = np.where((kind == 0) | (kind == 2), colour, -1)
+    named_fill = np.where(kind <= 1, fill, -1)
+    named_colour = np.where((kind == 0) | (kind == 2), colour, -1)
     texts = []
     for index in range(len(shape)):
-        phrase = _phrase(int(shape[index]), int(told_fill[index]), int(told_colour[index]), draw)
+        phrase = _phrase(int(shape[index]), int(named_fill[index]), int(named_colour[index]), draw)
         text = _template(bool(drawing[index]), draw).format(phrase)
         texts.append(_lengthened(text, phrase, draw) if long else text)
-    return Told(texts, shape, told_fill, told_colour)
+    return Captioned(texts, shape, named_fill, named_colour)
 
 
 def _phrase(shape: int, fill: int, colour: int, draw: np.random.Generator) -> str:

@@ -31,20 +31,20 @@ SUMS = ("ece",)
 
 
 @dataclass(frozen=True)
-class Play:
+class RunCase:
     """A run: a preset or file, and settings."""
 
     what: str
     words: tuple[str, ...]
 
 
-PLAYS = {
-    "quickstart": Play("quickstart", ("methods=all", "rounds=3")),
-    "common_style": Play("common_style", (*FEW, "rounds=2")),
-    "views": Play("quickstart", (*FEW, "rounds=2", "views=2")),
-    "late": Play("newcomer", (*FEW, "rounds=2", "participation=0.6")),
-    "fine_tune": Play("quickstart", (*FEW, "rounds=2", "method.all.fine_tune=2", "evaluation.every=1")),
-    "faults": Play("quickstart", ("methods=pfedmoap,pfedmma,promptfl_prox,coop", "rounds=3", "participation=0.7",
+RUN_CASES = {
+    "quickstart": RunCase("quickstart", ("methods=all", "rounds=3")),
+    "common_style": RunCase("common_style", (*FEW, "rounds=2")),
+    "views": RunCase("quickstart", (*FEW, "rounds=2", "views=2")),
+    "late": RunCase("newcomer", (*FEW, "rounds=2", "participation=0.6")),
+    "fine_tune": RunCase("quickstart", (*FEW, "rounds=2", "method.all.fine_tune=2", "evaluation.every=1")),
+    "faults": RunCase("quickstart", ("methods=pfedmoap,pfedmma,promptfl_prox,coop", "rounds=3", "participation=0.7",
                                   "faults=all", "data.test_per_class=4")),
 }  # fmt: skip
 OFFICE = "benchmarks/photographs/office.toml"
@@ -73,7 +73,7 @@ def rounded(value: Any) -> Any:
     return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
+def fingerprints_of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Fingerprints of a run folder."""
     for result in sorted(folder.glob("seed-*/*/result.json")):
         point, place = json.loads(result.read_text()), f"{name}/{result.parent.name}"
@@ -90,7 +90,7 @@ def of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
     yield f"{name}: settings", sha([settings["experiment"], settings["digest"]])
 
 
-def verified(reference: Path) -> str:
+def verify_fingerprint(reference: Path) -> str:
     """Fingerprint of the verdicts and figures of all paths."""
     command = [sys.executable, "-m", "fedvlm", "verify", str(reference), "--path", "all"]
     return sha(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -110,26 +110,26 @@ def main() -> None:
     parser.add_argument("--only", help="names of runs, with commas")
     parser.add_argument("--photographs", type=Path, help="the folder of Office-Caltech10")
     parser.add_argument("--reference", type=Path)
-    asked = parser.parse_args()
-    plays = dict(PLAYS)
-    if asked.photographs:
-        plays["photographs"] = Play(OFFICE, (f"data.path={asked.photographs}", *FEW, "rounds=1"))
-    if asked.only:
-        plays = {name: plays[name] for name in asked.only.split(",")}
+    arguments = parser.parse_args()
+    plays = dict(RUN_CASES)
+    if arguments.photographs:
+        plays["photographs"] = RunCase(OFFICE, (f"data.path={arguments.photographs}", *FEW, "rounds=1"))
+    if arguments.only:
+        plays = {name: plays[name] for name in arguments.only.split(",")}
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as place:
         for name, play in plays.items():
             print(name, flush=True)
             fedvlm.run(play.what, *play.words, out=Path(place) / name)
-            found |= of(name, Path(place) / name)
-            write(asked.out, found)
-    if asked.reference:
-        found["verify"] = verified(asked.reference)
-        write(asked.out, found)
-    if asked.against:
-        before = json.loads(asked.against.read_text())
-        told = {*plays, *(["verify"] if asked.reference else [])}
-        before = {key: value for key, value in before.items() if key.split("/")[0].split(":")[0] in told}
+            found |= fingerprints_of(name, Path(place) / name)
+            write(arguments.out, found)
+    if arguments.reference:
+        found["verify"] = verify_fingerprint(arguments.reference)
+        write(arguments.out, found)
+    if arguments.against:
+        before = json.loads(arguments.against.read_text())
+        compared = {*plays, *(["verify"] if arguments.reference else [])}
+        before = {key: value for key, value in before.items() if key.split("/")[0].split(":")[0] in compared}
         apart = [key for key in (before | found) if before.get(key) != found.get(key)]
         print(f"{len(found)} fingerprints, {len(apart)} differ", *apart, sep="\n  ")
         sys.exit(bool(apart))

@@ -153,35 +153,35 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for and print the report, or print or write what is known."""
-    asked = options(arguments)
-    place = Place(asked.root.resolve(), asked.package)
-    paths = asked.paths or [f"src/{place.package}/{room}" for room in ROOMS]
+    given = options(arguments)
+    place = Place(given.root.resolve(), given.package)
+    paths = given.paths or [f"src/{place.package}/{room}" for room in ROOMS]
     every = [one for file in place.files(paths) for one in mutants(file, (place.root / file).read_bytes())]
-    chosen = every if asked.report or asked.stubs else sample(every, asked.sample, asked.seed)
-    if not (asked.report or asked.stubs):
-        run(place, chosen, asked)
+    chosen = every if given.report or given.stubs else sample(every, given.sample, given.seed)
+    if not (given.report or given.stubs):
+        run(place, chosen, given)
     known, wanted = read(place), {one.id for one in chosen}
     rows = [row for name, row in known.items() if name in wanted]
-    if asked.stubs:
+    if given.stubs:
         print(stubs(rows))
-    elif asked.report is None:
+    elif given.report is None:
         print(report(place, rows, len(every)))
     else:
-        before, _, rest = asked.report.read_text().partition(BEGIN)
-        asked.report.write_text(f"{before}{BEGIN}\n{report(place, rows, len(every))}\n{END}{rest.partition(END)[2]}")
+        before, _, rest = given.report.read_text().partition(BEGIN)
+        given.report.write_text(f"{before}{BEGIN}\n{report(place, rows, len(every))}\n{END}{rest.partition(END)[2]}")
 
 
-def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> None:
+def run(place: Place, chosen: Sequence[Mutant], given: argparse.Namespace) -> None:
     """Try the mutants that nothing is known of (with `--again` also of open survivors)."""
     place.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in LOADED if asked.package == "fedvlm" else ():
+    for name in LOADED if given.package == "fedvlm" else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    before, until = read(place), time.monotonic() + 60 * (asked.minutes or 1e9)
-    known = baseline(place, asked.tests or TESTS, asked.jobs)
+    before, until = read(place), time.monotonic() + 60 * (given.minutes or 1e9)
+    known = baseline(place, given.tests or TESTS, given.jobs)
     rest = [one for one in chosen if one.id not in before
-            or (asked.again and before[one.id]["outcome"] == "survived")]  # fmt: skip
+            or (given.again and before[one.id]["outcome"] == "survived")]  # fmt: skip
     print(f"{len(chosen)} mutants, {len(rest)} to try", flush=True)
     done = Counter[str]()
     if place.results.exists() and not place.results.read_bytes().endswith(b"\n"):
@@ -197,7 +197,10 @@ def run(place: Place, chosen: Sequence[Mutant], asked: argparse.Namespace) -> No
         with place.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    pool(asked.jobs, (attempt(place, known, one, asked.seconds, write) for one in rest if time.monotonic() < until))
+    pool(
+        given.jobs,
+        (attempt(place, known, one, given.seconds, write) for one in rest if time.monotonic() < until),
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Job:
 
     settings: Settings
     model: clip.FrozenCLIP
-    optimiser: torch.optim.AdamW
+    optimizer: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
 
@@ -81,14 +81,14 @@ def main() -> None:
     job = start(settings)
     work = arguments.out.with_name(arguments.out.name + ".training")
     resume(job, work)
-    say(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
+    log(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
     if job.step < settings.steps:
         train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
     publish.export(job.model, arguments.out)
     table = score.table(clip.load(str(arguments.out)), images=arguments.score)
     facts = publish.Facts(asdict(settings), settings.steps * settings.batch, job.seconds, arguments.threads)
     durable.write_text(arguments.out / "CARD.md", publish.card(job.model, facts, table))
-    say(score.text(table))
+    log(score.text(table))
 
 
 def start(settings: Settings) -> Job:
@@ -102,13 +102,13 @@ def start(settings: Settings) -> Job:
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": settings.decay}, {"params": groups[False], "weight_decay": 0.0}],
         lr=settings.rate,
         betas=(0.9, 0.98),
         eps=1e-6,
     )
-    return Job(settings, model, optimiser)
+    return Job(settings, model, optimizer)
 
 
 def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
@@ -120,27 +120,27 @@ def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
         job.seconds = before + time.monotonic() - begun
         if job.step % 50 == 0:
             rate = (job.step - first) * job.settings.batch / (job.seconds - before)
-            say(f"step {job.step} loss {np.mean(losses[-50:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
+            log(f"step {job.step} loss {np.mean(losses[-50:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
         if job.step % every == 0:
             keep(job, work)
             publish.export(job.model, out)
-            say(score.text(score.table(job.model, images=200, seed=1, styles=("photo", "drawing", "neon"))))
+            log(score.text(score.table(job.model, images=200, seed=1, styles=("photo", "drawing", "neon"))))
 
 
 def advance(job: Job, pool: Pool) -> float:
     """One optimiser step on a fresh batch; the loss before it."""
     draw = stream(job.settings.seed, "pretraining batch", job.step)
     images = batch(pool, job.settings.batch, draw)
-    told = captions.describe(
+    captioned = captions.describe(
         images.shape, images.fill, images.colour, images.drawing, draw, long=bool(draw.random() < job.settings.long)
     )
-    for group in job.optimiser.param_groups:
+    for group in job.optimizer.param_groups:
         group["lr"] = rate(job.settings, job.step)
-    loss = contrastive(job.model, images, told)
-    job.optimiser.zero_grad(set_to_none=True)
+    loss = contrastive(job.model, images, captioned)
+    job.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
-    job.optimiser.step()
+    job.optimizer.step()
     with torch.no_grad():
         job.model.logit_scale.clamp_(max=math.log(100))
     job.step += 1
@@ -155,25 +155,25 @@ def rate(settings: Settings, step: int) -> float:
     return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def contrastive(model: clip.FrozenCLIP, images: Pool, told: captions.Told) -> Tensor:
+def contrastive(model: clip.FrozenCLIP, images: Pool, captioned: captions.Captioned) -> Tensor:
     """CLIP's symmetric loss where an image is positive for every caption of the batch that is true of it.
 
     The targets are uniform over the positives, as in UniCL (Yang et al. 2022): captions that leave attributes out
     fit several images, and calling those negatives would teach the wrong thing.
     """
     pixels = model.preprocess.normalise(torch.from_numpy(images.pixels).permute(0, 3, 1, 2))
-    ids, eot = encode(model.tokenizer, told.texts)
+    ids, eot = encode(model.tokenizer, captioned.texts)
     logits = model.logits(model.encode_image(pixels), model.encode_text(ids, eot))
-    true = torch.from_numpy(fits(images, told)).float()
+    true = torch.from_numpy(fits(images, captioned)).float()
     by_image = F.cross_entropy(logits, true / true.sum(1, keepdim=True))
     by_caption = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True))
     return (by_image + by_caption) / 2
 
 
-def fits(images: Pool, told: captions.Told) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def fits(images: Pool, captioned: captions.Captioned) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     """Which captions (columns) are true of which images (rows), `[B, B]`."""
-    result = images.shape[:, None] == told.shape[None]
-    for own, said in ((images.fill, told.fill), (images.colour, told.colour)):
+    result = images.shape[:, None] == captioned.shape[None]
+    for own, said in ((images.fill, captioned.fill), (images.colour, captioned.colour)):
         result &= (said[None] < 0) | (own[:, None] == said[None])
     return result
 
@@ -192,7 +192,7 @@ def keep(job: Job, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     state: tensors.Named = {}
     for name, parameter in job.model.named_parameters():
-        moments = job.optimiser.state[parameter]
+        moments = job.optimizer.state[parameter]
         state |= {name: parameter.data, f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
     tensors.save(work / f"{job.step}.safetensors", state)
     progress = {"step": job.step, "seconds": job.seconds, "settings": asdict(job.settings)}
@@ -214,12 +214,12 @@ def resume(job: Job, work: Path) -> None:
     state = tensors.load(work / f"{job.step}.safetensors")
     for name, parameter in job.model.named_parameters():
         parameter.data.copy_(state[name])
-        job.optimiser.state[parameter] = {
+        job.optimizer.state[parameter] = {
             "step": torch.tensor(float(job.step)), "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],
         }  # fmt: skip
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line (or table) of the log."""
     print(text, flush=True)
 

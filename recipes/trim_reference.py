@@ -2,8 +2,8 @@
 
 Every compared number stays as it is. What goes: embedding rows of tokens and positions that no text has, and with
 them the vocabulary; inputs and weights that are draws of PyTorch's generator: each is looked up in the numbers
-of a few seeds and goes only where the draw gives it back bit for bit (`fedvlm.checks.drawn`); half of every float32
-that a float16 holds exactly.
+of a few seeds and goes only where the draw gives it back bit for bit (`fedvlm.checks.drawn_tensors`); half of every
+float32 that a float16 holds exactly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from fedvlm import durable, tensors
-from fedvlm.checks import agreement, drawn
-from fedvlm.checks.drawn import Draws
+from fedvlm.checks import agreement, drawn_tensors
+from fedvlm.checks.drawn_tensors import Draws
 from fedvlm.clip.tokenizer import EOT, SOT
 from fedvlm.tensors import Named
 
@@ -58,7 +58,7 @@ class Finder:
                 for seed, place in self._places(uniform, 2e-3 if half else 1e-4):
                     one = Draws(seed=seed, law=law, scale=scale, mean=mean, half=half, transposed=transposed,
                                 tensors={name: [place, *tensor.shape]})  # fmt: skip
-                    if torch.equal(drawn.draw([one])[name], tensor):
+                    if torch.equal(drawn_tensors.draw([one])[name], tensor):
                         return one
         return None
 
@@ -105,7 +105,7 @@ def fixture(file: Path, out: Path, finder: Finder) -> None:
     table = tensors.load(file.with_suffix(".safetensors"))
     stored, draws = split({name: t for name, t in table.items() if agreement.is_input(name)}, finder)
     outputs = {name: tensor for name, tensor in table.items() if not agreement.is_input(name)}
-    drawn.save(out / f"{file.stem}.safetensors", stored | outputs, draws)
+    drawn_tensors.save(out / f"{file.stem}.safetensors", stored | outputs, draws)
     durable.write_text(out / file.name, file.read_text())
 
 
@@ -148,7 +148,7 @@ def clip(folder: Path, out: Path, lines: list[str], prompt: int, finder: Finder)
     if position in stored:
         stored[position] = stored[position][:reach]
     exact = {name: t.half() if torch.equal(t, t.half().float()) else t for name, t in stored.items()}
-    drawn.save(out / weights.name, exact, draws)
+    drawn_tensors.save(out / weights.name, exact, draws)
     durable.write_text(out / "tokenizer.json", words)
     (config,) = [file for file in folder.glob("*config.json") if file.name != "tokenizer_config.json"]
     length = reach if position in stored else len(table[position])

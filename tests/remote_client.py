@@ -34,7 +34,7 @@ def main() -> None:
     method, name = methods.build(sys.argv[2], experiment.method), sys.argv[3]
     loaded = setup.load(experiment)
     seed = loaded.seed(experiment.seeds[0])
-    site = setup.site(loaded, seed, method, seed.federation.only([name]))
+    site = setup.site(loaded, seed, method, seed.federation.subset([name]))
     (client,) = site.federation.clients
     site.activations.prepare(setup.site_keys(site.federation, experiment.views), site.base.entry)
     spec = setup.run_spec(experiment, method, site.base, seed.seed)

@@ -10,7 +10,7 @@ import pytest
 
 import fedvlm
 from fedvlm import clip as clips
-from fedvlm import experiment, methods, plain, presets, tensors
+from fedvlm import experiment, methods, overrides, presets, tensors
 from fedvlm.data import federate, load_source
 from fedvlm.federation import messages
 from fedvlm.streams import torch_stream
@@ -44,7 +44,7 @@ def test_data_clients_and_rounds_are_those_of_the_quickstart(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_what_a_preset_does_not_say_is_as_in_the_one_that_it_is_like(name: str) -> None:
-    own = plain.read(presets.FOLDER / f"{name}.toml")
+    own = overrides.read_toml(presets.FOLDER / f"{name}.toml")
     base, found = presets.settings(own["like"]), presets.settings(name)
     for key in base.keys() - {"name", "methods", "method"}:
         if isinstance(base[key], dict):
@@ -57,7 +57,7 @@ def test_what_a_preset_does_not_say_is_as_in_the_one_that_it_is_like(name: str) 
 
 @pytest.mark.parametrize("name", DRAWN[1:])
 def test_every_table_is_run_and_no_two_variants_are_the_same(name: str) -> None:
-    own, found = plain.read(presets.FOLDER / f"{name}.toml"), settings(name)
+    own, found = overrides.read_toml(presets.FOLDER / f"{name}.toml"), settings(name)
     variants = {key for key, table in own["method"].items() if "method" in table}
     assert variants <= set(found["methods"])
     built = [methods.build(key, found["method"]) for key in found["methods"]]
@@ -79,7 +79,7 @@ def test_what_crosses_in_the_ablation_of_sharing() -> None:
     for name, numbers in expected.items():
         method = methods.build(name, found["method"])
         initial = method.tuner(clip, ["cat", "dog"], "a photo of a {}.").init(torch_stream(0, "init"))
-        assert tensors.count(messages.template(method, initial)) == blocks * numbers, name
+        assert tensors.count(messages.uplink_template(method, initial)) == blocks * numbers, name
 
 
 @pytest.mark.parametrize("name", DRAWN[1:])
@@ -106,7 +106,7 @@ def test_sizes_are_as_uneven_as_the_preset_says() -> None:
 
 @pytest.mark.parametrize("name", [*DRAWN, *SWEPT])
 def test_one_rate_for_all_variants_that_of_the_preset_they_are_like(name: str) -> None:
-    own = plain.read(presets.FOLDER / f"{name}.toml")
+    own = overrides.read_toml(presets.FOLDER / f"{name}.toml")
     assert not [key for table in own.get("method", {}).values() for key in table if key in ("lr", "gate_lr")]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from fedvlm import experiment, faults, methods, plain, presets
+from fedvlm import experiment, faults, methods, overrides, presets
 from fedvlm.cli import app
 from fedvlm.studies import sweep
 
@@ -56,11 +56,11 @@ def test_a_documented_command_is_valid(page: str, command: str, tmp_path: Path) 
         if verb == "sweep":
             (chosen, *_) = sweep.plan(settings, words, sub.params["over"]).experiments
         else:
-            chosen = experiment.parse(plain.override(settings, words))
+            chosen = experiment.parse(overrides.apply_words(settings, words))
         methods.check(chosen.method)
         faults.check(chosen)
         for method in chosen.methods:
-            faults.of(methods.build(method, chosen.method), chosen)
+            faults.select_faults(methods.build(method, chosen.method), chosen)
 
 
 def test_there_are_commands_to_check() -> None:

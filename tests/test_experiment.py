@@ -13,7 +13,7 @@ from fedvlm.data import settings as sources
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment, parse
 from fedvlm.methods import build
-from fedvlm.plain import override, read
+from fedvlm.overrides import apply_words, read_toml
 
 
 def test_every_default_survives_json() -> None:
@@ -72,7 +72,7 @@ def test_overrides_are_laid_over_and_leave_the_original_alone() -> None:
     settings: dict[str, Any] = {"rounds": 3, "partition": {"kind": "iid"}}
     words = ["rounds=5", "partition.alpha=0.3", "methods=coop,pfedmma", "seeds=1,2", "views=4", "model.name=a/b",
              "method.pfedmma.lr=1e-3", "evaluation.template=an x of {}, y=z.", "partition.clients=none"]  # fmt: skip
-    result = override(settings, words)
+    result = apply_words(settings, words)
     assert result == {
         "rounds": 5, "partition": {"kind": "iid", "alpha": 0.3, "clients": "none"}, "methods": ["coop", "pfedmma"], "seeds": [1, 2],
         "views": 4, "model": {"name": "a/b"}, "method": {"pfedmma": {"lr": 0.001}},
@@ -84,31 +84,31 @@ def test_overrides_are_laid_over_and_leave_the_original_alone() -> None:
 
 @pytest.mark.parametrize("word", ["seeds=3", "seeds=[3]", "seeds=3,"])
 def test_one_item_is_a_list_too(word: str) -> None:
-    assert override({}, [word]) == {"seeds": [3]}
+    assert apply_words({}, [word]) == {"seeds": [3]}
 
 
 @pytest.mark.parametrize("word", ["rounds", "=3", ""])
 def test_a_word_without_a_key_or_sign_is_refused(word: str) -> None:
     with pytest.raises(FedvlmError, match="key=value"):
-        override({}, [word])
+        apply_words({}, [word])
 
 
 def test_a_value_is_not_a_table() -> None:
     with pytest.raises(FedvlmError, match="'rounds' is a value"):
-        override({"rounds": 3}, ["rounds.x=4"])
+        apply_words({"rounds": 3}, ["rounds.x=4"])
 
 
 def test_a_later_word_wins() -> None:
-    assert override({}, ["rounds=3", "rounds=4"]) == {"rounds": 4}
+    assert apply_words({}, ["rounds=3", "rounds=4"]) == {"rounds": 4}
 
 
 def test_no_novel_classes_from_the_command_line() -> None:
-    whole = parse(override({"data": {"source": "folder", "path": "x"}}, ["data.novel=none"]))
+    whole = parse(apply_words({"data": {"source": "folder", "path": "x"}}, ["data.novel=none"]))
     assert whole.data.novel == "none"  # type: ignore[union-attr]
 
 
 def test_no_experts_from_the_command_line() -> None:
-    whole = parse(override({}, ["method.pfedmoap.select=none"]))
+    whole = parse(apply_words({}, ["method.pfedmoap.select=none"]))
     assert build("pfedmoap", whole.method).config.select == "none"  # type: ignore[attr-defined]
 
 
@@ -122,42 +122,42 @@ def test_none_stands_for_what_may_be_absent_and_only_there() -> None:
 
 
 def test_the_default_data_can_be_changed_from_the_command_line() -> None:
-    assert parse(override({}, ["data.shots=4"])).data.shots == 4
+    assert parse(apply_words({}, ["data.shots=4"])).data.shots == 4
 
 
 def test_spaces_around_a_key_do_not_matter() -> None:
-    assert override({}, [" seeds = 1,2"]) == {"seeds": [1, 2]}
+    assert apply_words({}, [" seeds = 1,2"]) == {"seeds": [1, 2]}
 
 
 def test_a_date_in_the_file_is_a_mistake_not_a_traceback() -> None:
     with pytest.raises(FedvlmError, match="name"):
-        parse(override({"name": datetime.date(2024, 1, 1)}, []))
+        parse(apply_words({"name": datetime.date(2024, 1, 1)}, []))
 
 
 @pytest.mark.parametrize("word", ["name=7", "model.revision=12345", "data.path=2024"])
 def test_a_number_can_be_a_name(word: str) -> None:
-    parse(override({"data": {"source": "folder", "path": "x"}}, [word]))
+    parse(apply_words({"data": {"source": "folder", "path": "x"}}, [word]))
 
 
 def test_a_toml_file(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('rounds = 3\n[method.pfedmma]\nlr = 0.1\n[data]\nsource = "scenes"\n')
-    assert parse(read(file)).method == {"pfedmma": {"lr": 0.1}}
+    assert parse(read_toml(file)).method == {"pfedmma": {"lr": 0.1}}
     file.write_text("rounds = = 3")
     with pytest.raises(FedvlmError, match=f"{file}.*TOML"):
-        read(file)
+        read_toml(file)
     file.write_bytes(b'name = "\xff"')
     with pytest.raises(FedvlmError, match=f"{file}.*TOML"):
-        read(file)
+        read_toml(file)
     with pytest.raises(FedvlmError, match="no such experiment file"):
-        read(tmp_path / "y.toml")
+        read_toml(tmp_path / "y.toml")
     with pytest.raises(FedvlmError, match=str(tmp_path)):
-        read(tmp_path)
+        read_toml(tmp_path)
 
 
 def test_every_setting_says_what_it_is() -> None:
     """Each section has a docstring, and no two sections share a key path."""
-    sections = [Experiment, *sources.known().values()]
+    sections = [Experiment, *sources.builtin_sources().values()]
     sections += [field.annotation for field in Experiment.model_fields.values()
                  if isinstance(field.annotation, type) and issubclass(field.annotation, Section)]  # fmt: skip
     assert len(sections) == 1 + 6 + 5
@@ -194,7 +194,8 @@ def test_settings_that_came_later_change_no_digest_until_they_are_used(name: str
     if name != "quickstart":
         other = {"keep": "once", "once": "keep"}[parse(settings).data.on_duplicate]  # type: ignore[union-attr]
         digests = {
-            parse(override(settings, [word])).digest() for word in (f"data.on_duplicate={other}", "data.grey_bits=12")
+            parse(apply_words(settings, [word])).digest()
+            for word in (f"data.on_duplicate={other}", "data.grey_bits=12")
         }
         assert len(digests | {base.digest()}) == 3
-        assert parse(override(settings, ["data.grey_bits=none"])).digest() == base.digest()
+        assert parse(apply_words(settings, ["data.grey_bits=none"])).digest() == base.digest()

@@ -177,7 +177,7 @@ def test_a_class_that_cannot_be_found_again_is_refused() -> None:
 
     with pytest.raises(FedvlmError, match="define it at the top of a module"):
         experiment.load("quickstart", (), {"methods": [Inner]})
-    assert plugins.dotted(Gentle) == f"{__name__}:Gentle"
+    assert plugins.dotted_path(Gentle) == f"{__name__}:Gentle"
     assert issubclass(methods.find(f"{__name__}:Gentle"), Method)
 
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import copies
+import fake_datasets
 import pytest
 import torch
 
 import fedvlm
 from fedvlm import clip as clips
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.clip.templates import TEMPLATES
 from fedvlm.data import federate, load_source
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
-from fedvlm.runs.chance import above_chance, zero_shot_check
+from fedvlm.runs.chance import chance_threshold, zero_shot_check
 from fedvlm.studies import sweep
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
@@ -25,7 +25,7 @@ from fedvlm.training.device import Device
 ROOT = Path(__file__).parents[1]
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 COARSE = [fine % 20 for fine in range(100)]
-HUNDRED = [f"{name}_{i}" for i in range(10) for name in copies.CIFAR10]
+HUNDRED = [f"{name}_{i}" for i in range(10) for name in fake_datasets.CIFAR10]
 
 # What the embedded CLIP and a test's patience need; the rest is as in the preset.
 TINY = ["model.name=embedded", "seeds=3", "rounds=1", "views=none", "method.all.epochs=1", "method.all.batch=8",
@@ -37,7 +37,7 @@ def chosen(name: str, *words: str) -> Experiment:
     """As one run; of a sweep without what is swept."""
     settings = presets.settings(name)
     settings.pop("sweep", None)
-    return experiment.parse(plain.override(settings, words))
+    return experiment.parse(overrides.apply_words(settings, words))
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -62,8 +62,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "base_to_novel": {"rounds": 50, "participation": 1.0, "clients": 10, "order": "paper", "shots": 16, "epochs": 2, "lr": 0.001, "model": "openai/clip-vit-base-patch16", "novel": "half"},
     "cifar10": {"rounds": 120, "participation": 0.1, "clients": 100, "kind": "dirichlet", "alpha": 0.5, "cap": True, "min_images": 10, "min_test": 10, "epochs": 5, "lr": 0.002, "model": "timm/resnet50_clip.openai", "novel": "none", "shots": None},
     "cifar100": {"rounds": 120, "participation": 0.1, "clients": 100, "kind": "pachinko", "alpha": 0.5, "inner_alpha": 10.0, "epochs": 5, "model": "timm/resnet50_clip.openai", "novel": "none", "shots": None},
-    "domainnet": {"rounds": 25, "participation": 0.25, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 5, "experts": 20, "model": "openai/clip-vit-base-patch16", "include": copies.DOMAINNET},
-    "domainnet_pfedmma": {"rounds": 50, "participation": 0.25, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 1, "lr": 0.001, "batch": 32, "model": "openai/clip-vit-base-patch16", "include": copies.DOMAINNET},
+    "domainnet": {"rounds": 25, "participation": 0.25, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 5, "experts": 20, "model": "openai/clip-vit-base-patch16", "include": fake_datasets.DOMAINNET},
+    "domainnet_pfedmma": {"rounds": 50, "participation": 0.25, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 1, "lr": 0.001, "batch": 32, "model": "openai/clip-vit-base-patch16", "include": fake_datasets.DOMAINNET},
     "office_caltech": {"rounds": 25, "participation": 0.5, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 5, "model": "openai/clip-vit-base-patch16"},
     "pacs": {"kind": "domain", "clients_per_domain": 5},
     "leave_one_domain_out": {"rounds": 25, "participation": 0.5, "clients_per_domain": 5, "kind": "domain", "alpha": 0.3, "epochs": 5, "late": ["webcam"], "model": "openai/clip-vit-base-patch16"},
@@ -98,66 +98,68 @@ def test_every_protocol_is_checked_against_its_paper() -> None:
 
 def pictures(names: list[str], count: int = 12) -> dict[str, list[Any]]:
     return {
-        name: [copies.drawing(copies.DRAWN[place % 10], i + count * (place // 10)) for i in range(count)]
+        name: [fake_datasets.drawing(fake_datasets.DRAWN[place % 10], i + count * (place // 10)) for i in range(count)]
         for place, name in enumerate(names)
     }
 
 
-def ten(root: Path, names: list[str] = copies.CIFAR10) -> list[str]:
+def ten(root: Path, names: list[str] = fake_datasets.CIFAR10) -> list[str]:
     """360 records: six of every class in every file."""
     images = {
         name: [
-            (label, copies.drawing(copies.DRAWN[label], 6 * f + i, side=32)) for i in range(6) for label in range(10)
+            (label, fake_datasets.drawing(fake_datasets.DRAWN[label], 6 * f + i, side=32))
+            for i in range(6)
+            for label in range(10)
         ]
         for f, name in enumerate(BATCHES)
     }
-    copies.cifar10(root, images, names)
+    fake_datasets.cifar10(root, images, names)
     return ["data.complete=false", "partition.clients=5", "partition.min_test=3"]
 
 
 def hundred(root: Path) -> list[str]:
     images = {
         name: [
-            (label, copies.drawing(copies.DRAWN[label % 10], label // 10 + 10 * f + 20 * i, side=32))
+            (label, fake_datasets.drawing(fake_datasets.DRAWN[label % 10], label // 10 + 10 * f + 20 * i, side=32))
             for i in range(n)
             for label in range(100)
         ]
         for f, (name, n) in enumerate((("train", 5), ("test", 1)))
     }
-    copies.cifar100(root, images, COARSE, HUNDRED)
+    fake_datasets.cifar100(root, images, COARSE, HUNDRED)
     return ["data.complete=false", "partition.clients=5"]
 
 
 def domainnet(root: Path) -> list[str]:
     """With a class that the papers leave out, between the others in the lists' numbering."""
-    names = sorted([*copies.DOMAINNET, "sea_turtle"])
-    copies.by_domain(root, copies.DOMAINS["domainnet"], pictures(names))
+    names = sorted([*fake_datasets.DOMAINNET, "sea_turtle"])
+    fake_datasets.by_domain(root, fake_datasets.DOMAINS["domainnet"], pictures(names))
     labels = {name: 7 * place for place, name in enumerate(names)}
-    copies.write_lists(root, "{domain}_train.txt", labels, range(8), copies.DOMAINS["domainnet"])
-    copies.write_lists(root, "{domain}_test.txt", labels, range(8, 12), copies.DOMAINS["domainnet"])
+    fake_datasets.write_lists(root, "{domain}_train.txt", labels, range(8), fake_datasets.DOMAINS["domainnet"])
+    fake_datasets.write_lists(root, "{domain}_test.txt", labels, range(8, 12), fake_datasets.DOMAINS["domainnet"])
     return ["partition.clients_per_domain=2"]
 
 
 def office(root: Path) -> list[str]:
-    copies.by_domain(root, copies.DOMAINS["office"], pictures(copies.DOMAINNET))
+    fake_datasets.by_domain(root, fake_datasets.DOMAINS["office"], pictures(fake_datasets.DOMAINNET))
     return ["partition.clients_per_domain=2"]
 
 
 def pacs(root: Path) -> list[str]:
-    copies.by_domain(root, copies.DOMAINS["pacs"], pictures(copies.PACS))
-    labels = {name: place for place, name in enumerate(copies.PACS, 1)}
+    fake_datasets.by_domain(root, fake_datasets.DOMAINS["pacs"], pictures(fake_datasets.PACS))
+    labels = {name: place for place, name in enumerate(fake_datasets.PACS, 1)}
     for kind, numbers in (("train", range(9)), ("crossval", range(9, 12)), ("test", range(12))):
-        copies.write_lists(root, f"{{domain}}_{kind}_kfold.txt", labels, numbers, copies.DOMAINS["pacs"])
+        fake_datasets.write_lists(root, f"{{domain}}_{kind}_kfold.txt", labels, numbers, fake_datasets.DOMAINS["pacs"])
     return ["partition.clients_per_domain=2"]
 
 
 def few_shot(root: Path) -> list[str]:
-    copies.coop(root, pictures(copies.DRAWN), 9)
+    fake_datasets.coop(root, pictures(fake_datasets.DRAWN), 9)
     return ["data.shots=4"]
 
 
 def base_to_novel(root: Path) -> list[str]:
-    copies.coop(root, pictures(copies.DRAWN), 9)
+    fake_datasets.coop(root, pictures(fake_datasets.DRAWN), 9)
     return ["data.shots=4", "partition.clients=2"]
 
 
@@ -185,9 +187,9 @@ def test_a_preset_runs_on_a_copy_in_the_published_layout(name: str, tmp_path: Pa
     assert len(federation.novel) == (5 if name == "base_to_novel" else 0)
     assert federation.source.warnings == ()
     if name.startswith("domainnet"):
-        assert federation.base_names == copies.DOMAINNET
+        assert federation.base_names == fake_datasets.DOMAINNET
     elif name == "pacs":
-        assert federation.base_names == copies.PACS
+        assert federation.base_names == fake_datasets.PACS
     results = fedvlm.run(name, *words, out=tmp_path / "run")
     assert {row.method for row in results.rows} == {"zero_shot", method}
     assert all(0 <= row.metrics["local"].mean <= 1 for row in results.rows)
@@ -230,7 +232,7 @@ def test_the_released_transform_has_no_augmentation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["clip", "cifar10"])
 def test_zero_shot_is_far_above_chance_on_cifar_s_files(kind: str, tmp_path: Path) -> None:
-    found = chosen("cifar10", *ten(tmp_path, copies.DRAWN), f"data.path={tmp_path}")
+    found = chosen("cifar10", *ten(tmp_path, fake_datasets.DRAWN), f"data.path={tmp_path}")
     clip = clips.load()
     clip.preprocess = clips.preprocess.chosen(clip.preprocess, kind)
     assert zero_shot(found, clip) > 0.5
@@ -240,10 +242,10 @@ def test_zero_shot_is_far_above_chance_on_cifar_s_files(kind: str, tmp_path: Pat
 def test_zero_shot_is_far_above_chance_with_lists(name: str, tmp_path: Path) -> None:
     """Label numbers against the order of the alphabet: names must follow the numbers."""
     words = {"domainnet": ("train", "test"), "pacs": ("train_kfold", "crossval_kfold")}[name]
-    copies.by_domain(tmp_path, copies.DOMAINS[name], pictures(copies.DRAWN))
-    labels = {word: 100 - place for place, word in enumerate(sorted(copies.DRAWN))}
+    fake_datasets.by_domain(tmp_path, fake_datasets.DOMAINS[name], pictures(fake_datasets.DRAWN))
+    labels = {word: 100 - place for place, word in enumerate(sorted(fake_datasets.DRAWN))}
     for split, numbers in zip(words, (range(8), range(8, 12)), strict=True):
-        copies.write_lists(tmp_path, f"{{domain}}_{split}.txt", labels, numbers, copies.DOMAINS[name])
+        fake_datasets.write_lists(tmp_path, f"{{domain}}_{split}.txt", labels, numbers, fake_datasets.DOMAINS[name])
     found = chosen(name, f"data.path={tmp_path}", "data.include=[]", "partition.clients_per_domain=2")
     assert zero_shot(found, clips.load()) > 0.5
 
@@ -253,7 +255,7 @@ def zero_shot(found: Experiment, clip: clips.FrozenCLIP) -> float:
     federation = federate(load_source(found.data, 0), found, 0)
     activations = Activations(clip, federation.source.records, Device(torch.device("cpu")), 2**28)
     accuracy, count, classes = zero_shot_check(clip, federation, activations, found)
-    assert accuracy > above_chance(count, classes)
+    assert accuracy > chance_threshold(count, classes)
     return accuracy
 
 
@@ -261,7 +263,9 @@ def test_office_as_it_is(shared: Path) -> None:
     """The real one: four domains, ten classes, a fifth held out, as many images as the papers count."""
     found = chosen("office_caltech", f"data.path={shared / 'data/office_caltech_10'}")
     federation = federate(load_source(found.data, 0), found, 0)
-    assert [client.domain for client in federation.clients] == [d for d in copies.DOMAINS["office"] for _ in range(5)]
+    assert [client.domain for client in federation.clients] == [
+        d for d in fake_datasets.DOMAINS["office"] for _ in range(5)
+    ]
     train, test = (sum(len(getattr(c, part)) for c in federation.clients) for part in ("train", "local"))
     assert train + test == 2533
     assert abs(test - 508) <= 12

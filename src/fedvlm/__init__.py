@@ -48,4 +48,4 @@ def run(
                           "the script again")  # fmt: skip
     chosen = experiment.load(what, words, settings)
     options = Options(resume, overwrite, processes, Reporter(quiet=quiet))
-    return study.run(study.single(chosen, None if out is None else Path(out)), options)
+    return study.run(study.single_plan(chosen, None if out is None else Path(out)), options)

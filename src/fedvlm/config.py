@@ -27,31 +27,31 @@ class Section(BaseModel):
         fields = cls.model_fields.items()
         return {name: field.serialization_alias for name, field in fields if field.serialization_alias}
 
-    def kept(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """The settings as files keep them: plain JSON values, by their earliest names."""
         return self.model_dump(mode="json", by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _words(cls, values: Any) -> Any:
+    def _read_words(cls, values: Any) -> Any:
         """Settings by their names of now.
 
         TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name.
         """
         if not isinstance(values, dict):
             return values
-        values = modern(values, cls.renamed())
+        values = to_current_names(values, cls.renamed())
         kinds = {key: {field.annotation, *get_args(field.annotation)} for key, field in cls.model_fields.items()}
-        return {key: _worded(value, kinds.get(key, set())) for key, value in values.items()}
+        return {key: _parse_words(value, kinds.get(key, set())) for key, value in values.items()}
 
 
-def _worded(value: Any, kinds: set[Any]) -> Any:
+def _parse_words(value: Any, kinds: set[Any]) -> Any:
     if value == "none" and type(None) in kinds:
         return None
     return str(value) if type(value) is int and str in kinds and int not in kinds else value
 
 
-def modern(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def to_current_names(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """A table of settings by their names of now. Raises `ValueError` where a setting is given by both names."""
     now = {before: name for name, before in renamed.items()}
     both = [name for name, before in renamed.items() if name in table and before in table]
@@ -69,7 +69,7 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
     path = [str(part) for part in detail["loc"]]
     name = prefix + ".".join(path)
     if detail["type"] == "extra_forbidden":
-        known = _known(model, detail["loc"])
+        known = _field_names(model, detail["loc"])
         words = ", ".join(sorted(known))
         return f"unknown setting '{name}'{nearest(path[-1], known)}; known here: {words}"
     if detail["type"] == "missing":
@@ -84,7 +84,7 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
     return f"setting '{name}': {message}, not {detail['input']!r}"
 
 
-def _known(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+def _field_names(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     for part in loc[:-1]:
         field = model.model_fields.get(part)
         inner = field.annotation if field else None

@@ -32,7 +32,7 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(temporary, _NEW, _mode(private))
     except OSError as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -43,7 +43,7 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _explained(path, error) from error
+            raise _explain(path, error) from error
         raise
 
 
@@ -62,7 +62,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
 
 
 def read_json(path: Path) -> Any:
@@ -92,7 +92,7 @@ def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = Fa
                 os.fsync(file.fileno())
             return file.tell()
     except OSError as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
 
 
 def truncate(path: Path, length: int) -> None:
@@ -107,7 +107,7 @@ def truncate(path: Path, length: int) -> None:
                 file.truncate(length)
                 os.fsync(file.fileno())
     except OSError as error:
-        raise _explained(path, error) from error
+        raise _explain(path, error) from error
     if found < length:
         raise FedvlmError(
             f"{path} has {found:,} bytes, but {length:,} were written: lines are missing. Put the file back as it was, "
@@ -130,7 +130,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _explained(path: Path, error: OSError) -> StorageError:
+def _explain(path: Path, error: OSError) -> StorageError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space, then continue with --resume",
         errno.EACCES: "no permission to write there: choose another folder with --out",

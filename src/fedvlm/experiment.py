@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
-from fedvlm import durable, methods, plain, plugins, presets
+from fedvlm import durable, methods, overrides, plugins, presets
 from fedvlm.clip import ModelSection
-from fedvlm.config import Count, Section, Share, modern, problems
-from fedvlm.data import DataSource
+from fedvlm.config import Count, Section, Share, problems, to_current_names
+from fedvlm.data import DataSource, Source, load_source
 from fedvlm.data import settings as sources
 from fedvlm.data.partitions import PartitionSection
 from fedvlm.data.sources.scenes import ScenesData
@@ -58,9 +58,13 @@ class Experiment(Section):
             raise ValueError("expected a name for a folder: no '/', no '\\', no '.' at its beginning")
         return value
 
+    def load_source(self, seed: int) -> Source:
+        """All records of the data; sound files are remembered in the user's cache unless `compute.disk_gib` is 0."""
+        return load_source(self.data, seed, use_cache=self.compute.disk_gib > 0)
+
     def resolved(self) -> dict[str, Any]:
         """All settings, defaults included, as plain JSON values."""
-        settings = self.kept()
+        settings = self.dump()
         for name, table in settings["method"].items():
             before = methods.renamed(name, table)
             settings["method"][name] = {before.get(key, key): value for key, value in table.items()}
@@ -68,15 +72,17 @@ class Experiment(Section):
 
     def digest(self) -> str:
         """SHA-256 of what can change results: everything but the name, the device and the bounds of caches."""
-        return durable.json_digest(self._counted())
+        return durable.json_digest(self._digested_settings())
 
     def basis(self) -> str:
         """The same without methods, seeds and methods' settings: what all points of a comparison have in common."""
-        return durable.json_digest({key: value for key, value in self._counted().items() if key not in _POINTS})
+        return durable.json_digest(
+            {key: value for key, value in self._digested_settings().items() if key not in _POINT_SETTINGS}
+        )
 
-    def _counted(self) -> dict[str, Any]:
+    def _digested_settings(self) -> dict[str, Any]:
         settings = {key: value for key, value in self.resolved().items() if key != "name"}
-        for section, keys in LATER.items():
+        for section, keys in ADDED_LATER.items():
             table, model = (settings[section], getattr(self, section)) if section else (settings, self)
             fields = {field.serialization_alias or name: field for name, field in type(model).model_fields.items()}
             for key in keys & table.keys():
@@ -86,12 +92,12 @@ class Experiment(Section):
         return settings
 
 
-LATER = {
+ADDED_LATER = {
     "": {"faults"}, "evaluation": {"metrics"}, "data": {"on_duplicate", "grey_bits", "classes"}, "partition": {"late"},
 }  # fmt: skip
 """Settings that came later, by table: digests leave them out while they have their defaults (or name nothing), so that
 runs that were begun before there were any can be resumed."""
-_POINTS = ("methods", "seeds", "method")
+_POINT_SETTINGS = ("methods", "seeds", "method")
 
 
 def load(what: str, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Experiment:
@@ -99,12 +105,14 @@ def load(what: str, words: Sequence[str] = (), settings: Mapping[str, Any] | Non
 
     In `settings`, classes may stand for methods and data sources. Raises `FedvlmError` as `parse` does.
     """
-    given = plain.override(plain.with_tables(presets.settings(what), _named(settings or {})), words)
-    tell_renamed(given)
+    given = overrides.apply_words(
+        overrides.merge_settings(presets.settings(what), _replace_classes(settings or {})), words
+    )
+    warn_renamed(given)
     return parse(given)
 
 
-def tell_renamed(settings: Mapping[str, Any]) -> None:
+def warn_renamed(settings: Mapping[str, Any]) -> None:
     """Warn once of each setting that is given by an earlier name."""
     sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
     tables = [(f"{name}.", settings.get(name), kind.renamed()) for name, kind in sections.items()
@@ -119,12 +127,12 @@ def tell_renamed(settings: Mapping[str, Any]) -> None:
                 warnings.warn(f"setting '{above}{before}' is called '{above}{name}' now", FutureWarning, stacklevel=3)
 
 
-def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _replace_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings given in Python, classes replaced by their names."""
 
     def name(value: Any) -> Any:
         if isinstance(value, type):
-            return plugins.dotted(value)
+            return plugins.dotted_path(value)
         if isinstance(value, Mapping):
             return {key: name(each) for key, each in value.items()}
         return [name(each) for each in value] if isinstance(value, list | tuple) else value
@@ -143,10 +151,10 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
         raise FedvlmError(
             f"these settings have a [sweep] over {keys}: play them with fedvlm sweep, or set it to one value"
         )
-    rest, wrong = _outside(dict(settings)), []
+    rest, wrong = _name_outside_methods(dict(settings)), []
     if isinstance(rest.get("data"), dict):
         try:
-            rest["data"] = _data(rest["data"])
+            rest["data"] = _parse_data(rest["data"])
         except FedvlmError as error:
             wrong.append(str(error))
             del rest["data"]
@@ -161,19 +169,19 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
             f'data.preprocess = "{found.data.transform}" has no augmentation, but views = {json.dumps(found.views)} '
             'asks for it: set views = "none", or data.preprocess = "clip"'
         )
-    metrics.chosen(found.evaluation.metrics)
-    return _with_methods(found)
+    metrics.select_metrics(found.evaluation.metrics)
+    return _check_methods(found)
 
 
-def _data(table: dict[str, Any]) -> DataSource:
+def _parse_data(table: dict[str, Any]) -> DataSource:
     """The `[data]` table as the settings of its source."""
-    known = sources.known()
+    known = sources.builtin_sources()
     if "source" not in table and table.keys() <= ScenesData.model_fields.keys():
         table = {"source": "scenes", **table}
     name = table.get("source")
     if not isinstance(name, str) or (name not in known and not _is_outside(name, sources.GROUP)):
         raise FedvlmError(f"setting 'data.source' is one of: {', '.join(known)}; or package.module:Class")
-    kind = sources.find(name)
+    kind = sources.find_source(name)
     try:
         return kind.model_validate(table)
     except ValidationError as error:
@@ -184,7 +192,7 @@ def _is_outside(name: str, group: str) -> bool:
     return ":" in name or name in plugins.entry_points(group)
 
 
-def _outside(settings: dict[str, Any]) -> dict[str, Any]:
+def _name_outside_methods(settings: dict[str, Any]) -> dict[str, Any]:
     """Methods of other packages under their own names, each with a table that says where it is from."""
     names, tables = settings.get("methods"), settings.get("method", {})
     if not isinstance(tables, dict):
@@ -197,26 +205,26 @@ def _outside(settings: dict[str, Any]) -> dict[str, Any]:
                 raise FedvlmError(f"method '{path}' calls itself '{name}', as one of ours does: rename it")
             added[name] = {"method": path, **tables.get(name, {})}
         plain_names.append(name)
-    tables = {name: _modern(name, table) for name, table in (tables | added).items()}
+    tables = {name: _method_to_current_names(name, table) for name, table in (tables | added).items()}
     return settings | {"method": tables} | ({"methods": plain_names} if isinstance(names, list) else {})
 
 
-def _modern(name: str, table: Any) -> Any:
+def _method_to_current_names(name: str, table: Any) -> Any:
     """A method's table by the names of now."""
     try:
-        return modern(table, methods.renamed(name, table)) if isinstance(table, dict) else table
+        return to_current_names(table, methods.renamed(name, table)) if isinstance(table, dict) else table
     except ValueError as error:
         raise FedvlmError(f"setting 'method.{name}': {error}") from None
 
 
-def _with_methods(found: Experiment) -> Experiment:
+def _check_methods(experiment: Experiment) -> Experiment:
     """With the names of all methods in the place of `all`. Raises `FedvlmError` for methods that are not there."""
-    methods.check(found.method)
-    found = found.model_copy(update={"methods": methods.expanded(found.methods, found.method)})
-    for name in found.methods:
-        methods.build(name, found.method)
-    for what, given in (("methods", found.methods), ("seeds", found.seeds)):
+    methods.check(experiment.method)
+    experiment = experiment.model_copy(update={"methods": methods.expanded(experiment.methods, experiment.method)})
+    for name in experiment.methods:
+        methods.build(name, experiment.method)
+    for what, given in (("methods", experiment.methods), ("seeds", experiment.seeds)):
         twice = [each for place, each in enumerate(given) if each in given[:place]]
         if twice:
             raise FedvlmError(f"setting '{what}' names {listed(twice)} twice")
-    return found
+    return experiment

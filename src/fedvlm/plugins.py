@@ -33,7 +33,7 @@ def entry_points(group: str) -> dict[str, str]:
     return {point.name: point.value for point in metadata.entry_points(group=group)}
 
 
-def dotted(value: type) -> str:
+def dotted_path(value: type) -> str:
     """How a class is named. Raises `FedvlmError` for one that cannot be found again by its name."""
     path = f"{value.__module__}:{value.__qualname__}"
     if "<locals>" in path or getattr(sys.modules.get(value.__module__), value.__qualname__, None) is not value:
@@ -41,7 +41,7 @@ def dotted(value: type) -> str:
     return path
 
 
-def loaded(path: str, kind: type[T], what: str) -> Any:
+def load_object(path: str, kind: type[T], what: str) -> Any:
     """The class (or object) of a kind that `package.module:Name` names. Raises `FedvlmError` if there is none."""
     module, _, name = path.partition(":")
     try:
@@ -69,7 +69,7 @@ def find(name: str, known: Mapping[str, type[T]], kind: type[T], group: str, wha
         raise FedvlmError(
             f"unknown {what} '{name}'{nearest(name, names)}; known: {', '.join(names)}; or package.module:Class"
         )
-    found = loaded(path, kind, what)
+    found = load_object(path, kind, what)
     if not isinstance(found, type):
         raise FedvlmError(f"{what} '{path}' is no class")
     return found

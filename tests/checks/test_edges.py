@@ -6,30 +6,35 @@ import json
 import shutil
 from pathlib import Path
 
-import made
-import naive
+import formulas
 import pytest
+import reference_outputs
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from fedvlm import cli
 from fedvlm.checks.agreement import Group, judge
-from fedvlm.checks.bench.naive import Released
-from fedvlm.checks.verify import WAYS, Disturbed, verify
+from fedvlm.checks.bench.released import ReleasedPath
+from fedvlm.checks.verify import PATHS, DisturbedPath, verify
 from fedvlm.clip import FrozenCLIP
 from fedvlm.tuners import adapter
 
-SETTINGS = {"clip": "other-clip", "classnames": made.NAMES, "prompt": "this is {}!", "adapter": made.ADAPTER}
-PLAIN = WAYS["alone"]
+SETTINGS = {
+    "clip": "other-clip",
+    "classnames": reference_outputs.NAMES,
+    "prompt": "this is {}!",
+    "adapter": reference_outputs.ADAPTER,
+}
+PLAIN = PATHS["alone"]
 
 
-def on_edge(clip: FrozenCLIP, start: naive.Weights) -> naive.Weights:
+def on_edge(clip: FrozenCLIP, start: formulas.Weights) -> formulas.Weights:
     """Such a bias for one vision unit that its input is zero, but for rounding, at one token of one image."""
-    w, config = naive.weights(clip), clip.config
+    w, config = formulas.weights(clip), clip.config
     entering: list[Tensor] = []
-    images = made.draw(7, 3, 20, 20, name="images")
-    naive.image_stream(images, w, config, branches={2: lambda h: entering.append(h) or 0 * h})  # type: ignore[func-returns-value]
+    images = reference_outputs.draw(7, 3, 20, 20, name="images")
+    formulas.image_stream(images, w, config, branches={2: lambda h: entering.append(h) or 0 * h})  # type: ignore[func-returns-value]
     name, (image, token, unit) = "vision.2.down", (3, 5, 4)
     value = entering[0][image, token] @ start[f"{name}.weight"][unit].double()
     bias = start[f"{name}.bias"].clone()
@@ -43,11 +48,11 @@ def edges(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for side in (-1, 1):
         folder = tmp_path_factory.mktemp("edge")
-        clip = made.write_clip(folder / "other-clip")
-        start = on_edge(clip, made.adapter_start())
-        truth = naive.doubled(start)
+        clip = reference_outputs.write_clip(folder / "other-clip")
+        start = on_edge(clip, reference_outputs.adapter_start())
+        truth = formulas.doubled(start)
         truth["vision.2.down.bias"][4] += side * 1e-6
-        made.write(folder, "adapter", SETTINGS, made.adapter_step(clip, start, truth))
+        reference_outputs.write(folder, "adapter", SETTINGS, reference_outputs.adapter_step(clip, start, truth))
         folders.append(folder)
     return folders
 
@@ -56,7 +61,7 @@ def edges(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def federated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clients and three rounds; each test writes its own settings."""
     folder = tmp_path_factory.mktemp("federated")
-    made.write_adapter(folder, made.write_clip(folder / "other-clip"))
+    reference_outputs.write_adapter(folder, reference_outputs.write_clip(folder / "other-clip"))
     return folder
 
 
@@ -66,7 +71,7 @@ def other_side(edges: list[Path]) -> Path:
     return found
 
 
-@pytest.mark.parametrize("way", [*WAYS.values(), Released()], ids=[*WAYS, "released"])
+@pytest.mark.parametrize("way", [*PATHS.values(), ReleasedPath()], ids=[*PATHS, "released"])
 def test_a_unit_on_its_edge_is_reported_and_passes(edges: list[Path], way: object) -> None:
     both = [verify(folder, way) for folder in edges]  # type: ignore[arg-type]
     assert all(group.passed for groups in both for group in groups)
@@ -123,10 +128,10 @@ def test_a_wrong_gradient_fails_in_every_draw(
 
 
 @pytest.mark.parametrize("change", [{"momentum": 0.801}, {"lr": 0.01001}, {"weight_decay": 0.0}])
-def test_a_wrong_optimiser_fails_in_every_draw(federated: Path, change: dict[str, float]) -> None:
+def test_a_wrong_optimizer_fails_in_every_draw(federated: Path, change: dict[str, float]) -> None:
     """A thousandth of the momentum or of the rate; no decay."""
     settings = json.loads((federated / "adapter.json").read_text())
-    (federated / "adapter.json").write_text(json.dumps(settings | {"federated": made.ROUNDS | change}))
+    (federated / "adapter.json").write_text(json.dumps(settings | {"federated": reference_outputs.ROUNDS | change}))
     failed = [group for group in verify(federated, draws=4) if not group.passed]
     assert "federated/final/shared" in {group.name for group in failed}
     assert {(group.result, group.agreed, group.draws) for group in failed} == {("FAIL", 0, 4)}
@@ -153,13 +158,13 @@ def test_a_fault_of_little_more_than_the_tolerance_fails_in_every_draw(edges: li
 
 def test_nothing_is_computed_again_where_all_agrees(edges: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     (same,) = [folder for folder in edges if folder != other_side(edges)]
-    monkeypatch.setattr(Disturbed, "hidden", lambda *_: pytest.fail("disturbed"))
+    monkeypatch.setattr(DisturbedPath, "hidden", lambda *_: pytest.fail("disturbed"))
     assert all(group.result == "pass" and group.draws == 0 for group in verify(same))
 
 
 def test_noise_is_of_the_size_of_rounding_and_that_of_its_name() -> None:
     start = {"a": torch.linspace(-3, 3, 50_000), "b": torch.linspace(-3, 3, 50_000), "zero": torch.zeros(3)}
-    one, same, other = (Disturbed(PLAIN, draw).initial(start) for draw in (0, 0, 1))
+    one, same, other = (DisturbedPath(PLAIN, draw).initial(start) for draw in (0, 0, 1))
     noise = {name: (tensor.double() - start[name].double()) for name, tensor in one.items()}
     assert noise["a"].abs().max() < 6 * 3e-7
     assert noise["a"].std() == pytest.approx(3e-7, rel=0.1)
@@ -206,6 +211,6 @@ def test_all_must_agree_in_one_draw(
 def test_noise_leaves_a_reference_where_it_was() -> None:
     """What is differentiable moves by rounding only: no tensor of the published outputs comes near its tolerance."""
     reference = Path(__file__).parents[1] / "reference"
-    for one in verify(reference, Disturbed(PLAIN, 0), draws=0):
+    for one in verify(reference, DisturbedPath(PLAIN, 0), draws=0):
         assert one.agrees
         assert one.ratio < 3e-5, one

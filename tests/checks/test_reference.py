@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedvlm import clip as clips
 from fedvlm import tensors
-from fedvlm.checks import drawn
+from fedvlm.checks import drawn_tensors
 from fedvlm.checks.agreement import is_input
-from fedvlm.checks.drawn import Draws
+from fedvlm.checks.drawn_tensors import Draws
 from fedvlm.checks.verify import verify
 from fedvlm.errors import FedvlmError
 
@@ -40,14 +40,14 @@ def test_numbers_are_those_of_the_full_reference(name: str, full: Path) -> None:
     expected = safetensors.torch.load_file(full / f"{name}.safetensors")
     stored = safetensors.torch.load_file(REFERENCE / f"{name}.safetensors")
     assert json.loads((REFERENCE / f"{name}.json").read_text()) == json.loads((full / f"{name}.json").read_text())
-    assert tensors.equal(drawn.load(REFERENCE / f"{name}.safetensors"), expected)
+    assert tensors.equal(drawn_tensors.load(REFERENCE / f"{name}.safetensors"), expected)
     assert {key for key in expected if not is_input(key)} <= stored.keys()
 
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_weights_are_those_of_the_full_models(name: str, full: Path) -> None:
     """Bit for bit; of embeddings those of the tokens and positions that occur."""
-    own = drawn.load(REFERENCE / name / f"{CLIPS[name]}.safetensors")
+    own = drawn_tensors.load(REFERENCE / name / f"{CLIPS[name]}.safetensors")
     expected = safetensors.torch.load_file(full / name / f"{CLIPS[name]}.safetensors")
     assert own.keys() == expected.keys()
     for key, tensor in own.items():
@@ -59,7 +59,7 @@ def test_weights_are_those_of_the_full_models(name: str, full: Path) -> None:
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_texts_have_the_embeddings_of_the_full_models(name: str, full: Path) -> None:
-    with drawn.completed(REFERENCE / name) as place:
+    with drawn_tensors.completed_folder(REFERENCE / name) as place:
         small = clips.load(str(place))
     whole = clips.load(str(full / name))
     settings = [json.loads((REFERENCE / f"{fixture}.json").read_text()) for fixture in FIXTURES]
@@ -82,7 +82,7 @@ def test_both_give_the_same_verdicts(full: Path) -> None:
 
 
 def test_a_word_that_no_fixture_has_is_refused() -> None:
-    with drawn.completed(REFERENCE / "tiny-clip") as place:
+    with drawn_tensors.completed_folder(REFERENCE / "tiny-clip") as place:
         clip = clips.load(str(place))
     with pytest.raises(FedvlmError, match="no tokens for 'zebra'"):
         clip.tokenizer.words("zebra")
@@ -114,7 +114,7 @@ def test_a_draw_is_what_torch_draws_there() -> None:
         Draws(seed=4, law="uniform", scale=0.25, half=True, tensors={"u": [7, 16]}),
         Draws(**LAW, transposed=True, tensors={"t": [16, 8, 4]}),
     ]
-    found = drawn.draw(lots)
+    found = drawn_tensors.draw(lots)
     assert torch.equal(found["late"], 2 + 0.5 * torch.randn(4, 16, generator=generator(3, 96)))
     assert torch.equal(found["early"], 2 + 0.5 * torch.randn(2, 8, generator=generator(3, 16)))
     even: Tensor = torch.empty(16).uniform_(-0.25, 0.25, generator=generator(4, 7))
@@ -124,16 +124,16 @@ def test_a_draw_is_what_torch_draws_there() -> None:
 
 def written(folder: Path) -> Path:
     file = folder / "x.safetensors"
-    drawn.save(file, {"kept": torch.ones(2)}, [Draws(**LAW, tensors={"a": [32, 4, 8]})])
+    drawn_tensors.save(file, {"kept": torch.ones(2)}, [Draws(**LAW, tensors={"a": [32, 4, 8]})])
     return file
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    found = drawn.load(written(tmp_path))
+    found = drawn_tensors.load(written(tmp_path))
     assert found.keys() == {"kept", "a"}
     assert torch.equal(found["a"], 0.5 * torch.randn(4, 8, generator=generator(3, 32)))
     (tmp_path / "x.drawn.json").unlink()
-    assert drawn.load(tmp_path / "x.safetensors").keys() == {"kept"}
+    assert drawn_tensors.load(tmp_path / "x.safetensors").keys() == {"kept"}
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_a_draw_with_a_wrong_form_is_refused(tmp_path: Path, group: dict[str, An
     file = written(tmp_path)
     (tmp_path / "x.drawn.json").write_text(json.dumps({"norm": 1.0, "draws": [group]}))
     with pytest.raises(FedvlmError, match=r"x\.drawn\.json is not a readable table of draws"):
-        drawn.load(file)
+        drawn_tensors.load(file)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"norm": 1.0}', '{"norm": NaN, "draws": []}'])
@@ -159,7 +159,7 @@ def test_a_damaged_table_of_draws(tmp_path: Path, text: str) -> None:
     file = written(tmp_path)
     (tmp_path / "x.drawn.json").write_text(text)
     with pytest.raises(FedvlmError, match=r"x\.drawn\.json is not a readable table of draws"):
-        drawn.load(file)
+        drawn_tensors.load(file)
 
 
 def test_another_generator_is_noticed(tmp_path: Path) -> None:
@@ -167,25 +167,25 @@ def test_another_generator_is_noticed(tmp_path: Path) -> None:
     table = json.loads((tmp_path / "x.drawn.json").read_text())
     (tmp_path / "x.drawn.json").write_text(json.dumps(table | {"norm": table["norm"] * (1 + 1e-5)}))
     with pytest.raises(FedvlmError, match=r"gives other numbers\. Use the full reference outputs"):
-        drawn.load(file)
+        drawn_tensors.load(file)
 
 
 def test_what_is_both_stored_and_drawn_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path)
     tensors.save(file, {"a": torch.ones(4, 8)})
     with pytest.raises(FedvlmError, match=r"draws what x\.safetensors holds: a"):
-        drawn.load(file)
+        drawn_tensors.load(file)
 
 
 def test_a_directory_without_draws_is_itself(tmp_path: Path) -> None:
-    with drawn.completed(tmp_path) as place:
+    with drawn_tensors.completed_folder(tmp_path) as place:
         assert place == tmp_path
-    with drawn.completed(tmp_path / "missing") as place:
+    with drawn_tensors.completed_folder(tmp_path / "missing") as place:
         assert place == tmp_path / "missing"
 
 
 def test_a_completed_directory_is_a_whole_model_and_goes_again() -> None:
-    with drawn.completed(REFERENCE / "tiny-clip") as place:
+    with drawn_tensors.completed_folder(REFERENCE / "tiny-clip") as place:
         assert not list(place.glob("*.drawn.json"))
         assert len(safetensors.torch.load_file(place / "model.safetensors")) == 398
     assert not place.exists()

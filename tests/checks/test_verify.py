@@ -1,4 +1,4 @@
-"""`verify` on the published reference outputs, on outputs of another shape from `naive`, and on wrong ones."""
+"""`verify` on the published reference outputs, on outputs of another shape from `formulas`, and on wrong ones."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import made
 import pytest
+import reference_outputs
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from fedvlm.checks import verify as reference
-from fedvlm.checks.bench.naive import Encoders, Released
-from fedvlm.checks.verify import WAYS, verify
+from fedvlm.checks.bench.released import ReleasedEncoders, ReleasedPath
+from fedvlm.checks.verify import PATHS, verify
 from fedvlm.errors import FedvlmError
-from fedvlm.training.store import Shelf
+from fedvlm.training.disk_cache import CacheTable
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
-    clip = made.write_clip(folder / "other-clip")
-    made.write_adapter(folder, clip)
-    made.write_mixture(folder, clip)
+    clip = reference_outputs.write_clip(folder / "other-clip")
+    reference_outputs.write_adapter(folder, clip)
+    reference_outputs.write_mixture(folder, clip)
     return folder
 
 
@@ -49,7 +49,7 @@ def compared(folder: Path) -> dict[str, int]:
     return {stem: sum(not inputs(name) for name in table) for stem, table in files.items()}
 
 
-EVERY = WAYS | {"released": Released()}
+EVERY = PATHS | {"released": ReleasedPath()}
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -143,11 +143,11 @@ def reset(folder: Path, fixture: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(("fixture", "changes", "group"), [
-    ("adapter", {"adapter": made.ADAPTER | {"scale": 0.021}}, "logits"), ("adapter", {"federated": made.ROUNDS | {"weight_decay": 0.0}}, "federated/final/shared"),
-    ("adapter", {"federated": made.ROUNDS | {"momentum": 0.9}}, "federated/losses"), ("mixture", {"local_logits_weight": 0.5}, "mixture/logits"),
-    ("mixture", {"gating": made.GATING | {"heads": 4}}, "mixture/logits"), ("mixture", {"gating": made.GATING | {"scaling": 0.5}}, "mixture/logits"),
-    ("mixture", {"suffix": "{}"}, "local_only/logits"), ("mixture", {"training": made.TRAINING | {"gating_lr": 0.05}}, "trained/gating"),
-    ("mixture", {"classnames": made.NAMES[::-1]}, "mixture/logits"),
+    ("adapter", {"adapter": reference_outputs.ADAPTER | {"scale": 0.021}}, "logits"), ("adapter", {"federated": reference_outputs.ROUNDS | {"weight_decay": 0.0}}, "federated/final/shared"),
+    ("adapter", {"federated": reference_outputs.ROUNDS | {"momentum": 0.9}}, "federated/losses"), ("mixture", {"local_logits_weight": 0.5}, "mixture/logits"),
+    ("mixture", {"gating": reference_outputs.GATING | {"heads": 4}}, "mixture/logits"), ("mixture", {"gating": reference_outputs.GATING | {"scaling": 0.5}}, "mixture/logits"),
+    ("mixture", {"suffix": "{}"}, "local_only/logits"), ("mixture", {"training": reference_outputs.TRAINING | {"gating_lr": 0.05}}, "trained/gating"),
+    ("mixture", {"classnames": reference_outputs.NAMES[::-1]}, "mixture/logits"),
 ])  # fmt: skip
 def test_every_setting_matters(folder: Path, fixture: str, changes: dict[str, Any], group: str) -> None:
     reset(folder, fixture, **changes)
@@ -209,7 +209,7 @@ def test_an_output_of_another_shape(folder: Path) -> None:
 
 
 def test_a_stride_that_does_not_fit(folder: Path) -> None:
-    reset(folder, "mixture", gating=made.GATING | {"feature_stride": 4})
+    reset(folder, "mixture", gating=reference_outputs.GATING | {"feature_stride": 4})
     refused(folder, "feature_stride")
 
 
@@ -240,8 +240,8 @@ def test_every_way_is_its_own(written: Path, monkeypatch: pytest.MonkeyPatch) ->
         return {n: t + 0.01 for n, t in found.items()} if isinstance(found, dict) else found + 0.01
 
     assert broken(reference, "train_together") == {"alone": True, "together": False, "stored": True, "released": True}
-    assert broken(Shelf, "read") == {"alone": True, "together": True, "stored": False, "released": True}
-    assert broken(Encoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
+    assert broken(CacheTable, "read") == {"alone": True, "together": True, "stored": False, "released": True}
+    assert broken(ReleasedEncoders, "text") == {"alone": True, "together": True, "stored": True, "released": False}
 
 
 def test_an_input_of_another_shape(folder: Path) -> None:

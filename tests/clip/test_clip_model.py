@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import naive
+import formulas as naive
 import pytest
 import torch
 from torch import Tensor

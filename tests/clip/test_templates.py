@@ -8,7 +8,7 @@ import pytest
 import torch
 from called import call
 
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.clip.templates import TEMPLATES, template
 from fedvlm.errors import FedvlmError
 from fedvlm.testing import tiny
@@ -22,7 +22,7 @@ SETTINGS = [
 
 def parsed(key: str, words: str) -> experiment.Experiment:
     settings = presets.settings("quickstart")
-    plain.put(settings, key, [words] if key.endswith("templates") else words)
+    overrides.set_value(settings, key, [words] if key.endswith("templates") else words)
     found = experiment.parse(settings)
     methods.check(found.method)
     return found

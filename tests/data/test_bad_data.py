@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_samples import photos
+from fake_data import photos
 
 from fedvlm.data import load_source
 from fedvlm.data.sources.coop import CoopData

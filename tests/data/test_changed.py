@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import copies
+import fake_datasets
 import pytest
-from data_samples import experiment_of, photo, photos, problem_of
+from fake_data import experiment_of, photo, photos, problem_of
 
 import fedvlm
 from fedvlm.data import Federation, Source, federate, load_source
@@ -49,9 +49,9 @@ def test_a_digest_and_its_pixels_come_from_the_same_bytes(tmp_path: Path) -> Non
     """While a file is replaced again and again, it is opened right or not at all."""
     path = photo(tmp_path / "a.png", (1, 200, 3))
     image = FileImage(tmp_path, "a.png")
-    seen = image.look(lambda digest: None)
+    seen = image.inspect(lambda digest: None)
     assert problem_of(image) is None
-    image = image.settled(seen, 16)  # type: ignore[arg-type]
+    image = image.with_facts(seen, 16)  # type: ignore[arg-type]
     right, other = path.read_bytes(), photo(tmp_path / "b.png", (90, 90, 9)).read_bytes()
     stop = threading.Event()
 
@@ -76,8 +76,8 @@ def test_a_digest_and_its_pixels_come_from_the_same_bytes(tmp_path: Path) -> Non
 
 def test_a_cifar_record_that_changed_is_refused(tmp_path: Path) -> None:
     batches = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
-    made = {name: [(0, copies.flat(place, 2, 3))] for place, name in enumerate(batches)}
-    root = copies.cifar10(tmp_path, made, copies.CIFAR10)
+    made = {name: [(0, fake_datasets.flat(place, 2, 3))] for place, name in enumerate(batches)}
+    root = fake_datasets.cifar10(tmp_path, made, fake_datasets.CIFAR10)
     source = load_source(CifarData(source="cifar", path=str(root), complete=False), 0)
     file = root / "data_batch_2.bin"
     content = bytearray(file.read_bytes())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import copies
+import fake_datasets
 import numpy as np
 import pytest
 
@@ -28,24 +28,30 @@ def ten(root: Path) -> Path:
     """Three records of every class in every file; the colour says file, class and number."""
     images = {
         name: [
-            (label, copies.flat(file * 40, label * 25, number * 80)) for number in range(3) for label in (9, *range(9))
+            (label, fake_datasets.flat(file * 40, label * 25, number * 80))
+            for number in range(3)
+            for label in (9, *range(9))
         ]
         for file, name in enumerate(BATCHES)
     }
-    return copies.cifar10(root, images, copies.CIFAR10)
+    return fake_datasets.cifar10(root, images, fake_datasets.CIFAR10)
 
 
 def hundred(root: Path) -> Path:
     images = {
-        name: [(label, copies.flat(file * 40, label * 2, number * 80)) for number in range(2) for label in range(100)]
+        name: [
+            (label, fake_datasets.flat(file * 40, label * 2, number * 80))
+            for number in range(2)
+            for label in range(100)
+        ]
         for file, name in enumerate(["train", "test"])
     }
-    return copies.cifar100(root, images, COARSE)
+    return fake_datasets.cifar100(root, images, COARSE)
 
 
 def test_every_image_keeps_its_label_and_name_in_cifar10(tmp_path: Path) -> None:
     source = load(ten(tmp_path))
-    assert source.classnames == tuple(copies.CIFAR10)
+    assert source.classnames == tuple(fake_datasets.CIFAR10)
     assert source.superclasses == ()
     assert len(source) == 180
     for found, one in zip(read_images([r.image for r in source.records]), source.records, strict=True):
@@ -54,15 +60,15 @@ def test_every_image_keeps_its_label_and_name_in_cifar10(tmp_path: Path) -> None
         assert found.shape == (32, 32, 3)
         assert np.ptp(found, axis=(0, 1)).max() == 0, "planes are not mixed up"
         assert (green // 25, red // 40) == (one.label, BATCHES.index(file.removesuffix(".bin")))
-        assert one.name == copies.CIFAR10[one.label]
+        assert one.name == fake_datasets.CIFAR10[one.label]
         assert one.split == ("test" if file == "test_batch.bin" else "train")
         assert found[0, 0, 2] == int(row) // 10 * 80
     assert len({r.image.key for r in source.records}) == len({r.image.digest() for r in source.records}) == 180  # type: ignore[attr-defined]
 
 
 def test_pixels_stand_where_they_stood(tmp_path: Path) -> None:
-    image = copies.drawing("striped_fish", 0, side=32)
-    root = copies.cifar10(tmp_path, {name: [(3, image)] for name in BATCHES}, copies.CIFAR10)
+    image = fake_datasets.drawing("striped_fish", 0, side=32)
+    root = fake_datasets.cifar10(tmp_path, {name: [(3, image)] for name in BATCHES}, fake_datasets.CIFAR10)
     assert np.array_equal(np.asarray(load(root).records[2].image.open()), np.asarray(image))
 
 
@@ -104,9 +110,11 @@ def test_only_some_classes(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_that_of_the_pixels(tmp_path: Path) -> None:
-    image = copies.flat(1, 2, 3)
-    root = copies.cifar10(
-        tmp_path, {name: [(0, image), (1, image), (2, copies.flat(1, 2, 4))] for name in BATCHES}, copies.CIFAR10
+    image = fake_datasets.flat(1, 2, 3)
+    root = fake_datasets.cifar10(
+        tmp_path,
+        {name: [(0, image), (1, image), (2, fake_datasets.flat(1, 2, 4))] for name in BATCHES},
+        fake_datasets.CIFAR10,
     )
     first, same, other = (record.image.digest() for record in load(root).records[:3])  # type: ignore[attr-defined]
     assert first == same != other

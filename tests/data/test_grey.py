@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo
+from fake_data import photo
 
 from fedvlm.data import Source, load_source
 from fedvlm.data.sources.folder import FolderData

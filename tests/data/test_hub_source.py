@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo, problem_of
+from fake_data import photo, problem_of
 
 from fedvlm.data import Source, load_source
 from fedvlm.data.pixels import read_images
-from fedvlm.data.sources.huggingface import HubData, HubImage, Table
+from fedvlm.data.sources.huggingface import HubData, HubImage, HubTable
 from fedvlm.errors import FedvlmError
 
 datasets = pytest.importorskip("datasets")
@@ -108,7 +108,7 @@ def test_a_table_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
     features = datasets.Features({"img": datasets.Image(decode=False)})
     cells = [{"bytes": None, "path": str(path)} for path in (inside, outside, "../secret.png", "a.png")]
     data = datasets.Dataset.from_dict({"img": cells}, features=features)
-    table = Table("all", data, "img", (tmp_path / "d",), 40.0)
+    table = HubTable("all", data, "img", (tmp_path / "d",), 40.0)
     problems = [problem_of(HubImage(table, row)) for row in range(4)]
     assert [problem and problem.kind for problem in problems] == [None, "missing", "missing", None]
     with pytest.raises(FedvlmError, match=r"all/1 holds no image bytes and points to .*secret\.png"):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo, problem_of
+from fake_data import photo, problem_of
 
-from fedvlm.data.files import EncodedImage, FileImage, folder, inside, read_text
+from fedvlm.data.files import EncodedImage, FileImage, existing_folder, read_text, resolve_inside
 from fedvlm.errors import FedvlmError
 
 
@@ -183,7 +183,7 @@ def test_a_sibling_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
     photo(tmp_path / "root2" / "a.png")
     (tmp_path / "root").mkdir()
     with pytest.raises(FedvlmError, match="leads out"):
-        inside(tmp_path / "root", "../root2/a.png")
+        resolve_inside(tmp_path / "root", "../root2/a.png")
 
 
 def test_links_inside_the_folder_and_to_the_folder_are_fine(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_links_inside_the_folder_and_to_the_folder_are_fine(tmp_path: Path) -> N
     (tmp_path / "root" / "b.png").symlink_to(tmp_path / "root" / "a.png")
     (tmp_path / "door").symlink_to(tmp_path / "root")
     assert FileImage(tmp_path / "door", "b.png").open().size == (8, 6)
-    assert FileImage(folder(tmp_path / "door"), "x/../b.png").path == "x/../b.png"
+    assert FileImage(existing_folder(tmp_path / "door"), "x/../b.png").path == "x/../b.png"
 
 
 def test_a_list_of_images_is_bounded_and_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

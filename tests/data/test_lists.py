@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import copies
+import fake_datasets
 import pytest
 
 from fedvlm.data import Source, load_source
@@ -29,13 +29,16 @@ def made(root: Path, images: str = ".", lists: str = ".") -> Path:
     """Six pictures of each class and domain; four are in the training list."""
     for domain in DOMAINS:
         pictures = {
-            name: [copies.flat(DOMAINS.index(domain) * 80, place * 60, 20 + number * 40, side=8) for number in range(6)]
+            name: [
+                fake_datasets.flat(DOMAINS.index(domain) * 80, place * 60, 20 + number * 40, side=8)
+                for number in range(6)
+            ]
             for place, name in enumerate(LABELS)
         }
-        copies.by_domain(root / images, [domain], pictures)
+        fake_datasets.by_domain(root / images, [domain], pictures)
     (root / lists).mkdir(exist_ok=True)
-    copies.write_lists(root / lists, "{domain}_train.txt", LABELS, range(4), DOMAINS)
-    copies.write_lists(root / lists, "{domain}_test.txt", LABELS, range(4, 6), DOMAINS)
+    fake_datasets.write_lists(root / lists, "{domain}_train.txt", LABELS, range(4), DOMAINS)
+    fake_datasets.write_lists(root / lists, "{domain}_test.txt", LABELS, range(4, 6), DOMAINS)
     return root
 
 

@@ -7,10 +7,10 @@ import pickle
 from pathlib import Path
 
 import pytest
-from data_samples import experiment_of, photo, photos, source_of
+from fake_data import experiment_of, photo, photos, source_of
 
 from fedvlm.data import Federation, federate, load_source
-from fedvlm.data.notes import Note, counted, public
+from fedvlm.data.notes import Note, counted_note, public
 from fedvlm.data.sources.folder import FolderData
 
 SECRETS = ("ann", "bob", "cid", ".png", ".txt")
@@ -65,7 +65,7 @@ def test_classes_may_be_named() -> None:
 
 
 def test_a_note_survives_another_process() -> None:
-    note = counted(["a.png"], "image is missing", "images are missing")
+    note = counted_note(["a.png"], "image is missing", "images are missing")
     again = pickle.loads(pickle.dumps(note))
     assert isinstance(again, Note)
     assert (again, public(again)) == ("1 image is missing: a.png", "1 image is missing")

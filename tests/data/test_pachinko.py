@@ -7,12 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_samples import classes, experiment_of, source_of
+from fake_data import classes, experiment_of, source_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvlm.data import Federation, Source, federate
-from fedvlm.data.pachinko import capped, pachinko_owners
+from fedvlm.data.pachinko import capped_multinomial, pachinko_owners
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import stream
 
@@ -87,7 +87,7 @@ def test_capped_draws_are_those_of_renormalising_at_once() -> None:
     naive: Counter[tuple[int, ...]] = Counter()
     for seed in range(4000):
         draws = stream(seed, "ours")
-        drawn, again = capped(size, weights, room, draws)
+        drawn, again = capped_multinomial(size, weights, room, draws)
         assert drawn.sum() == size
         assert (drawn <= room).all()
         assert again >= 0
@@ -103,11 +103,13 @@ def test_capped_draws_are_those_of_renormalising_at_once() -> None:
 
 
 def test_weights_of_zero_take_what_has_room() -> None:
-    drawn, again = capped(5, np.zeros(3), np.array([0, 4, 3]), stream(0, "t"))
+    drawn, again = capped_multinomial(5, np.zeros(3), np.array([0, 4, 3]), stream(0, "t"))
     assert drawn.sum() == 5
     assert drawn[0] == 0
     assert again >= 0
-    assert capped(9, np.ones(2), np.array([1, 2]), stream(0, "t"))[0].tolist() == [1, 2], "no more than there is"
+    assert capped_multinomial(9, np.ones(2), np.array([1, 2]), stream(0, "t"))[0].tolist() == [1, 2], (
+        "no more than there is"
+    )
 
 
 def small() -> Source:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_samples import PAPER, classes, experiment_of, source_of
+from fake_data import PAPER, classes, experiment_of, source_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvlm.data import Federation, Source, federate
-from fedvlm.data.dirichlet import cut, dirichlet_shares, suiting_shares, top_up
+from fedvlm.data.dirichlet import dirichlet_shares, draw_shares, round_shares, top_up
 from fedvlm.data.partitions import class_chunks, class_order
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import stream
@@ -147,7 +147,7 @@ def check_client(
 def test_shares_cut_to_whole_images(totals: list[int], clients: int, seed: int, cap: bool) -> None:
     counts = np.array(totals)
     shares = dirichlet_shares(counts, clients, 0.5, stream(seed, "test"), cap=cap)
-    sizes = cut(counts, shares)
+    sizes = round_shares(counts, shares)
     assert np.allclose(shares.sum(axis=1), 1)
     assert (sizes >= 0).all()
     assert sizes.sum(axis=1).tolist() == totals
@@ -157,21 +157,23 @@ def test_shares_cut_to_whole_images(totals: list[int], clients: int, seed: int, 
 def test_cap_stops_a_client_that_has_its_fair_share() -> None:
     totals = np.full(20, 100)
     for seed in range(5):
-        sizes = cut(totals, dirichlet_shares(totals, 10, 0.1, stream(seed, "test"), cap=True))
+        sizes = round_shares(totals, dirichlet_shares(totals, 10, 0.1, stream(seed, "test"), cap=True))
         before = np.cumsum(sizes, axis=0) - sizes
         assert not sizes[before >= totals.sum() / 10].any()
 
 
 def test_small_alpha_is_more_uneven() -> None:
     totals = np.full(10, 1000)
-    spread = [cut(totals, dirichlet_shares(totals, 10, a, stream(0, "t"), cap=False)).std() for a in (0.1, 1, 100)]
+    spread = [
+        round_shares(totals, dirichlet_shares(totals, 10, a, stream(0, "t"), cap=False)).std() for a in (0.1, 1, 100)
+    ]
     assert spread[0] > 2 * spread[1] > 4 * spread[2]
 
 
 def test_extreme_alphas_end() -> None:
     totals = np.full(3, 10)
     for alpha in (1e-300, 1e-9, 1e300):
-        assert cut(totals, dirichlet_shares(totals, 4, alpha, stream(0, "t"), cap=True)).sum() == 30
+        assert round_shares(totals, dirichlet_shares(totals, 4, alpha, stream(0, "t"), cap=True)).sum() == 30
 
 
 def test_draws_are_bounded() -> None:
@@ -182,11 +184,11 @@ def test_draws_are_bounded() -> None:
         return stream(0, "t", attempt)
 
     totals = np.array([40])
-    _, short = suiting_shares(totals, 10, 1e-3, 4, draw, cap=False)
+    _, short = draw_shares(totals, 10, 1e-3, 4, draw, cap=False)
     assert short > 0
     assert seen == list(range(100))
     seen.clear()
-    suiting_shares(totals, 10, 1e-3, 5, draw, cap=False)
+    draw_shares(totals, 10, 1e-3, 5, draw, cap=False)
     assert seen == [0], "five for each of ten clients is more than there is: no need to try again"
 
 
@@ -384,6 +386,6 @@ def test_all_clients_of_a_domain_are_late_by_its_name() -> None:
     for each, late in ((1, ["webcam"]), (2, ["webcam-0", "webcam-1"])):
         partition = {"kind": "domain", "clients_per_domain": each, "late": ["webcam"]}
         fed = federate(source, experiment_of({"novel": "none"}, partition), 0)
-        assert [client.name for client in fed.late] == late
+        assert [client.name for client in fed.newcomers] == late
     one = federate(source, experiment_of({"novel": "none"}, partition | {"late": ["webcam-1"]}), 0)
-    assert [client.name for client in one.late] == ["webcam-1"]
+    assert [client.name for client in one.newcomers] == ["webcam-1"]

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from data_samples import PAPER, experiment_of
+from fake_data import PAPER, experiment_of
 
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.pixels import read_images

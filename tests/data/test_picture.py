@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import classes, experiment_of, source_of
+from fake_data import classes, experiment_of, source_of
 
 from fedvlm.data import Federation, federate
-from fedvlm.data.picture import counts, draw_partition, partition_figure, partition_table
+from fedvlm.data.picture import class_counts, draw_partition, partition_figure, partition_table
 from fedvlm.errors import FedvlmError
 
 
@@ -34,7 +34,7 @@ def test_the_table_counts_images() -> None:
 
 def test_counts_are_those_of_the_records() -> None:
     federation = dealt(6, 4, "dirichlet")
-    for client, row in zip(federation.clients, counts(federation), strict=True):
+    for client, row in zip(federation.clients, class_counts(federation), strict=True):
         names = [federation.source.records[i].name for i in client.train]
         assert row.tolist() == [names.count(name) for name in federation.base_names]
 

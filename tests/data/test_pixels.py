@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import photo
+from fake_data import photo
 
 from fedvlm.data import Image, load_source
 from fedvlm.data.files import FileImage

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_samples import photo, photos
+from fake_data import photo, photos
 
 from fedvlm.data import Source, load_source
 from fedvlm.data.sources.coop import CoopData

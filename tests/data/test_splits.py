@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from data_samples import classes, experiment_of, source_of
+from fake_data import classes, experiment_of, source_of
 
 from fedvlm.data import Federation, Source, federate
 from fedvlm.data.assembly import safe_names

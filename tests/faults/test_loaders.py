@@ -18,7 +18,7 @@ from fedvlm.testing import tiny
 
 def wrong(fed: Federation, *names: str, seed: int = 0) -> Federation:
     experiment = Experiment(faults=list(names))
-    return faults.Built(ZeroShot(), experiment).federation(fed, seed)
+    return faults.FaultSet(ZeroShot(), experiment).federation(fed, seed)
 
 
 def many(base: int = 30, each: int = 10) -> Federation:
@@ -116,14 +116,14 @@ def test_both_faults_of_data_together() -> None:
 def test_client_five_is_missing() -> None:
     fed = tiny.federation((5, 5, 4, 4, 4, 4, 3))
     experiment = Experiment.model_validate({"faults": ["missing_client"], "partition": {"clients": 7}})
-    found = faults.Built(tiny.method("coop"), experiment).federation(fed, 0)
+    found = faults.FaultSet(tiny.method("coop"), experiment).federation(fed, 0)
     assert [client.name for client in found.clients] == [f"site-{i}" for i in (0, 1, 2, 3, 4, 6)]
 
 
 def test_client_five_of_five() -> None:
     experiment = Experiment.model_validate({"faults": ["missing_client"], "partition": {"kind": "domain"}})
     with pytest.raises(FedvlmError, match="needs 6 clients, here are 4"):
-        faults.Built(tiny.method("coop"), experiment).federation(tiny.federation(), 0)
+        faults.FaultSet(tiny.method("coop"), experiment).federation(tiny.federation(), 0)
 
 
 def test_zero_shot_is_at_chance_with_either_fault_of_data(tmp_path_factory: pytest.TempPathFactory) -> None:

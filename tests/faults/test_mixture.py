@@ -12,7 +12,7 @@ import torch
 from fedvlm import faults, tensors
 from fedvlm.experiment import Experiment
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.federation.simulation import FederationState, Simulation, client_outputs, run_rounds, start
 from fedvlm.methods.pfedmoap import EXPERT
 from fedvlm.tensors import Named
@@ -29,7 +29,7 @@ def watched(
     """A task with a fault, and everything that enters and leaves the real visits below it."""
     seen: Seen = []
 
-    class Watch(Around):
+    class Watch(ProcedureWrapper):
         def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> ClientUpdate:
             done = super().train_one(spec, site, round_, one, factory)
             seen.append((round_, one.client.name, one, done))
@@ -39,7 +39,7 @@ def watched(
                       participation=participation)  # fmt: skip
     made = replace(made, procedure=Watch(made.procedure))
     experiment = Experiment.model_validate({"faults": [name], "participation": participation, "rounds": rounds})
-    return faults.Built(made.spec.method, experiment).simulation(made), seen
+    return faults.FaultSet(made.spec.method, experiment).simulation(made), seen
 
 
 def experts(received: Named) -> list[str]:
@@ -138,5 +138,5 @@ def test_an_open_pool_tests_clients_with_what_they_received() -> None:
 @pytest.mark.parametrize("name", ["fixed_experts", "inherited_gate", "open_pool"])
 def test_without_experts_these_do_not_apply(name: str) -> None:
     alone = tiny.method("pfedmoap", select="none")
-    assert name not in {fault.name for fault in faults.applying(alone, Experiment())}
-    assert name in {fault.name for fault in faults.applying(tiny.method("pfedmoap"), Experiment())}
+    assert name not in {fault.name for fault in faults.applicable_faults(alone, Experiment())}
+    assert name in {fault.name for fault in faults.applicable_faults(tiny.method("pfedmoap"), Experiment())}

@@ -20,7 +20,7 @@ from fedvlm.testing import tiny
 )
 def test_the_penalty_has_a_value_and_no_gradient(name: str, field: str, anchor: str) -> None:
     right = tiny.simulation(tiny.method(name, **{field: 3.0}), tiny.clip(), tiny.federation())
-    wrong = faults.Built(right.spec.method, Experiment(faults=["detached_penalty"])).simulation(right)
+    wrong = faults.FaultSet(right.spec.method, Experiment(faults=["detached_penalty"])).simulation(right)
     received = {anchor: torch.zeros(3, 24)}
     gradient, value = {}, {}
     for key, task in (("right", right), ("wrong", wrong)):
@@ -36,7 +36,7 @@ def test_the_penalty_has_a_value_and_no_gradient(name: str, field: str, anchor: 
 
 def test_fedprox_is_then_promptfl() -> None:
     made = tiny.simulation(tiny.method("promptfl_prox", mu=5.0), tiny.clip(), tiny.federation())
-    wrong = faults.Built(made.spec.method, Experiment(faults=["detached_penalty"])).simulation(made)
+    wrong = faults.FaultSet(made.spec.method, Experiment(faults=["detached_penalty"])).simulation(made)
     plain = tiny.simulation(tiny.method("promptfl"), tiny.clip(), tiny.federation())
     assert tiny.fingerprint(tiny.run(wrong)[0]) == tiny.fingerprint(tiny.run(plain)[0])
     assert tiny.fingerprint(tiny.run(made)[0]) != tiny.fingerprint(tiny.run(plain)[0])
@@ -44,7 +44,7 @@ def test_fedprox_is_then_promptfl() -> None:
 
 def test_local_training_begins_again_every_round() -> None:
     made = tiny.simulation(tiny.method("coop"), tiny.clip(), tiny.federation(), rounds=3)
-    wrong = faults.Built(made.spec.method, Experiment(faults=["restarted_local"])).simulation(made)
+    wrong = faults.FaultSet(made.spec.method, Experiment(faults=["restarted_local"])).simulation(made)
     state, _ = tiny.run(wrong)
     for client in made.site.federation.clients:
         alone = train_client(
@@ -56,7 +56,7 @@ def test_local_training_begins_again_every_round() -> None:
 def test_the_best_round_is_the_first_with_the_highest_local() -> None:
     curve = [{"local": value, "base": -value} for value in (0.3, 0.7, 0.5, 0.7)]
     task = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=2)
-    wrong = faults.Built(task.spec.method, Experiment(faults=["test_selection"])).simulation(task)
+    wrong = faults.FaultSet(task.spec.method, Experiment(faults=["test_selection"])).simulation(task)
     assert wrong.procedure.result(curve) == 1
     assert wrong.procedure.result([{"base": 0.1}, {"base": 0.9}, {"base": 0.2}]) == 2
     assert task.procedure.result(curve) == 3
@@ -65,14 +65,14 @@ def test_the_best_round_is_the_first_with_the_highest_local() -> None:
 @pytest.mark.parametrize("name", ["zero_shot", "promptfl", "pfedmma", "pfedmoap", "fedamp"])
 def test_without_faults_a_task_is_the_same_object(name: str) -> None:
     task = tiny.simulation(tiny.method(name), tiny.clip(), tiny.federation())
-    built = faults.Built(task.spec.method, Experiment())
+    built = faults.FaultSet(task.spec.method, Experiment())
     assert built.simulation(task) is task
     assert built.federation(task.site.federation, 0) is task.site.federation
 
 
 EVERY = [
     (fault, method)
-    for fault in faults.known().values()
+    for fault in faults.all_faults().values()
     for method in (*fault.methods, *(["promptfl"] if not fault.methods else []))
 ]
 
@@ -83,7 +83,7 @@ def test_every_fault_runs_on_every_method_that_has_it_and_repeats(fault: type[fa
 
     def played() -> tuple[dict[str, str], list[dict[str, float]]]:
         method, fed = tiny.method(name), tiny.federation((8, 6, 3, 4, 4, 3, 4))
-        built = faults.Built(method, experiment)
+        built = faults.FaultSet(method, experiment)
         task = tiny.simulation(method, tiny.clip(), built.federation(fed, 1), rounds=3, participation=0.67)
         state, records = tiny.run(built.simulation(replace(task, validation=task.site)))
         return tiny.fingerprint(state), [means for record in records for means in record.means.values()]

@@ -22,7 +22,7 @@ def logits(task: Simulation, tuner: Tuner, image: Named, text: Named, images: tu
 
 def test_local_uses_client_0s_first_text_and_base_and_novel_its_last() -> None:
     right = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=3)
-    wrong = faults.Built(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
+    wrong = faults.FaultSet(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
     states: list[FederationState] = [start(wrong), *(state for state, _ in run_rounds(wrong, start(wrong)))]
     first = states[1].personal["site-0"]
     before, after = states[2], states[3]
@@ -57,5 +57,5 @@ def test_local_uses_client_0s_first_text_and_base_and_novel_its_last() -> None:
 
 def test_training_is_untouched() -> None:
     right = tiny.simulation(tiny.method("pfedmma"), tiny.clip(), tiny.federation(), rounds=2)
-    wrong = faults.Built(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
+    wrong = faults.FaultSet(right.spec.method, Experiment(faults=["stale_text"])).simulation(right)
     assert tiny.fingerprint(tiny.run(right)[0]) == tiny.fingerprint(tiny.run(wrong)[0])

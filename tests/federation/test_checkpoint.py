@@ -11,7 +11,7 @@ import torch
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import checkpoint, simulation
-from fedvlm.federation.checkpoint import Checkpoint, Clients
+from fedvlm.federation.checkpoint import Checkpoint, ClientTensors
 from fedvlm.federation.simulation import FederationState
 from fedvlm.testing import tiny
 
@@ -48,7 +48,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def stored(folder: Path, *rounds: FederationState) -> FederationState:
     """The rounds as an engine makes them: each with a copy of the clients before and its own trained ones."""
     checkpoint = Checkpoint(folder)
-    now = FederationState(0, {}, checkpoint.clients())
+    now = FederationState(0, {}, checkpoint.empty_clients())
     for round_ in rounds:
         personal = copy(now.personal)
         personal.update(round_.personal)
@@ -81,9 +81,9 @@ def test_files_that_nobody_needs_are_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [0, 100, 2**20])
 def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written in parts while a round goes on; the round before stays what it was."""
-    monkeypatch.setattr(checkpoint, "PART", 100)  # each client has 40 bytes
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100)  # each client has 40 bytes
     folder = Checkpoint(tmp_path, limit)
-    first, names = folder.clients(), [f"client {i}" for i in range(7)]
+    first, names = folder.empty_clients(), [f"client {i}" for i in range(7)]
     first.update(state(1, *names).personal)
     assert len(list(tmp_path.iterdir())) == 2
     folder.save(FederationState(1, {}, first), 0)
@@ -106,7 +106,7 @@ def test_clients_beyond_the_limit_are_on_disk_only(tmp_path: Path, limit: int, m
     assert loaded is not None
     assert same(loaded[0], FederationState(2, {}, second))
     held = loaded[0].personal
-    assert isinstance(held, Clients)
+    assert isinstance(held, ClientTensors)
     assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
     older, newer = copy(held), copy(held)
     for which in (older, newer):
@@ -124,7 +124,7 @@ def test_clients_that_just_fit_are_all_in_memory(tmp_path: Path) -> None:
     for limit, kept in ((7 * 40, 7), (7 * 40 - 1, 6), (0, 0)):  # 40 bytes each
         loaded = Checkpoint(tmp_path, limit).load()
         assert loaded is not None
-        assert isinstance(loaded[0].personal, Clients)
+        assert isinstance(loaded[0].personal, ClientTensors)
         assert len(loaded[0].personal.memory) == kept
 
 
@@ -141,7 +141,7 @@ def test_a_file_is_read_once_for_all_clients_in_it(tmp_path: Path, monkeypatch: 
 
 
 def test_a_client_is_there_from_when_it_is_added_until_it_is_deleted(tmp_path: Path) -> None:
-    clients = Checkpoint(tmp_path, 0).clients()
+    clients = Checkpoint(tmp_path, 0).empty_clients()
     assert "client 0" not in clients
     clients.update(state(1, "client 0").personal)
     assert "client 0" in clients  # not written yet
@@ -215,11 +215,11 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, where: str) -> list[int]:
 def play(task: Any, folder: Path, limit: int = 1 << 30) -> FederationState:
     """A run as it is made durable: each round's checkpoint, taken up where it stands."""
     loaded = Checkpoint(folder, limit).load()
-    now = begun = loaded[0] if loaded else simulation.start(task, Checkpoint(folder, limit).clients())
+    now = begun = loaded[0] if loaded else simulation.start(task, Checkpoint(folder, limit).empty_clients())
     for now, record in simulation.run_rounds(task, begun):
         Checkpoint(folder, limit).save(now, record.round)
         held = now.personal
-        assert isinstance(held, Clients)
+        assert isinstance(held, ClientTensors)
         assert sum(tensors.nbytes(own) for own in held.memory.values()) <= limit
     return now
 
@@ -234,8 +234,8 @@ def test_a_crash_at_any_write_loses_at_most_a_round(
     With clients in memory a round writes clients, server and manifest; with clients on disk each of its two for itself.
     """
     limit, each = (0, 4) if on_disk else (1 << 30, 3)
-    part = 1 if on_disk else checkpoint.PART
-    monkeypatch.setattr(checkpoint, "PART", part)
+    part = 1 if on_disk else checkpoint.PART_BYTES
+    monkeypatch.setattr(checkpoint, "PART_BYTES", part)
     clip, fed = tiny.clip(), tiny.federation(sizes=(5, 3, 2))
 
     def task() -> Any:
@@ -251,12 +251,12 @@ def test_a_crash_at_any_write_loses_at_most_a_round(
     assert calls[0] == 3 * each
     for at in range(1, calls[0] + 1):
         folder = tmp_path / f"{at}"
-        monkeypatch.setattr(checkpoint, "PART", part)
+        monkeypatch.setattr(checkpoint, "PART_BYTES", part)
         dying(monkeypatch, at, where)
         with pytest.raises(Crash):
             play(task(), folder, limit)
         monkeypatch.undo()
-        monkeypatch.setattr(checkpoint, "PART", part)
+        monkeypatch.setattr(checkpoint, "PART_BYTES", part)
         loaded = Checkpoint(folder).load()
         manifests = (at - 1) // each + (1 if where == "after" and at % each == 0 else 0)
         assert (loaded[0].round if loaded else 0) == manifests

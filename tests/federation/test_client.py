@@ -9,7 +9,7 @@ import torch
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
-from fedvlm.federation.client import batches
+from fedvlm.federation.client import local_batches
 from fedvlm.streams import stream
 from fedvlm.testing import tiny
 from fedvlm.training.activations import TEST
@@ -34,10 +34,10 @@ def test_online_views_are_fresh_for_every_client_round_and_epoch(
     asked: list[tuple[Any, ...]] = []
     hidden = torch.zeros(1)
     monkeypatch.setattr(
-        task.site.activations, "online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
+        task.site.activations, "get_online", lambda indices, entry, *names: (asked.append(names), hidden)[1]
     )
     for client, round_ in VISITS:
-        list(batches(task.spec, task.site, round_, fed.clients[client]))
+        list(local_batches(task.spec, task.site, round_, fed.clients[client]))
     assert set(asked) == {
         (7, "view", fed.clients[client].name, round_, epoch) for client, round_ in VISITS for epoch in (0, 1)
     }
@@ -56,7 +56,7 @@ def seen(clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch, vie
     found = {}
     for client, round_ in VISITS:
         asked.clear()
-        list(batches(task.spec, task.site, round_, fed.clients[client]))
+        list(local_batches(task.spec, task.site, round_, fed.clients[client]))
         for epoch in (0, 1):
             half = len(asked) // 2
             pairs = [pair for batch in asked[epoch * half :][:half] for pair in batch]

@@ -35,14 +35,14 @@ def sent() -> dict[str, Tensor]:
 
 def refused(method: Method, message: dict[str, Tensor], *words: str) -> None:
     with pytest.raises(FedvlmError) as error:
-        messages.check_uplink(messages.template(method, initial()), message, "site-3", 7)
+        messages.check_uplink(messages.uplink_template(method, initial()), message, "site-3", 7)
     for word in ("round 7", "client site-3", *words):
         assert word in str(error.value)
 
 
 def test_a_declared_message_passes(method: Method) -> None:
-    messages.check_uplink(messages.template(method, initial()), sent(), "site-3", 7)
-    messages.check_uplink(messages.template(method, initial()), dict(reversed(sent().items())), "site-3", 7)
+    messages.check_uplink(messages.uplink_template(method, initial()), sent(), "site-3", 7)
+    messages.check_uplink(messages.uplink_template(method, initial()), dict(reversed(sent().items())), "site-3", 7)
 
 
 def test_a_private_tensor_is_refused(method: Method) -> None:
@@ -74,9 +74,9 @@ def test_another_dtype_is_refused(method: Method, dtype: torch.dtype) -> None:
 
 def test_a_method_that_shares_nothing_sends_nothing() -> None:
     local = tiny.method("local_mma")
-    messages.check_uplink(messages.template(local, initial()), {}, "site-3", 7)
+    messages.check_uplink(messages.uplink_template(local, initial()), {}, "site-3", 7)
     with pytest.raises(FedvlmError, match=r"shared\.5\.bias"):
-        messages.check_uplink(messages.template(local, initial()), {"shared.5.bias": torch.ones(3)}, "site-3", 7)
+        messages.check_uplink(messages.uplink_template(local, initial()), {"shared.5.bias": torch.ones(3)}, "site-3", 7)
 
 
 def test_sizes_are_bytes_by_name() -> None:
@@ -86,7 +86,7 @@ def test_sizes_are_bytes_by_name() -> None:
         "c": torch.zeros(()),
         "d": torch.zeros(0),
     }
-    assert messages.sizes(message) == {"a": 60, "b": 14, "c": 4, "d": 0}
+    assert messages.tensor_bytes(message) == {"a": 60, "b": 14, "c": 4, "d": 0}
 
 
 @pytest.mark.parametrize("name", list(known()))
@@ -95,8 +95,8 @@ def test_a_pattern_cannot_share_by_accident(name: str) -> None:
     method = tiny.method(name)
     extra = {"new.1.weight": torch.zeros(1)}
     if "*" not in method.shared:
-        assert messages.shared(method, extra) == {}
-        assert messages.private(method, extra) == extra
+        assert messages.shared_tensors(method, extra) == {}
+        assert messages.private_tensors(method, extra) == extra
 
 
 NAMES = st.text(

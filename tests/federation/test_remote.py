@@ -14,12 +14,12 @@ import pytest
 import remote_client
 from pydantic import TypeAdapter
 
-from fedvlm import experiment, methods, plain, presets, tensors
+from fedvlm import experiment, methods, overrides, presets, tensors
 from fedvlm.federation import messages, server, setup, simulation
 from fedvlm.federation.messages import Header, Message
 from fedvlm.methods.base import EvalPoint, Uplink
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
+from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 
 WORDS = ["data.shots=2", "data.val_per_class=0", "data.test_per_class=2", "data.base_classes=4", "data.novel_classes=4",
          "partition.clients=2", "rounds=2", "seeds=3", "compute.clients_per_step=1"]  # fmt: skip
@@ -63,7 +63,7 @@ def evaluated(
 
 @pytest.mark.parametrize("name", ["pfedmma", "pfedmoap"])
 def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path: Path) -> None:
-    settings = plain.override(presets.settings("quickstart"), [*WORDS, f"methods={name}"])
+    settings = overrides.apply_words(presets.settings("quickstart"), [*WORDS, f"methods={name}"])
     (tmp_path / "experiment.json").write_text(json.dumps(settings))
     chosen = experiment.parse(settings)
     loaded = setup.load(chosen)
@@ -80,15 +80,15 @@ def test_a_server_and_two_clients_in_processes_of_their_own(name: str, tmp_path:
                 header = Header(kind="train", method=name, round=state.round, client=one)
                 clients[one].send(header, server.downlink(spec, state, one))
                 reply = clients[one].receive()
-                messages.check_uplink(spec.message, reply.tensors, one, state.round + 1)
+                messages.check_uplink(spec.uplink_template, reply.tensors, one, state.round + 1)
                 uplinks.append(Uplink(one, reply.header.images, reply.tensors))
             state = server.aggregate(spec, state, uplinks)
         for point in records[-1].means:
             found = evaluated(run, before if point == "after_training" else state, state.round, point, clients)
-            assert summary(found) == records[-1].means[point]
+            assert pool_metrics(found) == records[-1].means[point]
             assert {one: metrics.values for one, metrics in found.items()} == records[-1].clients[point]
             if point == spec.reported:
-                assert tradeoff(found) == records[-1].curves["test"]
+                assert tradeoff_curve(found) == records[-1].curves["test"]
         for one in clients.values():
             one.send(Header(kind="stop"))
         private = {one: clients[one].receive().header.metrics for one in names}

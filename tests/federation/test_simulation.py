@@ -20,7 +20,7 @@ from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import client as clients
 from fedvlm.federation import simulation
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.methods import base
 from fedvlm.methods.base import Method
 from fedvlm.testing import tiny
@@ -202,7 +202,7 @@ def test_the_two_states_that_are_measured(clip: FrozenCLIP, fed: Federation, mon
         now[0] = name
         return real(run, site, before, after, client, name)
 
-    class Watch(Around):
+    class Watch(ProcedureWrapper):
         def outputs(self, site: Any, client: Any, own: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
             seen[now[0]].append((client.name, own["s"].item(), own["p"].item(), received["s"].item()))
             return super().outputs(site, client, own, received)
@@ -234,11 +234,11 @@ def test_the_state_reported_can_be_chosen(clip: FrozenCLIP, fed: Federation) -> 
 
 
 def test_a_method_that_does_not_train_is_measured_once(clip: FrozenCLIP, fed: Federation) -> None:
-    zero = tiny.simulation(tiny.method("zero_shot"), clip, fed, rounds=5)
-    state, records = tiny.run(zero)
+    zero_shot = tiny.simulation(tiny.method("zero_shot"), clip, fed, rounds=5)
+    state, records = tiny.run(zero_shot)
     assert [(record.round, record.visits) for record in records] == [(0, [])]
     assert state.round == 5
-    assert list(simulation.run_rounds(zero, state)) == []
+    assert list(simulation.run_rounds(zero_shot, state)) == []
 
 
 def test_nothing_is_left_to_play_after_the_last_round(clip: FrozenCLIP, fed: Federation) -> None:
@@ -291,7 +291,7 @@ def test_an_error_names_round_and_client(clip: FrozenCLIP, fed: Federation) -> N
 def test_an_undeclared_uplink_stops_the_round(clip: FrozenCLIP, fed: Federation) -> None:
     counted = task(clip, fed)
 
-    class Leaky(Around):
+    class Leaky(ProcedureWrapper):
         def train_one(self, *given: Any) -> Any:
             done = super().train_one(*given)
             sent = done.uplink.tensors | {"p": done.personal["p"]}
@@ -332,7 +332,7 @@ def zero_shot(bench: Site, clip: FrozenCLIP, fed: Federation) -> Site:
     """With zero-shot beside it, so that trade-offs are drawn."""
     control, template = tiny.method("zero_shot"), "a photo of a {}."
     return replace(
-        bench, zero=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
+        bench, zero_shot=tuple(control.tuner(clip, names, template) for names in (fed.base_names, fed.novel_names))
     )
 
 
@@ -399,7 +399,7 @@ def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation)
     """Finite tensors may still predict infinities: no accuracy is made of them."""
     chosen = task(clip, fed, rounds=2)
 
-    class Broken(Around):
+    class Broken(ProcedureWrapper):
         def outputs(self, site: Site, client: Any, own: dict[str, Tensor], received: dict[str, Tensor]) -> Any:
             found = super().outputs(site, client, own, received)
             if client.name == "site-2":

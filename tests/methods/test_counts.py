@@ -64,10 +64,10 @@ def test_numbers_trained_and_shared(
     method = methods.known()[name](settings)
     start = initial(clip, method)
     assert tensors.count(start) == trained
-    assert tensors.count(messages.template(method, start)) == shared
-    assert tensors.nbytes(messages.template(method, start)) == 4 * shared
+    assert tensors.count(messages.uplink_template(method, start)) == shared
+    assert tensors.nbytes(messages.uplink_template(method, start)) == 4 * shared
     if name != "fedmgp":  # any of whose groups may be drawn
-        assert tensors.count(messages.private(method, start)) == trained - shared
+        assert tensors.count(messages.private_tensors(method, start)) == trained - shared
 
 
 ADAPTERS = [
@@ -100,7 +100,7 @@ def test_numbers_of_adapters(vit: FrozenCLIP, name: str, settings: dict[str, Any
 @pytest.mark.parametrize(("rank", "size"), [(8, 2_304), (16, 8_704), (32, 33_792), (64, 133_120), (128, 528_384)])
 def test_bytes_shared_by_rank(vit: FrozenCLIP, rank: int, size: int) -> None:
     method = methods.known()["pfedmma"]({"rank": rank})
-    assert tensors.nbytes(messages.shared(method, initial(vit, method))) == size
+    assert tensors.nbytes(messages.shared_tensors(method, initial(vit, method))) == size
 
 
 def test_adapters_beside_the_first_twelve_blocks_of_vit_l() -> None:
@@ -205,7 +205,7 @@ def test_the_sums_in_the_docstrings(vit: FrozenCLIP) -> None:
     method = methods.known()["pfedmma"]({})
     start = initial(vit, method)
     doc = importlib.import_module("fedvlm.methods.pfedmma").__doc__ or ""
-    shared = messages.shared(method, start)
+    shared = messages.shared_tensors(method, start)
     for number in (tensors.count(start), tensors.count(shared), tensors.nbytes(shared)):
         assert f"{number:,}" in doc
 

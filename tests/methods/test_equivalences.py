@@ -18,7 +18,7 @@ from fedvlm.methods import known
 from fedvlm.methods.base import Step
 from fedvlm.streams import stream, torch_stream
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import mixed, outputs
+from fedvlm.training.evaluation import compute_outputs, mix_outputs
 from fedvlm.training.local import LocalJob, train_together
 
 TEMPLATE = "a photo of a {}."
@@ -333,7 +333,7 @@ def test_training_free_methods_without_weight_are_zero_shot(name: str, clip: Fro
         tiny.simulation(tiny.method(n, **how), clip, fed) for n, how in (("zero_shot", {}), (name, {"weight": 0.0}))
     )
     for client in fed.clients:
-        one, two = (outputs(task.site, client, {}, {}) for task in (plain, other))
+        one, two = (compute_outputs(task.site, client, {}, {}) for task in (plain, other))
         for part in ("base", "local", "novel"):
             assert near(getattr(one, part).logits, getattr(two, part).logits)
 
@@ -341,7 +341,7 @@ def test_training_free_methods_without_weight_are_zero_shot(name: str, clip: Fro
 @pytest.mark.parametrize("name", ["zero_shot_prior", "zero_shot_own", "tip_adapter", "gaussian"])
 def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     plain, other = (tiny.simulation(tiny.method(n), clip, fed) for n in ("zero_shot", name))
-    one, two = (outputs(task.site, fed.clients[2], {}, {}) for task in (plain, other))
+    one, two = (compute_outputs(task.site, fed.clients[2], {}, {}) for task in (plain, other))
     assert one.novel is not None
     assert two.novel is not None
     assert near(one.novel.logits, two.novel.logits)
@@ -351,13 +351,15 @@ def test_training_free_methods_are_zero_shot_over_novel_classes(name: str, clip:
 def test_mixing_ends_at_the_method_and_at_zero_shot(clip: FrozenCLIP, fed: Federation) -> None:
     """And in between each logit lies where the weight says; a prior's weight w is its mixture at 1 - w / weight."""
     zero, own = (tiny.simulation(tiny.method(name), clip, fed) for name in ("zero_shot", "zero_shot_prior"))
-    a, b = (outputs(task.site, fed.clients[1], {}, {}) for task in (own, zero))
-    assert torch.equal(mixed(a, b, 0.0).base.logits, a.base.logits)
-    assert torch.equal(mixed(a, b, 1.0).base.logits, b.base.logits)
-    assert near(mixed(a, b, 0.3).base.logits, 0.7 * a.base.logits + 0.3 * b.base.logits)
+    a, b = (compute_outputs(task.site, fed.clients[1], {}, {}) for task in (own, zero))
+    assert torch.equal(mix_outputs(a, b, 0.0).base.logits, a.base.logits)
+    assert torch.equal(mix_outputs(a, b, 1.0).base.logits, b.base.logits)
+    assert near(mix_outputs(a, b, 0.3).base.logits, 0.7 * a.base.logits + 0.3 * b.base.logits)
     other = tiny.simulation(tiny.method("zero_shot_prior", weight=4.2), clip, fed)
-    assert near(mixed(a, b, -2.0).base.logits, outputs(other.site, fed.clients[1], {}, {}).base.logits, 1e-4)
-    both = mixed(a, b, 1.0)
+    assert near(
+        mix_outputs(a, b, -2.0).base.logits, compute_outputs(other.site, fed.clients[1], {}, {}).base.logits, 1e-4
+    )
+    both = mix_outputs(a, b, 1.0)
     assert both.local is not None
     assert both.novel is not None
     assert b.local is not None

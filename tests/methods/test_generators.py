@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import naive
+import formulas as naive
 import pytest
 import torch
 from torch import Tensor, nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import naive
+import formulas as naive
 import pytest
 import torch
 
@@ -91,7 +91,7 @@ def test_the_averaged_gate_is_sent_both_ways_but_joins_no_pool(gate: str, clip: 
     chosen = task(clip, fed, share=["*"], gate=gate)
     names = set(chosen.spec.initial)
     size = GATE if gate == "attention" else (3 * 8 + 3) * 4
-    assert tensors.nbytes(messages.template(chosen.spec.method, chosen.spec.initial)) == PROMPT + size
+    assert tensors.nbytes(messages.uplink_template(chosen.spec.method, chosen.spec.initial)) == PROMPT + size
     least, most = chosen.spec.method.downlink_bytes(PROMPT + size, len(fed.clients))
     assert (least, most) == (PROMPT + size, PROMPT * 3 + size)
     sizes = {client.name: len(client.train) for client in fed.clients}
@@ -105,7 +105,7 @@ def test_the_averaged_gate_is_sent_both_ways_but_joins_no_pool(gate: str, clip: 
         for client in fed.clients:
             sent = server.downlink(chosen.spec, state, client.name)
             assert sent.keys() == names | {"experts.0000", "experts.0001"}
-            assert sum(messages.sizes(sent).values()) == most
+            assert sum(messages.tensor_bytes(sent).values()) == most
         seen |= {sum(visit.down_bytes.values()) for visit in record.visits}
     assert seen == {least, most}
 

@@ -230,8 +230,10 @@ PRIVATE = {
 def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """baselines.md 8 to 15."""
     task = tiny.simulation(tiny.method(name), clip, fed)
-    assert messages.private(task.spec.method, task.spec.initial).keys() == PRIVATE[name]
-    assert messages.template(task.spec.method, task.spec.initial).keys() == task.spec.initial.keys() - PRIVATE[name]
+    assert messages.private_tensors(task.spec.method, task.spec.initial).keys() == PRIVATE[name]
+    assert (
+        messages.uplink_template(task.spec.method, task.spec.initial).keys() == task.spec.initial.keys() - PRIVATE[name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,5 +242,5 @@ def test_what_stays(name: str, clip: FrozenCLIP, fed: Federation) -> None:
 def test_what_stays_of_lora(name: str, stays: str, clip: FrozenCLIP, fed: Federation) -> None:
     """FFA-LoRA has no A to send: it is the same everywhere from the start."""
     task = tiny.simulation(tiny.method(name), clip, fed)
-    assert {key[-1] for key in messages.private(task.spec.method, task.spec.initial)} == set(stays)
+    assert {key[-1] for key in messages.private_tensors(task.spec.method, task.spec.initial)} == set(stays)
     assert {key[-1] for key in task.spec.initial} == ({"b"} if name == "ffa_lora" else {"a", "b"})

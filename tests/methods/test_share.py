@@ -30,7 +30,7 @@ def test_a_part_of_the_adapters_is_what_crosses(part: str, clip: FrozenCLIP, fed
     """Widths 24 and 32, rank 4, two blocks. What is not named stays, and differs from client to client."""
     patterns, numbers = PARTS[part]
     task = tiny.simulation(tiny.method("pfedmma", share=patterns), clip, fed, rounds=2, every=100)
-    assert tensors.count(messages.template(task.spec.method, task.spec.initial)) == numbers
+    assert tensors.count(messages.uplink_template(task.spec.method, task.spec.initial)) == numbers
     state, _ = tiny.run(task)
     assert state.server.keys() == tensors.select(task.spec.initial, patterns).keys()
     one, other = (state.personal[client.name] for client in fed.clients[:2])

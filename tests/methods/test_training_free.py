@@ -16,7 +16,7 @@ from fedvlm.data import Federation
 from fedvlm.methods import build
 from fedvlm.methods.zero_shot_prior import Prior
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import outputs
+from fedvlm.training.evaluation import compute_outputs
 
 TEMPLATE = "a photo of a {}."
 LABELS = [0, 0, 2, 0, 2, 2, 2]
@@ -134,7 +134,7 @@ def test_the_discriminant_of_one_image_of_each_class_is_finite(clip: FrozenCLIP,
 def test_a_client_is_measured_with_its_own_images(name: str, clip: FrozenCLIP, fed: Federation) -> None:
     """Two clients of one method differ though nothing was trained, and each by its own training images alone."""
     task = tiny.simulation(tiny.method(name), clip, fed)
-    one, other = (outputs(task.site, fed.clients[n], task.spec.initial, {}).base.logits for n in (0, 2))
+    one, other = (compute_outputs(task.site, fed.clients[n], task.spec.initial, {}).base.logits for n in (0, 2))
     assert (one - other).abs().max() > 1e-3
     tuner, client = task.site.base, fed.clients[2]
     own = task.site.activations.get(client.train, tuner.entry), task.site.labels(client.train)

@@ -75,7 +75,7 @@ def test_captions_say_nothing_false() -> None:
 def test_positives_are_the_captions_that_are_true() -> None:
     number = np.array([0, 0, 1])
     images = Pool(np.zeros((3, 1, 1, 3), np.uint8), number, np.array([2, 3, 2]), np.array([5, 5, 5]), number > 9)
-    told = captions.Told(["", "", ""], number, np.array([2, -1, -1]), np.array([-1, -1, 4]))
+    told = captions.Captioned(["", "", ""], number, np.array([2, -1, -1]), np.array([-1, -1, 4]))
     assert pretrain.fits(images, told).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
 
 

@@ -119,10 +119,10 @@ def test_the_area_by_hand() -> None:
 
 def test_scores_by_hand() -> None:
     point: Metrics = {"weight": 0.0, "local": 0.5, "base": 1.0, "novel": 0.25}
-    assert statistics.score(point) == pytest.approx(3 / (2 + 1 + 4))
-    assert statistics.general(point) == pytest.approx(0.625)
-    assert statistics.score({"local": 0.5, "base": 1.0}) == pytest.approx(2 / 3)
-    assert statistics.general({"base": 0.75}) == 0.75
+    assert statistics.hm_score(point) == pytest.approx(3 / (2 + 1 + 4))
+    assert statistics.general_accuracy(point) == pytest.approx(0.625)
+    assert statistics.hm_score({"local": 0.5, "base": 1.0}) == pytest.approx(2 / 3)
+    assert statistics.general_accuracy({"base": 0.75}) == 0.75
 
 
 def test_the_chosen_weight_is_the_best_and_among_equals_the_nearest_to_the_method() -> None:
@@ -136,13 +136,13 @@ def test_the_chosen_weight_is_the_best_and_among_equals_the_nearest_to_the_metho
     ]
     assert statistics.best_weight(curve) == 0.25
     assert statistics.best_weight(curve[:2]) == -0.5
-    assert statistics.at(curve, 0.25) is curve[2]
+    assert statistics.point_at(curve, 0.25) is curve[2]
 
 
 def test_reach_counts_the_bytes_up_to_the_first_round_that_is_good_enough() -> None:
     curve = [(0, 0.1), (2, 0.4), (4, 0.6), (6, 0.5)]
     sizes = {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0, 5: 50.0, 6: 60.0}
-    assert statistics.reach(curve, sizes, 0.5) == statistics.Reach(4, 100.0)
-    assert statistics.reach(curve, sizes, 0.6) == statistics.Reach(4, 100.0)
-    assert statistics.reach(curve, sizes, 0.1) == statistics.Reach(0, 0.0)
-    assert statistics.reach(curve, sizes, 0.61) is None
+    assert statistics.first_reach(curve, sizes, 0.5) == statistics.Reach(4, 100.0)
+    assert statistics.first_reach(curve, sizes, 0.6) == statistics.Reach(4, 100.0)
+    assert statistics.first_reach(curve, sizes, 0.1) == statistics.Reach(0, 0.0)
+    assert statistics.first_reach(curve, sizes, 0.61) is None

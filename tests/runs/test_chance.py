@@ -11,7 +11,6 @@ import pytest
 
 import fedvlm
 from fedvlm.data import Client, Federation, Record, Source, load_source
-from fedvlm.federation import setup
 from fedvlm.runs import chance
 from fedvlm.testing import tiny
 
@@ -30,7 +29,9 @@ def test_permuted_labels_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     if wrong:
-        monkeypatch.setattr(setup, "load_source", lambda *given, **more: permuted(load_source(*given, **more)))
+        monkeypatch.setattr(
+            "fedvlm.experiment.load_source", lambda *given, **more: permuted(load_source(*given, **more))
+        )
     fedvlm.run("quickstart", *SMALL, out=tmp_path / "r", quiet=False)
     said = capsys.readouterr().out
     assert "sampled base images" in said
@@ -46,7 +47,7 @@ def test_the_sample_has_as_many_images_of_each_class() -> None:
     everything = tuple(range(len(records)))
     client = Client("a", everything[:1], (), "base", None, (0,), None)
     fed = Federation(Source("x", tiny.BASE, records), (0, 1, 2, 3), (), (client,), {"base": everything})
-    sample = chance.balanced(fed, 40)
+    sample = chance.balanced_sample(fed, 40)
     assert Counter(records[i].label for i in sample) == dict.fromkeys(counts, 10)
     assert len(set(sample)) == 40
     assert sample == sorted(sample)

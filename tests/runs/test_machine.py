@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import fedvlm
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.clip import load
 from fedvlm.clip.load import save
 from fedvlm.errors import FedvlmError
 from fedvlm.runs import machine
-from fedvlm.runs.folder import RESULTS, results
+from fedvlm.runs.folder import RESULTS_VERSION, results_version
 from fedvlm.runs.result import CLOCK
 from fedvlm.training import device as devices
 from fedvlm.training.device import ComputeSection, Device
@@ -59,21 +59,27 @@ def test_processes_and_cores_change_no_byte(tmp_path: Path) -> None:
 def test_threads_are_those_the_run_was_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     large, small, free = 512, 128, ComputeSection()
-    assert [machine.decide(free, CPU, small, processes=n).threads for n in (1, 2, 8)] == [1, 1, 1]
-    assert [machine.decide(free, CPU, large, processes=n).threads for n in (1, 2, 8, 20)] == [8, 4, 1, 1]
-    begun = machine.decide(free, CPU, large).as_json()
-    again = machine.decide(free, CPU, large, begun, processes=4)
-    assert (again.threads, again.together) == (8, 1)
-    assert "4 processes with 8 threads each on 8 cores" in machine.crowded(again, 4)
-    assert machine.crowded(again, 1) == machine.crowded(machine.decide(free, CPU, small), 8) == ""
+    assert [machine.choose_machine(free, CPU, small, processes=n).threads for n in (1, 2, 8)] == [1, 1, 1]
+    assert [machine.choose_machine(free, CPU, large, processes=n).threads for n in (1, 2, 8, 20)] == [8, 4, 1, 1]
+    begun = machine.choose_machine(free, CPU, large).as_json()
+    again = machine.choose_machine(free, CPU, large, begun, processes=4)
+    assert (again.threads, again.clients_per_step) == (8, 1)
+    assert "4 processes with 8 threads each on 8 cores" in machine.crowding_warning(again, 4)
+    assert (
+        machine.crowding_warning(again, 1)
+        == machine.crowding_warning(machine.choose_machine(free, CPU, small), 8)
+        == ""
+    )
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert "8 threads on 2 cores" in machine.crowded(again, 1)
+    assert "8 threads on 2 cores" in machine.crowding_warning(again, 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    elsewhere = machine.decide(free, CPU, large, begun | {"device": "cuda:0", "together": "8", "threads": "2"})
-    assert (elsewhere.threads, elsewhere.together) == (8, 1)
-    chosen = machine.decide(ComputeSection(threads=3, together=2), CPU, large, begun)
-    assert (chosen.threads, chosen.together) == (3, 2)
-    assert machine.decide(free, CPU, large, {"threads": "100000", "together": "-1"}) == machine.decide(free, CPU, large)
+    elsewhere = machine.choose_machine(free, CPU, large, begun | {"device": "cuda:0", "together": "8", "threads": "2"})
+    assert (elsewhere.threads, elsewhere.clients_per_step) == (8, 1)
+    chosen = machine.choose_machine(ComputeSection(threads=3, together=2), CPU, large, begun)
+    assert (chosen.threads, chosen.clients_per_step) == (3, 2)
+    assert machine.choose_machine(free, CPU, large, {"threads": "100000", "together": "-1"}) == machine.choose_machine(
+        free, CPU, large
+    )
     assert machine.differences(begun, chosen.as_json()) == ["threads 8 then, 3 now", "together 1 then, 2 now"]
 
 
@@ -84,8 +90,8 @@ def test_what_can_change_bytes_stands_in_the_folder_and_is_told_when_it_differs(
     fedvlm.run(*words, out=tmp_path / "r")
     file = tmp_path / "r/experiment.json"
     there = json.loads(file.read_text())
-    assert there["machine"] == {"threads": "1", "together": str(devices.TOGETHER), "device": "cpu",
-                                "processor": machine.decide(ComputeSection(), CPU, 128).processor}  # fmt: skip
+    assert there["machine"] == {"threads": "1", "together": str(devices.CLIENTS_PER_STEP), "device": "cpu",
+                                "processor": machine.choose_machine(ComputeSection(), CPU, 128).processor}  # fmt: skip
     assert "later" not in there
     fedvlm.run(*words, "compute.clients_per_step=2", out=tmp_path / "r", resume=True, quiet=False)
     assert "together 8 then, 2 now" in capsys.readouterr().out
@@ -159,10 +165,10 @@ def test_a_point_of_other_rules_is_not_taken_for_one_of_these(tmp_path: Path) ->
     (("partition.kind=domain",), 3), (("data.shots=3", "rounds=2", "views=2"), 2),
 ])  # fmt: skip
 def test_only_what_gives_the_numbers_of_before_takes_points_of_before(words: tuple[str, ...], number: int) -> None:
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
-    assert results(chosen) == number
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
+    assert results_version(chosen) == number
     photographs = experiment.parse({"data": {"source": "folder", "path": "photos"}})
-    assert results(photographs) == RESULTS == 3
+    assert results_version(photographs) == RESULTS_VERSION == 3
 
 
 def test_another_partition_is_refused_at_resume(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fedvlm import clip as clips
 from fedvlm import experiment
 from fedvlm.data import federate, load_source
 from fedvlm.data.scenes import SceneSpec, render
-from fedvlm.runs.chance import above_chance, zero_shot_check
+from fedvlm.runs.chance import chance_threshold, zero_shot_check
 from fedvlm.training.activations import Activations
 from fedvlm.training.device import Device
 
@@ -124,4 +124,4 @@ def test_zero_shot_is_far_above_chance(make: Callable[..., dict[str, Any]], imag
     found, count, classes = zero_shot_check(clip, federation, activations, chosen)
     assert classes == 10
     assert count >= 20
-    assert found > max(0.5, above_chance(count, classes))
+    assert found > max(0.5, chance_threshold(count, classes))

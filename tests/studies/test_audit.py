@@ -15,7 +15,7 @@ from called import call
 from rich.console import Console
 
 import fedvlm
-from fedvlm import experiment, faults, methods, plain, presets
+from fedvlm import experiment, faults, methods, overrides, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation import simulation
@@ -23,6 +23,7 @@ from fedvlm.reports.table import as_rich
 from fedvlm.reports.text import as_rich as as_rich_comparison
 from fedvlm.runs.folder import Point
 from fedvlm.studies.audit.plan import variants
+from fedvlm.studies.audit.run import run_variants
 from fedvlm.studies.compare import compare
 
 SMALL = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
@@ -62,7 +63,7 @@ def test_what_does_not_belong_is_refused(word: str, message: str, tmp_path: Path
 def test_settings_that_leave_nothing_to_a_fault() -> None:
     def names(which: str, **settings: Any) -> set[str]:
         made = Experiment.model_validate(settings)
-        return {fault.name for fault in faults.applying(methods.build(which, made.method), made)}
+        return {fault.name for fault in faults.applicable_faults(methods.build(which, made.method), made)}
 
     assert "leftover_experts" not in names("pfedmoap")
     assert "leftover_experts" in names("pfedmoap", participation=0.5)
@@ -75,7 +76,7 @@ def test_settings_that_leave_nothing_to_a_fault() -> None:
 
 
 def test_every_fault_is_of_methods_that_exist() -> None:
-    for fault in faults.known().values():
+    for fault in faults.all_faults().values():
         assert set(fault.methods) <= set(methods.known())
         assert fault.title
         assert fault.code
@@ -117,7 +118,7 @@ def test_the_faults_are_on_the_terminal(wrong: Any, capsys: pytest.CaptureFixtur
 
 def test_a_comparison_of_methods_with_faults_names_them(tmp_path: Path) -> None:
     words = [*SMALL, "methods=zero_shot,local_mma", "rounds=2", "faults=all"]
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
     found = compare(chosen, tmp_path / "run")
     assert found.against == "zero_shot [all faults]"
     for ending in ("md", "csv", "json", "tex"):
@@ -135,21 +136,21 @@ def test_late_clients_and_visits_of_their_own(tmp_path: Path) -> None:
              "methods=pfedmma,pfedmoap,coop", "method.all.fine_tune=1"]  # fmt: skip
     found = fedvlm.run("quickstart", *words, out=tmp_path / "run")
     for name in ("pfedmma [all faults]", "pfedmoap [all faults]", "coop [all faults]"):
-        assert set(found.points[name][0].late) == {"on_arrival", "after_tuning"}
-    assert {row.method for row in found.late} == set(found.points)
+        assert set(found.points[name][0].newcomers) == {"on_arrival", "after_tuning"}
+    assert {row.method for row in found.newcomers} == set(found.points)
 
 
 def test_all_is_said_as_all() -> None:
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), ["faults=all"]))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), ["faults=all"]))
     made = {name: methods.build(name, chosen.method) for name in ("pfedmoap", "pfedprompt", "zero_shot")}
-    assert faults.label("pfedmoap", made["pfedmoap"], chosen) == "pfedmoap [all faults]"
+    assert faults.method_label("pfedmoap", made["pfedmoap"], chosen) == "pfedmoap [all faults]"
     assert (
-        faults.label("zero_shot", made["zero_shot"], chosen.model_copy(update={"faults": ["all_but_data"]}))
+        faults.method_label("zero_shot", made["zero_shot"], chosen.model_copy(update={"faults": ["all_but_data"]}))
         == "zero_shot"
     )
-    some = faults.of(made["pfedmoap"], chosen.model_copy(update={"faults": ["all_but_data"]}))
+    some = faults.select_faults(made["pfedmoap"], chosen.model_copy(update={"faults": ["all_but_data"]}))
     assert not any(fault.data for fault in some)
-    assert {fault.name for fault in faults.of(made["pfedmoap"], chosen)} - {fault.name for fault in some} == {
+    assert {fault.name for fault in faults.select_faults(made["pfedmoap"], chosen)} - {fault.name for fault in some} == {
         "permuted_names", "detached_labels"}  # fmt: skip
 
 
@@ -200,13 +201,13 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit that was stopped in the middle of a point and repeated."""
     out, plays = tmp_path_factory.mktemp("audit") / "a", []
     with pytest.MonkeyPatch.context() as patch:
-        play = simulation.run_rounds
+        run_rounds = simulation.run_rounds
 
         def counted(task: Any, state: Any) -> Iterator[Any]:
             plays.append((task.spec.method.name, task.spec.seed, task.faults))
             if len(plays) == 12:
                 raise KilledError
-            yield from play(task, state)
+            yield from run_rounds(task, state)
 
         patch.setattr(simulation, "run_rounds", counted)
         with pytest.raises(KilledError):
@@ -217,8 +218,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_finished_point_is_run_again(audited: Path) -> None:
-    plays = [json.dumps(play) for play in json.loads((audited / "plays.json").read_text())]
-    twice = {play for play in plays if plays.count(play) > 1}
+    plays = [json.dumps(one) for one in json.loads((audited / "plays.json").read_text())]
+    twice = {one for one in plays if plays.count(one) > 1}
     assert twice == {plays[11]}
 
 
@@ -233,7 +234,7 @@ def test_every_method_against_its_own_faults(audited: Path) -> None:
     rows = json.loads((audited / "audit.json").read_text())["rows"]
     assert {m: [row["fault"] for row in rows if row["method"] == m] for m in EXPECTED} == EXPECTED
     whole = next(row for row in rows if (row["method"], row["fault"]) == ("pfedmma", "all"))
-    assert whole["faults"] == [name for name in EXPECTED["pfedmma"] if name in faults.known()]
+    assert whole["faults"] == [name for name in EXPECTED["pfedmma"] if name in faults.all_faults()]
     assert whole["label"] == "pfedmma [all faults]"
 
 
@@ -275,7 +276,7 @@ def test_the_tables_name_every_fault_and_its_code(audited: Path) -> None:
     markdown = (audited / "audit.md").read_text()
     for fault in EXPECTED["pfedmma"][1:-2]:
         assert f"| {fault} |" in markdown
-        assert faults.known()[fault].code in markdown
+        assert faults.all_faults()[fault].code in markdown
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("| fault")]
     assert len(tables) == 2
     assert len({line.count(" | ") for table in tables for line in table if not line.startswith("|--")}) == 1
@@ -308,7 +309,6 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
     """The run with the fault gives results of one method, and words of the other."""
     from fedvlm.errors import DivergenceError
     from fedvlm.runs import runner
-    from fedvlm.studies.audit import play
     from fedvlm.studies.study import Options
 
     played = runner._run_point
@@ -320,9 +320,9 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(runner, "_run_point", unlucky)
     words = [*SMALL, "methods=coop,promptfl", "rounds=1", "seeds=0"]
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), words))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), words))
     planned = [each for each in variants(chosen) if each.name in ("right", "half_precision")]
-    *_, last = play.play(planned, tmp_path / "a", Options())
+    *_, last = run_variants(planned, tmp_path / "a", Options())
     failed = {(line.method, line.fault): line.failed for line in last}
     assert failed.pop(("coop", "half_precision")) == "seed 0 coop [half_precision]: coop: its loss is no longer finite"
     assert set(failed.values()) == {None}
@@ -332,4 +332,4 @@ def test_what_diverges_with_a_fault_is_told_in_its_line(tmp_path: Path, monkeypa
 def test_the_list_of_faults() -> None:
     done = call("audit")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in faults.known())
+    assert all(name in done.stdout for name in faults.all_faults())

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from points import point
+from fake_results import point
 
 import fedvlm
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.errors import DivergenceError, FedvlmError, StorageError
 from fedvlm.reports.comparison import Comparison, Target, compare
 from fedvlm.reports.text import as_csv, as_latex, as_markdown
@@ -40,7 +40,7 @@ METHODS = ["zero_shot", "coop", "pfedmoap", "zero_shot_prior"]
 
 def settings(*words: str, methods: list[str] | None = None, seeds: str = "0,1,2") -> experiment.Experiment:
     chosen = [*SMALL, f"methods={','.join(methods or METHODS)}", f"seeds={seeds}", *words]
-    return experiment.parse(plain.override(presets.settings("quickstart"), chosen))
+    return experiment.parse(overrides.apply_words(presets.settings("quickstart"), chosen))
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_the_weight_is_chosen_on_validation_images_alone(found: Comparison, fold
 
 
 def test_validation_and_test_images_differ_but_clients_do_not(folder: Path) -> None:
-    from fedvlm.data import federate, load_source, validated
+    from fedvlm.data import federate, federate_validation, load_source
 
     chosen = settings()
     source = load_source(chosen.data, 0)
-    test, val = federate(source, chosen, 0), validated(source, chosen, 0)
+    test, val = federate(source, chosen, 0), federate_validation(source, chosen, 0)
     assert val is not None
     assert [(c.name, c.train, c.classes) for c in test.clients] == [(c.name, c.train, c.classes) for c in val.clients]
     seen, other = ({i for one in fed.tests.values() for i in one} for fed in (test, val))
@@ -181,7 +181,9 @@ def test_other_settings_are_refused_and_nothing_is_lost(found: Comparison, folde
 @pytest.mark.parametrize(("words", "told"), [(["methods=coop,coop"], "coop twice"), (["seeds=1,2,1"], "1 twice")])
 def test_what_is_named_twice_is_refused_at_once(words: list[str], told: str, tmp_path: Path) -> None:
     with pytest.raises(FedvlmError, match=told):
-        comparing.compare(experiment.parse(plain.override(presets.settings("quickstart"), words)), tmp_path / "c")
+        comparing.compare(
+            experiment.parse(overrides.apply_words(presets.settings("quickstart"), words)), tmp_path / "c"
+        )
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
@@ -247,12 +249,12 @@ def test_where_every_method_fails_it_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", ["local", "local=", "local=0", "local=101", "worst=50", "local=x"])
 def test_a_target_that_is_none(words: str) -> None:
     with pytest.raises(FedvlmError, match="local=80"):
-        comparing.target(words)
+        comparing.parse_target(words)
 
 
 def test_targets() -> None:
-    assert comparing.target("hm=75") == Target("hm", 0.75)
-    assert comparing.target("") is None
+    assert comparing.parse_target("hm=75") == Target("hm", 0.75)
+    assert comparing.parse_target("") is None
 
 
 def test_a_reference_that_is_not_compared(tmp_path: Path) -> None:
@@ -431,43 +433,45 @@ def test_the_tables_say_what_the_data_could_not_satisfy(tmp_path: Path) -> None:
 def test_what_differs_between_seeds_is_read_off_their_partitions() -> None:
     one = {"images": "a", "clients": [{"name": "x", "train": [1, 2], "local": [3]}], "tests": {"base": [3, 4]}}
     other = one | {"clients": [{"name": "x", "train": [1, 5], "local": [3]}]}
-    assert comparing.drawn([one], 1.0) == []
+    assert comparing.seed_differences([one], 1.0) == []
     ending = "first tensors and the order of training; they have the same images,"
-    assert comparing.drawn([one, one], 0.5) == [
+    assert comparing.seed_differences([one, one], 0.5) == [
         f"Seeds differ in who takes part in a round, {ending} clients' training images, test images."
     ]
-    assert comparing.drawn([one, other], 1.0) == [f"Seeds differ in clients' training images, {ending} test images."]
+    assert comparing.seed_differences([one, other], 1.0) == [
+        f"Seeds differ in clients' training images, {ending} test images."
+    ]
 
 
 def test_unequal_training_is_told() -> None:
-    assert comparing.budgets(settings()) == []
-    assert comparing.budgets(settings("method.coop.epochs=3"))[0].endswith(
+    assert comparing.budget_notes(settings()) == []
+    assert comparing.budget_notes(settings("method.coop.epochs=3"))[0].endswith(
         " 3 epochs x 16: coop; 1 epoch x 16: pfedmoap."
     )
-    assert "coop" in comparing.budgets(settings("method.coop.fine_tune=2"))[0]
+    assert "coop" in comparing.budget_notes(settings("method.coop.fine_tune=2"))[0]
 
 
 def test_the_validation_curve_is_of_validation_images(folder: Path, found: Comparison) -> None:
     """Zero-shot on the validation images, computed apart from the engine."""
     from fedvlm import clip as clips
-    from fedvlm.data import load_source, validated
+    from fedvlm.data import federate_validation, load_source
     from fedvlm.methods import build
     from fedvlm.training.activations import Activations
     from fedvlm.training.device import Device
-    from fedvlm.training.evaluation import outputs
-    from fedvlm.training.metrics import measured
+    from fedvlm.training.evaluation import compute_outputs
+    from fedvlm.training.metrics import measure_all
     from fedvlm.training.site import Site
 
     chosen = settings()
     source, clip = load_source(chosen.data, 0), clips.load("embedded")
-    fed = validated(source, chosen, 0)
+    fed = federate_validation(source, chosen, 0)
     assert fed is not None
     zero = build("zero_shot")
     tuners = [zero.tuner(clip, names, "a photo of a {}.") for names in (fed.base_names, fed.novel_names)]
     bench = Site(
         tuners[0], tuners[1], fed, Activations(clip, source.records, Device(torch.device("cpu")), 1 << 30), 256
     )
-    each = [measured(outputs(bench, client, {}, {})) for client in fed.clients]
+    each = [measure_all(compute_outputs(bench, client, {}, {})) for client in fed.clients]
     curves = json.loads((folder / "seed-0/zero_shot/result.json").read_text())["tradeoff"]
     for metric in ("local", "base", "novel"):
         expected = statistics.fmean(one[metric].value for one in each)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from points import point
+from fake_results import point
 from typer.testing import CliRunner
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.cli import app
 from fedvlm.errors import FedvlmError
 from fedvlm.reports.comparison import Comparison, compare
@@ -53,10 +53,10 @@ def test_the_tables_have_a_column_for_each_value(swept: Sweep, folder: Path) -> 
     for title, metric in (("HM", "hm"), ("Local", "local"), ("Novel", "novel")):
         table = text.split(f"\n{title}\n\n")[1].split("\n\n")[0].splitlines()
         assert table[0] == "| data.shots | 1 | 2 |"
-        for row, line in zip(swept.found[0].rows, table[2:], strict=True):
+        for row, line in zip(swept.comparisons[0].rows, table[2:], strict=True):
             name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             assert name == row.method
-            for cell, one in zip(cells, swept.found, strict=True):
+            for cell, one in zip(cells, swept.comparisons, strict=True):
                 mean = next(r for r in one.rows if r.method == name).estimate(metric)
                 assert mean is not None
                 assert cell.startswith(f"{100 * mean.mean:.1f} ± ")
@@ -65,7 +65,7 @@ def test_the_tables_have_a_column_for_each_value(swept: Sweep, folder: Path) -> 
     assert {(line["data.shots"], line["method"], line["seed"]) for line in lines} == {
         (v, m, s) for v in "12" for m in ("zero_shot", "coop", "pfedmma") for s in "01"
     }
-    first = swept.found[1].rows[2]
+    first = swept.comparisons[1].rows[2]
     assert [float(one["local"]) for one in lines if (one["data.shots"], one["method"]) == ("2", "pfedmma")] == (
         pytest.approx([100 * v for v in first.values["local"]], abs=1e-3)
     )
@@ -89,21 +89,23 @@ def test_p_is_corrected_over_all_values_and_methods() -> None:
     swept = Sweep("made", "k", [1, 2], [made({"a": up, "b": none}), made({"a": mixed, "b": up})])
     expected = {("1", "a"): 4 * 2 / 256, ("2", "b"): 4 * 2 / 256, ("2", "a"): 2 * 4 / 256, ("1", "b"): 1.0}
     assert swept.corrected("hm") == pytest.approx(expected)
-    tables = sweeping.tabled(swept)
+    tables = sweeping.sweep_tables(swept)
     assert tables["HM less that of r, in brackets p; corrected"][1] == [
         ["a", "+10.0 ± 0.0 (0.0078; 0.031)", "+16.2 ± 8.9 (0.016; 0.031)"],
         ["b", "+0.0 ± 0.0 (1; 1)", "+10.0 ± 0.0 (0.0078; 0.031)"],
     ]
-    assert sweeping.tabled(swept, short=True)["HM less that of r, in brackets p"][1][0][1] == "+10.0 ± 0.0 (0.0078)"
+    assert (
+        sweeping.sweep_tables(swept, short=True)["HM less that of r, in brackets p"][1][0][1] == "+10.0 ± 0.0 (0.0078)"
+    )
     assert any("0.0078, and corrected for the 4 differences of a table together (Holm) not below 0.031" in note
-               for note in sweeping.notes(swept))  # fmt: skip
+               for note in sweeping.reading_notes(swept))  # fmt: skip
 
 
 def test_said_again_with_more_values_it_plays_only_the_new(swept: Sweep, folder: Path) -> None:
     stamps = {file: file.stat().st_mtime_ns for file in folder.rglob("result.json")}
     more = sweep(plan(presets.settings("quickstart"), SMALL, "data.shots=1,2,3"), folder, against="coop")
     assert more.values == [1, 2, 3]
-    assert [one.rows for one in more.found[:2]] == [one.rows for one in swept.found]
+    assert [one.rows for one in more.comparisons[:2]] == [one.rows for one in swept.comparisons]
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
     assert len(list(folder.rglob("result.json"))) == 3 * len(stamps) // 2
 
@@ -160,11 +162,11 @@ def test_a_folder_holds_one_sweep_and_overwrite_plays_again(tmp_path: Path) -> N
 def test_values_with_and_without_novel_classes(tmp_path: Path) -> None:
     words = [*(word for word in SMALL if "novel" not in word), "methods=zero_shot", "seeds=0"]
     swept = sweep(plan(presets.settings("quickstart"), words, "data.novel_classes=0,4"), tmp_path)
-    assert sweeping.tabled(swept)["Novel"][1][0][1] == "-"
-    assert any(note.startswith("HM is of those") for note in sweeping.notes(swept))
+    assert sweeping.sweep_tables(swept)["Novel"][1][0][1] == "-"
+    assert any(note.startswith("HM is of those") for note in sweeping.reading_notes(swept))
     for panel in ("Local", "Base", "Novel", "HM"):
         assert f"<!-- {panel} -->" in (tmp_path / "sweep.svg").read_text()
-    assert "One seed: no intervals, no tests." in sweeping.notes(swept)
+    assert "One seed: no intervals, no tests." in sweeping.reading_notes(swept)
 
 
 def test_a_sweep_is_a_plain_preset_at_one_value(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_sweep_is_a_plain_preset_at_one_value(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["partition", "ablation_labels", *words])
     assert done.exit_code == 0, done.output
     with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: play them with fedvlm sweep, or set it"):
-        experiment.parse(plain.override(presets.settings("ablation_shots"), ["rounds=2"]))
+        experiment.parse(overrides.apply_words(presets.settings("ablation_shots"), ["rounds=2"]))
 
 
 def test_the_command_line(tmp_path: Path) -> None:

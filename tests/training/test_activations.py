@@ -16,7 +16,7 @@ from fedvlm.data import Record, Source
 from fedvlm.streams import stream
 from fedvlm.testing import tiny
 from fedvlm.training.activations import CHUNK, TEST, Activations, Key
-from fedvlm.training.store import Store
+from fedvlm.training.disk_cache import DiskCache
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_every_batch_has_the_same_number_of_images(clip: FrozenCLIP, monkeypatch
     monkeypatch.setattr(clip.visual, "hidden", lambda pixels, entry: batches.append(len(pixels)) or real(pixels, entry))  # type: ignore[func-returns-value]
     store.get(list(range(2 * CHUNK + 5)), 2)
     assert batches == [8] * (2 * CHUNK // 8 + 1)
-    assert tiny.CPU.rows == 8
+    assert tiny.CPU.batch_rows == 8
 
 
 @pytest.fixture
@@ -155,9 +155,9 @@ def test_a_row_does_not_depend_on_what_was_held_or_on_threads(
         threads(1)
         expected = Activations(clip, records, tiny.CPU, 1 << 30).get(range(100), entry)
         threads(count)
-        cold, warm = (Activations(clip, records, tiny.CPU, 1 << 30, Store(tmp_path / f"{entry}{name}", 1 << 30))
+        cold, warm = (Activations(clip, records, tiny.CPU, 1 << 30, DiskCache(tmp_path / f"{entry}{name}", 1 << 30))
                       for name in ("cold", "warm"))  # fmt: skip
-        Activations(clip, records, tiny.CPU, 0, warm.store).prepare(plain(range(5, 105, 10)), entry)
+        Activations(clip, records, tiny.CPU, 0, warm.disk_cache).prepare(plain(range(5, 105, 10)), entry)
         for one in (cold, warm):
             one.prepare(plain(range(100)), entry)
             assert torch.equal(one.get(range(100), entry), expected)
@@ -238,7 +238,7 @@ def test_what_is_kept_depends_on_the_request_alone(clip: FrozenCLIP) -> None:
 def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, tiny.CPU, 1 << 30)
     names: tuple[Any, ...] = (7, "view", "site-1", 2, 0)
-    out = store.online([4, 9, 4], 2, *names)
+    out = store.get_online([4, 9, 4], 2, *names)
     views = [clip.preprocess.augment(source.records[i].image.open(), stream(*names, i)) for i in (4, 9, 4)]
     expected = clip.visual.hidden(clip.preprocess.normalise(torch.stack(views)), 2)
     assert (out - expected).abs().max() < 1e-5
@@ -248,15 +248,17 @@ def test_augmented_views_come_from_the_named_streams(clip: FrozenCLIP, source: S
 
 def test_augmented_views_differ_by_every_name(clip: FrozenCLIP, source: Source) -> None:
     store = Activations(clip, source.records, tiny.CPU, 0)
-    base = store.online([4], 2, 7, "view", "site-1", 2, 0)
+    base = store.get_online([4], 2, 7, "view", "site-1", 2, 0)
     others = [
         (8, "view", "site-1", 2, 0),
         (7, "view", "site-2", 2, 0),
         (7, "view", "site-1", 3, 0),
         (7, "view", "site-1", 2, 1),
     ]
-    assert all(not torch.equal(store.online([4], 2, *names), base) for names in others)
-    assert torch.equal(store.online([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4))
+    assert all(not torch.equal(store.get_online([4], 2, *names), base) for names in others)
+    assert torch.equal(
+        store.get_online([9, 4], 2, 7, "view", "site-1", 2, 0)[1:].round(decimals=4), base.round(decimals=4)
+    )
 
 
 def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
@@ -267,7 +269,7 @@ def test_images_of_different_sizes_meet_in_one_batch(clip: FrozenCLIP) -> None:
     records = [tiny.Record(image, 0, "a") for image in images]
     store = Activations(clip, records, tiny.CPU, 0)
     assert store.get([0, 1, 2, 3], 1).shape == (4, 5, 32)
-    assert store.online([0, 1, 2, 3], FEATURE, 0, "a").shape == (4, 16)
+    assert store.get_online([0, 1, 2, 3], FEATURE, 0, "a").shape == (4, 16)
 
 
 def test_the_transform_has_an_identity(clip: FrozenCLIP) -> None:

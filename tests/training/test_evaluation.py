@@ -15,9 +15,9 @@ from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Memory
 from fedvlm.training.device import ComputeSection
-from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs, summary
+from fedvlm.training.evaluation import ClientMetrics, compute_outputs, evaluate, pool_metrics
 from fedvlm.training.metrics import Mean
-from fedvlm.training.site import CACHED, Site
+from fedvlm.training.site import MAX_CACHED_MODELS, Site
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_accuracies_of_a_client_by_hand(clip: FrozenCLIP, fed: Federation) -> No
     """Local: own images, all base classes; local_own: own classes only; base and novel: whole sets, their own names."""
     table = bench(clip, fed)
     for client in fed.clients:
-        result = evaluate(outputs(table, client, {}, {})).values
+        result = evaluate(compute_outputs(table, client, {}, {})).values
         logits, labels = by_hand(clip, fed, client.local, fed.base)
         names = [fed.base[k] for k in logits.argmax(1)]
         assert result["local"] == pytest.approx(np.mean([a == b for a, b in zip(names, labels, strict=True)]))
@@ -77,22 +77,25 @@ def test_accuracies_of_a_client_by_hand(clip: FrozenCLIP, fed: Federation) -> No
 
 def test_batches_make_no_difference(clip: FrozenCLIP, fed: Federation) -> None:
     client = fed.clients[0]
-    whole = evaluate(outputs(bench(clip, fed), client, {}, {})).values
+    whole = evaluate(compute_outputs(bench(clip, fed), client, {}, {})).values
     for batch in (1, 3):
-        assert evaluate(outputs(bench(clip, fed, batch=batch), client, {}, {})).values == pytest.approx(whole)
+        assert evaluate(compute_outputs(bench(clip, fed, batch=batch), client, {}, {})).values == pytest.approx(whole)
 
 
 def test_what_a_client_lacks_is_left_out(clip: FrozenCLIP, fed: Federation) -> None:
     client = fed.clients[0]
-    assert evaluate(outputs(bench(clip, fed), replace(client, local=()), {}, {})).values.keys() == {"base", "novel"}
-    assert "novel" not in evaluate(outputs(bench(clip, fed), replace(client, novel=None), {}, {})).values
-    assert "novel" not in evaluate(outputs(bench(clip, fed, novel=None), client, {}, {})).values
+    assert evaluate(compute_outputs(bench(clip, fed), replace(client, local=()), {}, {})).values.keys() == {
+        "base",
+        "novel",
+    }
+    assert "novel" not in evaluate(compute_outputs(bench(clip, fed), replace(client, novel=None), {}, {})).values
+    assert "novel" not in evaluate(compute_outputs(bench(clip, fed, novel=None), client, {}, {})).values
 
 
 def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> None:
     """A domain's client may own test images that the shared set lacks, and the other way round."""
     client = replace(fed.clients[0], local=fed.clients[0].train[:4])
-    result = evaluate(outputs(bench(clip, fed), client, {}, {})).values
+    result = evaluate(compute_outputs(bench(clip, fed), client, {}, {})).values
     logits, labels = by_hand(clip, fed, client.local, fed.base)
     assert result["local"] == pytest.approx(
         np.mean([fed.base[k] == label for k, label in zip(logits.argmax(1), labels, strict=True)])
@@ -101,17 +104,17 @@ def test_own_images_outside_the_base_set(clip: FrozenCLIP, fed: Federation) -> N
 
 def test_shared_sets_of_finished_features_are_gathered_once(clip: FrozenCLIP, fed: Federation) -> None:
     table = bench(clip, fed)
-    first = [evaluate(outputs(table, client, {}, {})).values for client in fed.clients]
-    assert set(table.sets) == {("base", FEATURE), ("novel", FEATURE)}
+    first = [evaluate(compute_outputs(table, client, {}, {})).values for client in fed.clients]
+    assert set(table.test_features) == {("base", FEATURE), ("novel", FEATURE)}
     table.activations.memory.clear()
     asked: list[int] = []
     inner = table.activations.get
     table.activations.get = lambda indices, *more: (asked.extend(indices), inner(indices, *more))[1]  # type: ignore[method-assign]
-    assert [evaluate(outputs(table, client, {}, {})).values for client in fed.clients] == first
+    assert [evaluate(compute_outputs(table, client, {}, {})).values for client in fed.clients] == first
     assert not set(asked) & {*fed.tests["base"], *fed.tests["novel"]}
     adapted = tiny.site(tiny.method("pfedmma"), clip, fed)
-    evaluate(outputs(adapted, fed.clients[0], adapted.base.init(torch.Generator()), {}))
-    assert not adapted.sets, "activations inside the encoder would not fit"
+    evaluate(compute_outputs(adapted, fed.clients[0], adapted.base.init(torch.Generator()), {}))
+    assert not adapted.test_features, "activations inside the encoder would not fit"
 
 
 def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federation) -> None:
@@ -124,7 +127,7 @@ def test_labels_are_positions_in_the_class_list(clip: FrozenCLIP, fed: Federatio
 
 def test_an_empty_evaluation_set(clip: FrozenCLIP, fed: Federation) -> None:
     empty = replace(fed, tests={"base": fed.tests["base"], "novel": ()})
-    assert "novel" not in evaluate(outputs(bench(clip, empty), fed.clients[0], {}, {})).values
+    assert "novel" not in evaluate(compute_outputs(bench(clip, empty), fed.clients[0], {}, {})).values
 
 
 def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCLIP, fed: Federation) -> None:
@@ -133,19 +136,19 @@ def test_zero_shot_is_far_above_chance_where_text_and_image_agree(clip: FrozenCL
     table = bench(clip, fed)
     planted = table.activations.memory[FEATURE] = Memory(table.activations.device)
     planted.add([(i, TEST) for i in range(len(fed.source))], text[[record.label for record in fed.source.records]])
-    result = evaluate(outputs(table, fed.clients[0], {}, {})).values
+    result = evaluate(compute_outputs(table, fed.clients[0], {}, {})).values
     assert (result["local"], result["base"], result["novel"], result["macro_f1"]) == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_tf32_is_for_gpus_and_only_where_asked() -> None:
     with pytest.raises(FedvlmError, match=r"tf32.*GPU"):
-        devices.choose(ComputeSection(device="cpu", dtype="tf32"))
+        devices.choose_device(ComputeSection(device="cpu", dtype="tf32"))
 
 
 def test_choosing_a_device() -> None:
     before = torch.get_num_threads()
     try:
-        made = devices.choose(ComputeSection(device="cpu", dtype="bfloat16", threads=1))
+        made = devices.choose_device(ComputeSection(device="cpu", dtype="bfloat16", threads=1))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -154,13 +157,13 @@ def test_choosing_a_device() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with devices.Device(torch.device("cpu")).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    assert devices.choose(ComputeSection()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert devices.choose_device(ComputeSection()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cpu:x", ""])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(FedvlmError, match=f"compute.device = '{name}' cannot be used here"):
-        devices.choose(ComputeSection(device=name))
+        devices.choose_device(ComputeSection(device=name))
 
 
 def test_a_client_is_found_by_what_it_declares(fed: Federation) -> None:
@@ -191,19 +194,19 @@ def test_clients_with_equal_models_are_measured_on_a_shared_set_once(
     """What another client said is taken only while the tensors are the same numbers, changed in place or not."""
     chosen = tiny.simulation(tiny.method("promptfl"), clip, fed)
     sizes, count = asked(monkeypatch, chosen.site), len(fed.tests["base"])
-    first = outputs(chosen.site, fed.clients[0], chosen.spec.initial, {})
+    first = compute_outputs(chosen.site, fed.clients[0], chosen.spec.initial, {})
     copy = {name: tensor.clone() for name, tensor in chosen.spec.initial.items()}
-    second = outputs(chosen.site, fed.clients[1], copy, {})
+    second = compute_outputs(chosen.site, fed.clients[1], copy, {})
     assert sizes == [count]
     assert torch.equal(first.base.logits, second.base.logits)
     copy["prompt"].neg_()
-    third = outputs(chosen.site, fed.clients[1], copy, {})
+    third = compute_outputs(chosen.site, fed.clients[1], copy, {})
     copy["prompt"][..., ::2] += 0.5
-    fourth = outputs(chosen.site, fed.clients[1], copy, {})
+    fourth = compute_outputs(chosen.site, fed.clients[1], copy, {})
     assert sizes == [count] * 3
     for found, tensors in ((third, -chosen.spec.initial["prompt"]), (fourth, copy["prompt"])):
         fresh = tiny.site(chosen.spec.method, clip, fed)
-        expected = outputs(fresh, fed.clients[1], {"prompt": tensors}, {}).base.logits
+        expected = compute_outputs(fresh, fed.clients[1], {"prompt": tensors}, {}).base.logits
         assert (found.base.logits - expected).abs().max() < 1e-5
     assert (third.base.logits - fourth.base.logits).abs().max() > 1e-4
 
@@ -222,7 +225,7 @@ def test_a_model_made_from_own_images_answers_for_its_client_alone(
     table = tiny.site(tiny.method("tip_adapter"), clip, fed)
     sizes, count = asked(monkeypatch, table), len(fed.tests["base"])
     without = table.logits(table.base, {}, {}, "base")
-    ones = [outputs(table, fed.clients[n], {}, {}).base.logits for n in (0, 2, 0)]
+    ones = [compute_outputs(table, fed.clients[n], {}, {}).base.logits for n in (0, 2, 0)]
     assert sizes == [count] * 4
     assert torch.equal(ones[0], ones[2])
     assert all((one - without).abs().max() > 1e-3 for one in ones)
@@ -231,14 +234,14 @@ def test_a_model_made_from_own_images_answers_for_its_client_alone(
 def test_the_calibration_error_is_of_all_own_images_together(clip: FrozenCLIP, fed: Federation) -> None:
     """Not the mean over clients, which few images each would drive up."""
     table = bench(clip, fed)
-    found = [outputs(table, client, {}, {}) for client in fed.clients]
+    found = [compute_outputs(table, client, {}, {}) for client in fed.clients]
     own = [one.local for one in found if one.local is not None]
-    means = summary({str(n): evaluate(one) for n, one in enumerate(found)})
+    means = pool_metrics({str(n): evaluate(one) for n, one in enumerate(found)})
     logits, labels = torch.cat([one.logits for one in own]), torch.cat([one.labels for one in own])
     assert means["ece"] == pytest.approx(metrics.calibration(logits, labels).value)
     each = [metrics.calibration(one.logits, one.labels).value for one in own]
     assert means["ece"] < sum(each) / len(each)
-    assert "ece" not in summary({"a": ClientMetrics({"base": Mean(1.0, 1)})})
+    assert "ece" not in pool_metrics({"a": ClientMetrics({"base": Mean(1.0, 1)})})
 
 
 def test_a_client_with_other_experts_is_measured_anew(
@@ -251,11 +254,11 @@ def test_a_client_with_other_experts_is_measured_anew(
     tensors = tiny.random(table.base, 0.5, torch.Generator().manual_seed(1))
     prompts = torch.randn(2, *tensors["prompt"].shape, generator=torch.Generator().manual_seed(2))
     sizes = asked(monkeypatch, table)
-    found = [outputs(table, fed.clients[n], tensors, {"experts.0000": prompts[n]}) for n in (0, 1)]
+    found = [compute_outputs(table, fed.clients[n], tensors, {"experts.0000": prompts[n]}) for n in (0, 1)]
     assert len(sizes) == 2
     assert (found[0].base.logits - found[1].base.logits).abs().max() > 1e-3
     for n in (0, 1):
-        fresh = outputs(tiny.site(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
+        fresh = compute_outputs(tiny.site(chosen, clip, fed), fed.clients[n], tensors, {"experts.0000": prompts[n]})
         assert (found[n].base.logits - fresh.base.logits).abs().max() < 1e-5
         assert fresh.novel is not None
         assert (found[n].novel.logits - fresh.novel.logits).abs().max() < 1e-5  # type: ignore[union-attr]
@@ -265,9 +268,9 @@ def test_few_tuners_are_remembered_and_the_oldest_gives_way(
     clip: FrozenCLIP, fed: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tiny.site(tiny.method("zero_shot"), clip, fed)
-    tuners = [tiny.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(CACHED + 3)]
+    tuners = [tiny.method("zero_shot").tuner(clip, fed.base_names, f"{n} {{}}") for n in range(MAX_CACHED_MODELS + 3)]
     for tuner in tuners:
         table.logits(tuner, {}, {}, "base")
-        assert len(table.cached) <= CACHED
-    kept = [said.tuner for said in table.cached.values()]
+        assert len(table.cached_models) <= MAX_CACHED_MODELS
+    kept = [said.tuner for said in table.cached_models.values()]
     assert all(one is other for one, other in zip(kept, tuners[3:], strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedvlm.checks.verify import WAYS, verify
+from fedvlm.checks.verify import PATHS, verify
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import simulation
 from fedvlm.methods import known
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 
 @pytest.fixture
 def gpu() -> Iterator[Device]:
-    yield devices.choose(ComputeSection(device="cuda"))
+    yield devices.choose_device(ComputeSection(device="cuda"))
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", PATHS)
 def test_the_published_reference_outputs(golden: Path, path: str, gpu: Device) -> None:
-    groups = verify(golden, WAYS[path], gpu)
+    groups = verify(golden, PATHS[path], gpu)
     assert all(group.passed for group in groups), [group for group in groups if not group.passed]
 
 
@@ -94,4 +94,4 @@ def test_the_same_bytes_twice(name: str, gpu: Device) -> None:
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(FedvlmError, match="cannot be used here"):
-        devices.choose(ComputeSection(device=f"cuda:{torch.cuda.device_count()}"))
+        devices.choose_device(ComputeSection(device=f"cuda:{torch.cuda.device_count()}"))

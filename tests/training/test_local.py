@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import naive
+import formulas
 import numpy as np
 import pytest
 import torch
@@ -17,9 +17,9 @@ from fedvlm.methods.base import Config, Method
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import digest
 from fedvlm.testing import tiny
-from fedvlm.training.descent import optimizer
 from fedvlm.training.device import Device
-from fedvlm.training.local import epoch_batches, lr_factor, train
+from fedvlm.training.local import epoch_batches, schedule_factor, train
+from fedvlm.training.optimizers import make_optimizer
 
 NAMES = ["red fox", "green_frog", "blue jay"]
 
@@ -53,13 +53,13 @@ def test_adapters_learn_as_written_out(clip: FrozenCLIP, decay: float) -> None:
     start = tuner.init(torch_stream(0, "init"))
     pixels, batches = data(clip, tuner.entry)
     done = train(method, tuner, start, {}, batches, tiny.CPU)
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
 
     def loss(tensors: Any, batch: Any) -> Tensor:
-        logits = naive.adapter_logits(clip, w, tensors, NAMES, batch[0], 2, 3, 0.1)
-        return naive.cross_entropy(logits, batch[1])
+        logits = formulas.adapter_logits(clip, w, tensors, NAMES, batch[0], 2, 3, 0.1)
+        return formulas.cross_entropy(logits, batch[1])
 
-    expected, losses = naive.sgd(start, pixels, loss, lambda _: 0.002, 0.9, decay, gain=1 / 0.1)
+    expected, losses = formulas.sgd(start, pixels, loss, lambda _: 0.002, 0.9, decay, gain=1 / 0.1)
     assert done.losses == pytest.approx(losses, rel=1e-4)
     for name, tensor in expected.items():
         assert (done.tensors[name] - tensor).abs().max() < 5e-4 * tensor.abs().max(), name
@@ -76,15 +76,15 @@ def test_prompt_and_gate_learn_as_written_out(clip: FrozenCLIP, others: int) -> 
     received = {f"experts.{n}": prompt for n, prompt in enumerate(prompts)}
     pixels, batches = data(clip, tuner.entry)
     done = train(method, tuner, start, received, batches, tiny.CPU)
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
 
     def loss(tensors: Any, batch: Any) -> Tensor:
-        logits = naive.mixture_logits(
+        logits = formulas.mixture_logits(
             clip, w, tensors, [p.double() for p in prompts], NAMES, batch[0], width=8, heads=2, scaling=10.0, weight=0.5
         )
-        return naive.cross_entropy(logits, batch[1])
+        return formulas.cross_entropy(logits, batch[1])
 
-    expected, losses = naive.sgd(start, pixels, loss, lambda name: 0.02 if name == "prompt" else 0.05, 0.9, 0.01)
+    expected, losses = formulas.sgd(start, pixels, loss, lambda name: 0.02 if name == "prompt" else 0.05, 0.9, 0.01)
     assert done.losses == pytest.approx(losses, rel=1e-4)
     for name, tensor in expected.items():
         assert (done.tensors[name] - tensor).abs().max() < 2e-4 * tensor.abs().max(), name
@@ -96,7 +96,7 @@ def test_prompt_and_gate_learn_as_written_out(clip: FrozenCLIP, others: int) -> 
 def test_the_factor_multiplies_every_rate(clip: FrozenCLIP, factor: float) -> None:
     method = tiny.method("pfedmoap", lr=0.4, gate_lr=0.8)
     leaves = {"prompt": torch.zeros(1, requires_grad=True), "gating.q.bias": torch.zeros(1, requires_grad=True)}
-    groups = optimizer(method, leaves, factor).param_groups
+    groups = make_optimizer(method, leaves, factor).param_groups
     rates = {id(leaf): group["lr"] for group in groups for leaf in group["params"]}
     assert [rates[id(leaf)] for leaf in leaves.values()] == [0.4 * factor, 0.8 * factor]
     assert {(group["momentum"], group["weight_decay"], group["nesterov"], group["dampening"]) for group in groups} == {
@@ -109,7 +109,7 @@ def test_the_factor_multiplies_every_rate(clip: FrozenCLIP, factor: float) -> No
     assert torch.equal(done.tensors["prompt"], start["prompt"]) == (factor == 0)
 
 
-def test_every_visit_has_its_own_optimiser_and_touches_nothing_passed_in(clip: FrozenCLIP) -> None:
+def test_every_visit_has_its_own_optimizer_and_touches_nothing_passed_in(clip: FrozenCLIP) -> None:
     method = tiny.method("pfedmma")
     tuner = method.tuner(clip, NAMES, "a photo of a {}.")
     start = tuner.init(torch_stream(0, "init"))
@@ -203,10 +203,10 @@ def test_every_order_is_as_likely() -> None:
 def test_the_cosine_schedule_by_hand() -> None:
     """4 rounds: 1, (1 + sqrt(1/2))/2, 1/2, (1 - sqrt(1/2))/2: the first full, the one after the last would be zero."""
     cosine, constant = Config(schedule="cosine"), Config()
-    values = [lr_factor(cosine, round_, 4) for round_ in range(4)]
+    values = [schedule_factor(cosine, round_, 4) for round_ in range(4)]
     assert values == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
-    assert lr_factor(cosine, 0, 1) == 1.0
-    assert {lr_factor(constant, round_, 4) for round_ in range(4)} == {1.0}
+    assert schedule_factor(cosine, 0, 1) == 1.0
+    assert {schedule_factor(constant, round_, 4) for round_ in range(4)} == {1.0}
 
 
 def test_a_tensor_that_is_no_longer_finite_is_named(clip: FrozenCLIP) -> None:

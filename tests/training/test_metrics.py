@@ -21,11 +21,11 @@ def test_accuracy_by_hand() -> None:
 
 def test_accuracy_over_own_classes_by_hand() -> None:
     """Over classes 0 and 2 the guesses become 0, 2, 2, 0, 0."""
-    assert metrics.own_accuracy(LOGITS, LABELS, [0, 2]).value == 3 / 5
-    assert metrics.own_accuracy(LOGITS, LABELS, [2, 0]).value == 3 / 5
-    assert metrics.own_accuracy(LOGITS[1:], LABELS[1:], [1, 2]).value == 3 / 4
-    assert metrics.own_accuracy(LOGITS, LABELS, [0, 1, 2]).value == metrics.accuracy(LOGITS, LABELS).value
-    assert metrics.own_accuracy(LOGITS, LABELS, [2]).value == 3 / 5
+    assert metrics.own_class_accuracy(LOGITS, LABELS, [0, 2]).value == 3 / 5
+    assert metrics.own_class_accuracy(LOGITS, LABELS, [2, 0]).value == 3 / 5
+    assert metrics.own_class_accuracy(LOGITS[1:], LABELS[1:], [1, 2]).value == 3 / 4
+    assert metrics.own_class_accuracy(LOGITS, LABELS, [0, 1, 2]).value == metrics.accuracy(LOGITS, LABELS).value
+    assert metrics.own_class_accuracy(LOGITS, LABELS, [2]).value == 3 / 5
 
 
 def test_macro_f1_by_hand() -> None:
@@ -67,7 +67,7 @@ def test_the_worst_tenth(count: int, lowest: int) -> None:
 
 def pooled(clients: dict[str, dict[str, float]]) -> dict[str, float]:
     """Of clients that measured such means, each on 10 images."""
-    return metrics.pooled({c: {n: Mean(10 * v, 10) for n, v in one.items()} for c, one in clients.items()})
+    return metrics.pool_statistics({c: {n: Mean(10 * v, 10) for n, v in one.items()} for c, one in clients.items()})
 
 
 def test_a_summary_is_an_unweighted_mean_with_the_harmonic_mean_of_the_means() -> None:

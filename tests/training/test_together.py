@@ -15,7 +15,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import client, server, simulation
 from fedvlm.federation.client import ClientInput, train_clients
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.methods import known
 from fedvlm.testing import tiny
 from fedvlm.training import local
@@ -121,8 +121,8 @@ def test_no_step_waits_for_the_device(
     assert not {way: times for way, times in calls.items() if way.startswith("Tensor.") and times}
 
 
-def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
-    """What somebody else's optimiser keeps from step to step cannot be stacked."""
+def test_another_optimizer_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
+    """What somebody else's optimizer keeps from step to step cannot be stacked."""
     fed, method, made = tiny.federation(), tiny.method("promptfl", epochs=1), list[float]()
 
     def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:
@@ -131,7 +131,7 @@ def test_another_optimiser_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
 
     task = tiny.simulation(method, clip, fed, rounds=1, clients_per_step=4)
 
-    class Other(Around):
+    class Other(ProcedureWrapper):
         def train_one(self, spec: Any, site: Any, round_: int, one: ClientInput, factory: Any) -> Any:
             return super().train_one(spec, site, round_, one, maker)
 

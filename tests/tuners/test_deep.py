@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import naive
+import formulas as naive
 import pytest
 import torch
 from torch import Tensor

@@ -11,7 +11,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.methods.base import Step
 from fedvlm.testing import tiny
 from fedvlm.training.device import Device
-from fedvlm.training.evaluation import outputs
+from fedvlm.training.evaluation import compute_outputs
 
 HALF = Device(torch.device("cpu"), torch.bfloat16, "bfloat16")
 BLIND = ("majority",)
@@ -32,7 +32,7 @@ def test_logits_are_not_rounded_to_half_precision(name: str) -> None:
     client = fed.clients[0]
     received = task.spec.method.downlink(state.server, client.name, tiny.draws("downlink"))
     own = state.personal.get(client.name) or task.spec.initial
-    found = outputs(task.site, client, task.spec.method.assemble(own, received), received)
+    found = compute_outputs(task.site, client, task.spec.method.assemble(own, received), received)
     assert in_bfloat16(found.base.logits) < 0.1
     assert found.novel is not None
     assert in_bfloat16(found.novel.logits) < 0.1

@@ -1,8 +1,8 @@
 """Photographs in one folder, named after their class: `red_fox_017.jpg` is a `red fox`."""
 
-from fedvlm.data.files import FileImage, folder
-from fedvlm.data.gather import gather
-from fedvlm.data.rows import Row
+from fedvlm.data.build import build_source
+from fedvlm.data.files import FileImage, existing_folder
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 
 
@@ -12,11 +12,11 @@ class Prefixes(FileData):
     ending: str = ".jpg"
     """Of the files that are read."""
 
-    def load(self, seed, remembered):
-        """One row per file; `gather` checks every image and numbers the classes."""
-        root = folder(self.path)
+    def load(self, seed, decode_cache):
+        """One row per file; `build_source` checks every image and numbers the classes."""
+        root = existing_folder(self.path)
         rows = [
-            Row(FileImage(root, file.name, self.max_megapixels), name=file.stem.rpartition("_")[0].replace("_", " "))
+            ImageRow(FileImage(root, file.name, self.max_megapixels), file.stem.rpartition("_")[0].replace("_", " "))
             for file in sorted(root.glob(f"*{self.ending}"))
         ]
-        return gather(root.name, rows, self, remembered)
+        return build_source(root.name, rows, self, decode_cache)

@@ -3,12 +3,12 @@
 from fedvlm.training.metrics import Mean, Metric, mean_of
 
 
-def measure(found):
+def measure(outputs):
     """A client's sum and count: both add up over clients, so that no logits have to leave it."""
-    if found.local is None:
+    if outputs.local is None:
         return None
-    guesses = found.local.logits.topk(2).indices
-    hits = (guesses == found.local.labels[:, None]).any(1)
+    guesses = outputs.local.logits.topk(2).indices
+    hits = (guesses == outputs.local.labels[:, None]).any(1)
     return Mean(float(hits.sum()), len(hits))
 
 

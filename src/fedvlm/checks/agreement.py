@@ -87,12 +87,12 @@ def judge(plain: Sequence[Group], disturbed: Sequence[Sequence[Group]]) -> list[
     cannot be seen at an edge is which side is right: there the derivative at zero is not tested.
     """
     whole = [draw for draw in disturbed if all(group.agrees for group in draw)]
-    return [group if group.agrees else _seen_again(group, [draw[place] for draw in disturbed],
+    return [group if group.agrees else _judge_group(group, [draw[place] for draw in disturbed],
                                                    [draw[place] for draw in whole])
             for place, group in enumerate(plain)]  # fmt: skip
 
 
-def _seen_again(group: Group, draws: Sequence[Group], whole: Sequence[Group]) -> Group:
+def _judge_group(group: Group, draws: Sequence[Group], whole: Sequence[Group]) -> Group:
     nearest = min((one.difference for one in whole or draws), default=math.nan)
     return replace(group, draws=len(draws), agreed=sum(one.agrees for one in draws), best=nearest, together=bool(whole))
 

@@ -1,7 +1,7 @@
 """`fedvlm verify DIR`: recompute a directory of reference outputs with the code that runs experiments.
 
 A directory holds pairs `NAME.json` (settings) and `NAME.safetensors` (inputs and outputs) and the CLIP directories
-they name; of either, random tensors may be kept as draws (`drawn`). What agrees, is `agreement`'s to say.
+they name; of either, random tensors may be kept as draws (`drawn_tensors`). What agrees, is `agreement`'s to say.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedvlm import clip as clips
-from fedvlm.checks import drawn
+from fedvlm.checks import drawn_tensors
 from fedvlm.checks.agreement import Group, compare, judge
 from fedvlm.clip import Entry, FrozenCLIP
 from fedvlm.errors import FedvlmError
@@ -28,8 +28,8 @@ from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
+from fedvlm.training.disk_cache import DiskCache
 from fedvlm.training.local import Batch, LocalJob, Trained, train, train_together
-from fedvlm.training.store import Store
 from fedvlm.tuners.base import Tuner, predict
 from fedvlm.tuners.template import Template
 
@@ -38,7 +38,7 @@ DRAWS = 16
 """Disturbed computations of a fixture in which something differs."""
 
 
-class Way:
+class ExecutionPath:
     """One way through the code; this one is the plainest: every client alone, activations as they are computed."""
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
@@ -58,7 +58,7 @@ class Way:
         return [train(method, tuner, one.tensors, one.received, one.batches, device) for one in jobs]
 
 
-class Together(Way):
+class TogetherPath(ExecutionPath):
     """All clients in one batched computation; one that is alone with a twin."""
 
     def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
@@ -67,7 +67,7 @@ class Together(Way):
         return train_together(method, tuner, twins, device)[: len(jobs)]
 
 
-class Stored(Way):
+class StoredPath(ExecutionPath):
     """Activations are those that come back from disk."""
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
@@ -75,48 +75,48 @@ class Stored(Way):
         rows = clip.visual.hidden(images, entry)
         names = [str(number) for number in range(len(rows))]
         with tempfile.TemporaryDirectory() as place:
-            store = Store(Path(place), 1 << 40)
-            store.shelf({"entry": str(entry)}).add(names, rows)
-            found = Store(Path(place), 1 << 40).shelf({"entry": str(entry)})
+            disk_cache = DiskCache(Path(place), 1 << 40)
+            disk_cache.table({"entry": str(entry)}).add(names, rows)
+            found = DiskCache(Path(place), 1 << 40).table({"entry": str(entry)})
             held = found.read(sorted(found.find(names)))
         return torch.stack([held[name] for name in names]).to(rows.device)
 
 
-WAYS: dict[str, Way] = {"alone": Way(), "together": Together(), "stored": Stored()}
+PATHS: dict[str, ExecutionPath] = {"alone": ExecutionPath(), "together": TogetherPath(), "stored": StoredPath()}
 
 
-class Disturbed(Way):
+class DisturbedPath(ExecutionPath):
     """Another way with noise at the level of rounding: 1e-7 of the largest number, before the tuner and in it.
 
     Nothing else is changed, so what it computes is as good a float32 result as the undisturbed one. `draw` numbers
     independent disturbances; one draw gives the same noise to the same tensor.
     """
 
-    def __init__(self, way: Way, draw: int) -> None:
-        self.way, self.draw = way, draw
+    def __init__(self, path: ExecutionPath, draw: int) -> None:
+        self.path, self.draw = path, draw
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
         """What computes logits."""
-        return self.way.tuner(exact, method, clip, names, template)
+        return self.path.tuner(exact, method, clip, names, template)
 
     def initial(self, start: Named) -> Named:
         """Tensors at the start, disturbed: the tuner's part of the text encoder sees no images."""
-        return {name: self._noisy(tensor, name) for name, tensor in self.way.initial(start).items()}
+        return {name: self._noisy(tensor, name) for name, tensor in self.path.initial(start).items()}
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
         """Normalised pixels to what the tuner reads, disturbed."""
-        return self._noisy(self.way.hidden(clip, images, entry))
+        return self._noisy(self.path.hidden(clip, images, entry))
 
     def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
         """A visit of every client."""
-        return self.way.train(method, tuner, jobs, device)
+        return self.path.train(method, tuner, jobs, device)
 
     def _noisy(self, tensor: Tensor, *names: str) -> Tensor:
         noise = torch.randn(tensor.shape, generator=torch_stream(0, "disturbed", self.draw, *names))
         return tensor + 1e-7 * tensor.abs().max() * noise.to(tensor)
 
 
-def verify(folder: Path, way: Way = WAYS["alone"], device: Device = CPU, draws: int = DRAWS) -> list[Group]:
+def verify(folder: Path, path: ExecutionPath = PATHS["alone"], device: Device = CPU, draws: int = DRAWS) -> list[Group]:
     """Compare every fixture of a directory; raises `FedvlmError` where files are missing or cannot be understood.
 
     A fixture in which something differs is computed `draws` times more, disturbed (see `agreement.judge`).
@@ -125,26 +125,26 @@ def verify(folder: Path, way: Way = WAYS["alone"], device: Device = CPU, draws: 
     fixtures = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".safetensors").exists()]
     if not fixtures:
         raise FedvlmError(f"{folder} holds no reference outputs: expected pairs NAME.json and NAME.safetensors")
-    return [group for file in fixtures for group in _fixture(file, way, device, draws)]
+    return [group for file in fixtures for group in _fixture(file, path, device, draws)]
 
 
-def _fixture(file: Path, way: Way, device: Device, draws: int) -> list[Group]:
-    reference = drawn.load(file.with_suffix(".safetensors"))
+def _fixture(file: Path, path: ExecutionPath, device: Device, draws: int) -> list[Group]:
+    reference = drawn_tensors.load(file.with_suffix(".safetensors"))
     try:
         settings = json.loads(file.read_text())
-        with drawn.completed(file.parent / settings["clip"]) as place:
+        with drawn_tensors.completed_folder(file.parent / settings["clip"]) as place:
             clip = clips.load(str(place)).to(device.device)
-        recompute = _adapter if "adapter" in settings else _mixture
+        recompute = _recompute_adapter if "adapter" in settings else _recompute_mixture
         given = {name: tensor.to(device.device) for name, tensor in reference.items()}
 
-        def compared(way: Way) -> list[Group]:
-            computed = recompute(_Fixture(clip, settings, given, way, device))
+        def compared(path: ExecutionPath) -> list[Group]:
+            computed = recompute(_Fixture(clip, settings, given, path, device))
             return compare(file.stem, {name: tensor.cpu() for name, tensor in computed.items()}, reference)
 
-        plain = compared(way)
+        plain = compared(path)
         if all(group.passed for group in plain):
             return plain
-        return judge(plain, [compared(Disturbed(way, draw)) for draw in range(draws)])
+        return judge(plain, [compared(DisturbedPath(path, draw)) for draw in range(draws)])
     except torch.OutOfMemoryError:
         raise
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
@@ -158,65 +158,65 @@ class _Fixture:
     clip: FrozenCLIP
     settings: dict[str, Any]
     reference: Named
-    way: Way
+    path: ExecutionPath
     device: Device
 
     @property
     def initial(self) -> Named:
         """Tensors at the start."""
-        return self.way.initial(_under(self.reference, "init/"))
+        return self.path.initial(_strip_prefix(self.reference, "init/"))
 
     def hidden(self, name: str, tuner: Tuner) -> Tensor:
         """Some of the images at a tuner's entry."""
         with torch.no_grad():
-            return self.way.hidden(self.clip, self.reference[name], tuner.entry)
+            return self.path.hidden(self.clip, self.reference[name], tuner.entry)
 
 
-def _adapter(of: _Fixture) -> Named:
-    shape, rounds = of.settings["adapter"], of.settings.get("federated")
+def _recompute_adapter(fixture: _Fixture) -> Named:
+    shape, rounds = fixture.settings["adapter"], fixture.settings.get("federated")
     config: dict[str, Any] = {"first_block": shape["first_block"], "last_block": shape["last_block"]}
     config |= {"rank": shape["bottleneck"], "scale": shape["scale"]}
     if rounds:
         config |= {"lr": rounds["lr"], "momentum": rounds["momentum"], "weight_decay": rounds["weight_decay"]}
-    method, names, template = PFedMMA(config), of.settings["classnames"], of.settings["prompt"]
-    tuner = of.way.tuner(method.tuner(of.clip, names, template), method, of.clip, names, template)
-    hidden = of.hidden("images", tuner)
-    logits, loss, gradients = _step(lambda t: predict(tuner, t, tuner.classifier(t, {}), hidden)[0], of)
+    method, names, template = PFedMMA(config), fixture.settings["classnames"], fixture.settings["prompt"]
+    tuner = fixture.path.tuner(method.tuner(fixture.clip, names, template), method, fixture.clip, names, template)
+    hidden = fixture.hidden("images", tuner)
+    logits, loss, gradients = _step(lambda t: predict(tuner, t, tuner.classifier(t, {}), hidden)[0], fixture)
     result = {"logits": logits, "loss": loss} | {f"grad/{name}": tensor for name, tensor in gradients.items()}
-    return result | (_federated(of, method, tuner) if rounds else {})
+    return result | (_federated(fixture, method, tuner) if rounds else {})
 
 
-def _federated(of: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
+def _federated(fixture: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
     """Rounds over the stored clients, in stored order, through the ordinary local training and aggregation."""
-    rounds, result, losses = of.settings["federated"], Named(), list[float]()
+    rounds, result, losses = fixture.settings["federated"], Named(), list[float]()
     clients = [f"client{i}" for i in range(len(rounds["client_sizes"]))]
-    own, server = dict.fromkeys(clients, of.initial), method.server(of.initial)
-    images = {c: of.hidden(f"federated/{c}/images", tuner) for c in clients}
-    labels = {c: of.reference[f"federated/{c}/labels"] for c in clients}
+    own, server = dict.fromkeys(clients, fixture.initial), method.server(fixture.initial)
+    images = {c: fixture.hidden(f"federated/{c}/images", tuner) for c in clients}
+    labels = {c: fixture.reference[f"federated/{c}/labels"] for c in clients}
     for _ in range(rounds["rounds"]):
         jobs = []
         for c in clients:
             epochs = [batch for _ in range(rounds["local_epochs"])
-                      for batch in _cut(images[c], labels[c], rounds["batch_size"])]  # fmt: skip
+                      for batch in _split_batches(images[c], labels[c], rounds["batch_size"])]  # fmt: skip
             jobs.append(LocalJob(own[c] | server, server, epochs))
         uplinks = []
-        for c, done in zip(clients, of.way.train(method, tuner, jobs, of.device), strict=True):
+        for c, done in zip(clients, fixture.path.train(method, tuner, jobs, fixture.device), strict=True):
             own[c], losses = done.tensors, losses + done.losses
-            uplinks.append(Uplink(c, len(labels[c]), messages.shared(method, done.tensors)))
+            uplinks.append(Uplink(c, len(labels[c]), messages.shared_tensors(method, done.tensors)))
         server = method.aggregate(server, uplinks)
     result["federated/losses"] = torch.tensor(losses)
     result |= {f"federated/final/{name}": tensor for name, tensor in server.items()}
-    hidden = of.hidden("images", tuner)
+    hidden = fixture.hidden("images", tuner)
     for c in clients:
         last = own[c] | server
-        result |= {f"federated/final/{c}/{n}": t for n, t in messages.private(method, last).items()}
+        result |= {f"federated/final/{c}/{n}": t for n, t in messages.private_tensors(method, last).items()}
         with torch.no_grad():
             result[f"federated/{c}/final_logits"] = predict(tuner, last, tuner.classifier(last, {}), hidden)[0]
     return result
 
 
-def _mixture(of: _Fixture) -> Named:
-    settings = of.settings
+def _recompute_mixture(fixture: _Fixture) -> Named:
+    settings = fixture.settings
     gating, training = settings["gating"], settings.get("training")
     config: dict[str, Any] = {"tokens": settings["context_tokens"], "gate_width": gating["width"]}
     config |= {"place": settings["class_token_position"]}
@@ -225,34 +225,34 @@ def _mixture(of: _Fixture) -> Named:
         config |= {"lr": training["prompt_lr"], "gate_lr": training["gating_lr"]}
         config |= {"momentum": training["momentum"], "weight_decay": training["weight_decay"]}
     method, names = PFedMoAP(config), settings["classnames"]
-    exact = Mixture(of.clip, names, method.config, settings["suffix"])
+    exact = Mixture(fixture.clip, names, method.config, settings["suffix"])
     if exact.stride != gating.get("feature_stride", exact.stride):
         raise FedvlmError(
             f"gating.feature_stride is {gating['feature_stride']}, features and width give {exact.stride}"
         )
-    received = {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(of.reference["experts"])}
-    tuner = of.way.tuner(exact, method, of.clip, names, settings["suffix"])
-    return _mixture_outputs(of, method, tuner, received)
+    received = {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(fixture.reference["experts"])}
+    tuner = fixture.path.tuner(exact, method, fixture.clip, names, settings["suffix"])
+    return _mixture_outputs(fixture, method, tuner, received)
 
 
-def _mixture_outputs(of: _Fixture, method: PFedMoAP, tuner: Tuner, received: Named) -> Named:
-    settings, reference = of.settings, of.reference
-    features, hidden = of.clip.encode_image(reference["images"]), of.hidden("images", tuner)
+def _mixture_outputs(fixture: _Fixture, method: PFedMoAP, tuner: Tuner, received: Named) -> Named:
+    settings, reference = fixture.settings, fixture.reference
+    features, hidden = fixture.clip.encode_image(reference["images"]), fixture.hidden("images", tuner)
     constants, result = tuner.prepare(received), {"image_features": features}
     for part, known in (("local_only", Named()), ("mixture", constants)):
         logits, loss, gradients = _step(
             lambda t, known=known: predict(tuner, t, tuner.classifier(t, known), hidden)[0],  # type: ignore[misc]
-            of,
+            fixture,
         )
         result |= {f"{part}/logits": logits, f"{part}/loss": loss}
         result |= {f"{part}/grad/{name}": tensor for name, tensor in gradients.items()}
     if "zero_shot_prompt" in settings:
-        template = Template(of.clip, settings["classnames"], settings["zero_shot_prompt"])
+        template = Template(fixture.clip, settings["classnames"], settings["zero_shot_prompt"])
         result["zero_shot/logits"] = template.logits({}, {"text": template.text}, features)
     if training := settings.get("training"):
-        windows = _cut(hidden, reference["labels"], training["batch_size"])
+        windows = _split_batches(hidden, reference["labels"], training["batch_size"])
         batches = [windows[step % len(windows)] for step in range(training["steps"])]
-        (done,) = of.way.train(method, tuner, [LocalJob(of.initial, received, batches)], of.device)
+        (done,) = fixture.path.train(method, tuner, [LocalJob(fixture.initial, received, batches)], fixture.device)
         result |= {f"trained/{name}": tensor for name, tensor in done.tensors.items()}
         result["trained/losses"] = torch.tensor(done.losses)
         with torch.no_grad():
@@ -261,19 +261,19 @@ def _mixture_outputs(of: _Fixture, method: PFedMoAP, tuner: Tuner, received: Nam
     return result
 
 
-def _step(logits: Callable[[Named], Tensor], of: _Fixture) -> tuple[Tensor, Tensor, Named]:
+def _step(logits: Callable[[Named], Tensor], fixture: _Fixture) -> tuple[Tensor, Tensor, Named]:
     """Logits, loss `[1]` and every gradient of the mean cross-entropy at the start."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in of.initial.items()}
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in fixture.initial.items()}
     values = logits(leaves)
-    loss = torch.nn.functional.cross_entropy(values, of.reference["labels"])
+    loss = torch.nn.functional.cross_entropy(values, fixture.reference["labels"])
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
     return values.detach(), loss.detach()[None], gradients
 
 
-def _cut(hidden: Tensor, labels: Tensor, size: int) -> list[Batch]:
+def _split_batches(hidden: Tensor, labels: Tensor, size: int) -> list[Batch]:
     return list(zip(hidden.split(size), labels.split(size), strict=True))
 
 
-def _under(reference: Named, prefix: str) -> Named:
+def _strip_prefix(reference: Named, prefix: str) -> Named:
     return {name[len(prefix) :]: tensor for name, tensor in reference.items() if name.startswith(prefix)}

@@ -31,27 +31,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only the final tables.")]
 Against = Annotated[str, typer.Option(help="Method that the others are compared with.")]
 
 
-def experiment_of(what: str, words: Sequence[str] | None) -> Experiment:
+def load_experiment(what: str, words: Sequence[str] | None) -> Experiment:
     """The experiment that a verb's arguments describe."""
     from fedvlm import experiment
 
     return experiment.load(what, words or ())
 
 
-def show(*tables: RenderableType) -> None:
+def print_tables(*tables: RenderableType) -> None:
     """Print tables, an empty line between them."""
     for place, table in enumerate(tables):
         _console().print(*(["", table] if place else [table]), sep="\n")
 
 
-def say(text: str = "", *, wrapped: bool = False, style: str | None = None) -> None:
+def print_text(text: str = "", *, wrapped: bool = False, style: str | None = None) -> None:
     """Print words as they are: brackets in paths and names are no markup."""
     _console().print(text, style=style, highlight=False, markup=False, soft_wrap=not wrapped)
 
 
-def written(folder: Path, *files: str) -> None:
+def print_written(folder: Path, *files: str) -> None:
     """Say what was written."""
-    say(f"\nwritten: {folder / files[0]}" + "".join(f", {file}" for file in files[1:]))
+    print_text(f"\nwritten: {folder / files[0]}" + "".join(f", {file}" for file in files[1:]))
 
 
 def _console() -> Console:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedvlm.cli.app import app, say, show
+from fedvlm.cli.app import app, print_tables, print_text
 from fedvlm.errors import FedvlmError
 
 
@@ -29,20 +29,20 @@ def verify(
     """
     from fedvlm.checks import verify as reference
     from fedvlm.checks.agreement import as_rich
-    from fedvlm.checks.bench.naive import Released
+    from fedvlm.checks.bench.released import ReleasedPath
     from fedvlm.training import device as devices
 
-    ways = reference.WAYS | {"released": Released()}
-    if path != "all" and path not in ways:
-        raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(ways)}, all")
-    place = devices.choose(devices.ComputeSection(device=device))
+    paths = reference.PATHS | {"released": ReleasedPath()}
+    if path != "all" and path not in paths:
+        raise FedvlmError(f"--path '{path}' is not a way through the code; known: {', '.join(paths)}, all")
+    place = devices.choose_device(devices.ComputeSection(device=device))
     devices.configure_process(place)
     failed = 0
-    for name in ways if path == "all" else [path]:
-        groups = reference.verify(folder, ways[name], place)
+    for name in paths if path == "all" else [path]:
+        groups = reference.verify(folder, paths[name], place)
         bad, edges = (sum(g.result == result for g in groups) for result in ("FAIL", "ILL-CONDITIONED"))
-        show(as_rich(groups, name))
-        say(f"{name}: {sum(g.tensors for g in groups)} tensors in {len(groups)} groups, {bad} groups failed"
+        print_tables(as_rich(groups, name))
+        print_text(f"{name}: {sum(g.tensors for g in groups)} tensors in {len(groups)} groups, {bad} groups failed"
             + (f", {edges} ill-conditioned" if edges else ""))  # fmt: skip
         failed += bad
     raise typer.Exit(1 if failed else 0)
@@ -55,9 +55,9 @@ def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path
 
     findings = examine(out)
     for f in findings:
-        say(f"{'ok  ' if f.good else 'FIX '} {f.what:24} {f.found}")
+        print_text(f"{'ok  ' if f.good else 'FIX '} {f.what:24} {f.found}")
         if f.advice:
-            say(f"     {'':24} -> {f.advice}")
+            print_text(f"     {'':24} -> {f.advice}")
     raise typer.Exit(0 if all(f.good for f in findings) else 1)
 
 
@@ -79,17 +79,17 @@ def bench(
 
     chosen = names or list(protocols.PROTOCOLS)
     if list_:
-        for protocol in map(protocols.named, chosen):
-            say(f"{protocol.name:20} {protocol.title}")
+        for protocol in map(protocols.find_protocol, chosen):
+            print_text(f"{protocol.name:20} {protocol.title}")
         return
-    rows: list[report.Row] = []
-    for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), say):
+    rows: list[report.BenchRow] = []
+    for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), print_text):
         rows.append(row)
-        say(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster")
+        print_text(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster")
         durable.write_json(out, report.as_json(rows))
         durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
-    say(report.as_markdown(rows))
-    say(f"columns without a name: this package; before them the released procedure. Written: {out}")
+    print_text(report.as_markdown(rows))
+    print_text(f"columns without a name: this package; before them the released procedure. Written: {out}")
 
 
 @app.command("random-clip")
@@ -104,4 +104,4 @@ def random_clip(
 
     clip = make(architecture, folder, tokenizer=tokenizer, seed=seed)
     numbers = sum(parameter.numel() for parameter in clip.parameters())
-    say(f"{folder}: {architecture}, {numbers:,} random weights")
+    print_text(f"{folder}: {architecture}, {numbers:,} random weights")

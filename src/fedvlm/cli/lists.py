@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedvlm import presets
-from fedvlm.cli.app import app, say, show
+from fedvlm.cli.app import app, print_tables, print_text
 
 
 @app.command()
@@ -18,19 +18,19 @@ def methods(
     from fedvlm.reports import listing
 
     if name is None:
-        show(listing.methods_table())
-        say("\nfedvlm methods NAME shows a method's tensors and settings")
+        print_tables(listing.methods_table())
+        print_text("\nfedvlm methods NAME shows a method's tensors and settings")
         return
     words, settings = listing.method_page(name)
-    say(words + "\n")
-    show(settings)
+    print_text(words + "\n")
+    print_tables(settings)
 
 
 @app.command("presets")
 def presets_() -> None:
     """The experiments that ship with the package."""
     for name in presets.names():
-        say(f"{name}\n  " + presets.about(name).replace("\n", "\n  "))
+        print_text(f"{name}\n  " + presets.about(name).replace("\n", "\n  "))
 
 
 @app.command()
@@ -39,18 +39,18 @@ def cache(
     only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",
 ) -> None:
     """What is kept of photographs for later runs, above all activations; any of it may be deleted at any time."""
-    from fedvlm.data import remember
+    from fedvlm.data import decode_cache
     from fedvlm.reports import listing
-    from fedvlm.training.store import Store, folder
+    from fedvlm.training.disk_cache import DiskCache, folder
 
-    store = Store(folder(), 0)
-    held = [item for item in store.held() if item.mentions(only)]
-    show(listing.cache_table(held))
+    disk_cache = DiskCache(folder(), 0)
+    held = [item for item in disk_cache.tables() if item.mentions(only)]
+    print_tables(listing.cache_table(held))
     total = sum(item.size for item in held)
-    say(f"{total / 2**20:,.0f} MiB in {store.root}")
+    print_text(f"{total / 2**20:,.0f} MiB in {disk_cache.root}")
     if not only:
-        size = remember.used_bytes() / 2**20
-        say(f"{size:,.1f} MiB in {remember.folder()}: which images were found sound")
+        size = decode_cache.used_bytes() / 2**20
+        print_text(f"{size:,.1f} MiB in {decode_cache.folder()}: which images were found sound")
     if clear:
-        freed = store.clear(only) + (remember.clear() if not only else 0)
-        say(f"deleted {freed / 2**20:,.0f} MiB")
+        freed = disk_cache.clear(only) + (decode_cache.clear() if not only else 0)
+        print_text(f"deleted {freed / 2**20:,.0f} MiB")

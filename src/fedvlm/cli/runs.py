@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedvlm.cli.app import Quiet, What, Words, app, experiment_of, say, show
+from fedvlm.cli.app import Quiet, What, Words, app, load_experiment, print_tables, print_text
 
 
 @app.command()
@@ -20,24 +20,24 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
-    from fedvlm.reports.table import as_rich, late_as_rich
+    from fedvlm.reports.table import as_rich, newcomers_as_rich
     from fedvlm.runs import failure
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies import study
     from fedvlm.studies.study import Options
 
-    chosen = experiment_of(what, words)
+    chosen = load_experiment(what, words)
     options = Options(resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
-    results = study.run(study.single(chosen, out), options)
+    results = study.run(study.single_plan(chosen, out), options)
     seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
-    say()
-    show(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
+    print_text()
+    print_tables(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
     if any(row.reported and row.state == "after_training" for row in results.rows):
-        say("* measured after local training, as published; the other state is in table.md")
-    if results.late:
-        say()
-        show(late_as_rich(results.late))
-    say("\n".join(["", *failure.told(results.failed), f"run folder: {results.folder}"]))
+        print_text("* measured after local training, as published; the other state is in table.md")
+    if results.newcomers:
+        print_text()
+        print_tables(newcomers_as_rich(results.newcomers))
+    print_text("\n".join(["", *failure.failure_lines(results.failed), f"run folder: {results.folder}"]))
     raise typer.Exit(1 if results.failed else 0)
 
 
@@ -48,17 +48,17 @@ def partition(
     out: Annotated[Path, typer.Option(help="Picture to write (.png or .svg).")] = Path("partition.png"),
 ) -> None:
     """How the classes are dealt to the clients: a table and a picture, nothing trained."""
-    from fedvlm.data import federate, load_source
+    from fedvlm.data import federate
     from fedvlm.data.picture import draw_partition, partition_table
     from fedvlm.reports import grid
 
-    chosen = experiment_of(what, words)
+    chosen = load_experiment(what, words)
     seed = chosen.seeds[0]
-    federation = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed)
+    federation = federate(chosen.load_source(seed), chosen, seed)
     rows = [[row.client, row.domain, f"{row.train}", f"{row.local}", f"{row.classes}", row.names]
             for row in partition_table(federation)]  # fmt: skip
-    show(grid.terminal(["client", "domain", "train", "test", "classes", "most of"], rows, left=(0, 1, -1)))
+    print_tables(grid.terminal(["client", "domain", "train", "test", "classes", "most of"], rows, left=(0, 1, -1)))
     for note in federation.notes:
-        say(f"warning: {note}", style="yellow")
+        print_text(f"warning: {note}", style="yellow")
     draw_partition(federation, out)
-    say(f"digest {federation.digest()}\npicture {out}")
+    print_text(f"digest {federation.digest()}\npicture {out}")

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from fedvlm import presets
-from fedvlm.cli.app import Against, Processes, Quiet, What, Words, app, experiment_of, say, show, written
+from fedvlm.cli.app import (
+    Against,
+    Processes,
+    Quiet,
+    What,
+    Words,
+    app,
+    load_experiment,
+    print_tables,
+    print_text,
+    print_written,
+)
 
 
 @app.command()
@@ -27,19 +38,19 @@ def compare(
     Methods and seeds may be added to a comparison: what is finished is not run again. Exit code 1: a method has no
     result with some seed.
     """
-    from fedvlm.reports.text import as_rich, notes
+    from fedvlm.reports.text import as_rich, reading_notes
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies import compare as comparing
     from fedvlm.studies.study import Options
 
-    chosen, target = experiment_of(what, words), comparing.target(reach)
+    chosen, target = load_experiment(what, words), comparing.parse_target(reach)
     folder = out or Path("runs") / f"compare-{chosen.name}-{chosen.basis()[:8]}"
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     found = comparing.compare(chosen, folder, against=against or None, target=target, options=options)
-    say()
-    show(*as_rich(found))
-    say("\n" + "\n".join(notes(found)), wrapped=True)
-    written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
+    print_text()
+    print_tables(*as_rich(found))
+    print_text("\n" + "\n".join(reading_notes(found)), wrapped=True)
+    print_written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
     raise typer.Exit(1 if found.failed else 0)
 
 
@@ -68,11 +79,11 @@ def sweep(
     folder = out or Path("runs") / f"sweep-{planned.name}-{planned.key}"
     options = Options(overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     swept = sweeping.sweep(planned, folder, against=against or None, options=options)
-    tables = sweeping.tabled(swept, short=True)
-    say()
-    show(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
-    say("\n" + "\n".join(f"- {note}" for note in sweeping.notes(swept)), wrapped=True)
-    written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
+    tables = sweeping.sweep_tables(swept, short=True)
+    print_text()
+    print_tables(*(grid.terminal(heads, rows, title) for title, (heads, rows) in tables.items()))
+    print_text("\n" + "\n".join(f"- {note}" for note in sweeping.reading_notes(swept)), wrapped=True)
+    print_written(folder, "sweep.md", ".csv", ".tex", ".json", ".png")
     raise typer.Exit(0 if swept.complete else 1)
 
 
@@ -95,15 +106,17 @@ def audit(
     from fedvlm.studies.study import Options
 
     if what is None:
-        show(report.catalogue())
+        print_tables(report.catalogue())
         return
-    chosen = experiment_of(what, words)
+    chosen = load_experiment(what, words)
     folder = out or Path("runs") / f"audit-{chosen.name}"
     found = report.audit(chosen, folder, Options(processes=processes, reporter=Reporter(quiet=quiet)))
-    say()
-    show(*(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods))
-    say("\n" + "\n".join(report.notes(chosen, found)))
-    written(folder, "audit.md", ".csv and .json; run it again to continue")
+    print_text()
+    print_tables(
+        *(report.as_rich([line for line in found if line.method == method], method) for method in chosen.methods)
+    )
+    print_text("\n" + "\n".join(report.reading_notes(chosen, found)))
+    print_written(folder, "audit.md", ".csv and .json; run it again to continue")
     raise typer.Exit(1 if any(line.failed for line in found) else 0)
 
 
@@ -125,28 +138,30 @@ def reproduce(
     Exit code 1 if any cell that was asked for has no number of ours.
     """
     from fedvlm.runs.progress import Reporter
-    from fedvlm.studies.published import asked, plan, report, reproduce
+    from fedvlm.studies.published import plan, report, reproduce, request
     from fedvlm.studies.study import Options
 
-    wanted = asked.ask(data, model, rows, columns, seeds, words or [], offline=dry_run)
+    wanted = request.parse_request(data, model, rows, columns, seeds, words or [], offline=dry_run)
     if table is None:
-        shown, reading = asked.tables(wanted)
-        show(shown)
-        say("\n".join(["", *reading]))
+        shown, reading = request.list_tables(wanted)
+        print_tables(shown)
+        print_text("\n".join(["", *reading]))
         return
     chosen = plan.plan(table, wanted)
-    say(
+    print_text(
         "\n".join(
             [*report.heading(chosen), f"{len(chosen.possible)} of {len(chosen.cells)} cells can be made here", ""]
         )
     )
     folder = out or Path("runs") / f"reproduce-{table}"
     options = Options(reporter=Reporter(quiet=quiet))
-    found = report.report(chosen, reproduce.Made() if dry_run else reproduce.make(chosen, folder, options))
-    show(report.as_rich(found))
-    say("\n".join(report.after(found)))
+    found = report.build_report(
+        chosen, reproduce.JobResults() if dry_run else reproduce.run_jobs(chosen, folder, options)
+    )
+    print_tables(report.as_rich(found))
+    print_text("\n".join(report.footer(found)))
     if dry_run:
         raise typer.Exit(0 if len(chosen.possible) == len(chosen.cells) else 1)
     report.write(found, folder)
-    written(folder, "reproduce.md", ".json; runs are continued when the command is repeated")
+    print_written(folder, "reproduce.md", ".json; runs are continued when the command is repeated")
     raise typer.Exit(0 if found.complete else 1)

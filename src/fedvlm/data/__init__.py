@@ -5,20 +5,30 @@
 
 from __future__ import annotations
 
-from fedvlm.data import remember
-from fedvlm.data.assembly import federate, validated
+from fedvlm.data import decode_cache
+from fedvlm.data.assembly import federate, federate_validation
+from fedvlm.data.decode_cache import DecodeCache
 from fedvlm.data.federation import Client, Federation
 from fedvlm.data.record import Image, Record, Source
-from fedvlm.data.remember import Remembered
 from fedvlm.data.settings import DataSource
 
-__all__ = ["Client", "DataSource", "Federation", "Image", "Record", "Source", "federate", "load_source", "validated"]
+__all__ = [
+    "Client",
+    "DataSource",
+    "Federation",
+    "Image",
+    "Record",
+    "Source",
+    "federate",
+    "federate_validation",
+    "load_source",
+]
 
 
-def load_source(config: DataSource, seed: int, *, is_kept: bool = True) -> Source:
+def load_source(config: DataSource, seed: int, *, use_cache: bool = True) -> Source:
     """All records of the configured data, every image checked. The seed matters to sources that are `seeded` only.
 
-    Image files that were found sound are remembered in the user's cache by their digests, unless `is_kept` is false.
+    Image files that were found sound are remembered in the user's cache by their digests, unless `use_cache` is false.
     Raises FedvlmError, naming the file and what to do, for data that cannot be used.
     """
-    return config.load(seed, remember.opened() if is_kept and config.on_disk else Remembered())
+    return config.load(seed, decode_cache.open_cache() if use_cache and config.on_disk else DecodeCache())

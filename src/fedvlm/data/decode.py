@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
-from fedvlm.data import sound
+from fedvlm.data import integrity
 
 DECODER = 1
 """Raised when the same bytes are judged otherwise, or give other pixels, than before: what was remembered is void."""
@@ -38,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageFacts:
     """What a full decode of some bytes showed: that they are sound, and what is in them."""
 
     digest: str
@@ -66,37 +66,39 @@ def decode(data: bytes, max_megapixels: float, bits: int = GREY_BITS) -> PIL.Ima
     Raises ValueError and whatever Pillow raises.
     """
     with PIL.Image.open(io.BytesIO(data)) as image:
-        problem = misfit(image.size, max_megapixels)
+        problem = size_problem(image.size, max_megapixels)
         if problem is not None:
             raise ValueError(problem.detail)
-        upright = _upright(image)
-    return upright if isinstance(upright, PIL.Image.Image) else _scaled(upright, bits)
+        upright = _turn_upright(image)
+    return upright if isinstance(upright, PIL.Image.Image) else _scale_grey(upright, bits)
 
 
-def look(data: bytes, max_megapixels: float, known: Callable[[str], Seen | None]) -> Seen | Problem:
-    """What is in these bytes, decoded in full unless `known` has it by their digest; or why they cannot be used."""
+def inspect_bytes(
+    data: bytes, max_megapixels: float, lookup: Callable[[str], ImageFacts | None]
+) -> ImageFacts | Problem:
+    """What is in these bytes, decoded in full unless `lookup` has it by their digest; or why they cannot be used."""
     name = digest(data)
-    seen = known(name)
-    if seen is not None:
-        return misfit((seen.width, seen.height), max_megapixels) or seen
+    facts = lookup(name)
+    if facts is not None:
+        return size_problem((facts.width, facts.height), max_megapixels) or facts
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             size = image.size
-            problem = misfit(size, max_megapixels)
+            problem = size_problem(size, max_megapixels)
             if problem is not None:
                 return problem
             image.load()
-            sound.check(image, data)
-            return _described(name, size, _upright(image))
+            integrity.check(image, data)
+            return _describe(name, size, _turn_upright(image))
     except PIL.Image.DecompressionBombError as error:
         return Problem("too large", str(error))
     except MemoryError:
         raise  # this machine's trouble and not the file's
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
-        return Problem("unreadable", said(error))
+        return Problem("unreadable", describe_error(error))
 
 
-def misfit(size: tuple[int, int], max_megapixels: float) -> Problem | None:
+def size_problem(size: tuple[int, int], max_megapixels: float) -> Problem | None:
     """Why an image of this size is not decoded; None for one that is."""
     width, height = size
     if width * height > max_megapixels * 1e6:
@@ -107,13 +109,13 @@ def misfit(size: tuple[int, int], max_megapixels: float) -> Problem | None:
     return None
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """A decoder's complaint in one line."""
     text = str(error).split(" <_io", 1)[0].split("\n", 1)[0]
     return f"{type(error).__name__}: {text}" if not isinstance(error, ValueError) else text
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
+def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
     """RGB without transparency; grey values `[H, W]` as stored where they have more than 8 bits."""
     PIL.ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
@@ -128,14 +130,14 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
     return image.convert("RGB")
 
 
-def _scaled(grey: Greys, bits: int) -> PIL.Image.Image:
+def _scale_grey(grey: Greys, bits: int) -> PIL.Image.Image:
     """Grey values of so many bits as RGB; Pillow would clip them to white."""
     if grey.max() >= 1 << bits:
         raise ValueError(f"its grey values reach {grey.max()}, more than {bits} bits hold: set data.grey_bits higher")
     return PIL.Image.fromarray((grey >> (bits - 8)).astype(np.uint8)).convert("RGB")
 
 
-def _described(name: str, size: tuple[int, int], upright: PIL.Image.Image | Greys) -> Seen:
+def _describe(name: str, size: tuple[int, int], upright: PIL.Image.Image | Greys) -> ImageFacts:
     if isinstance(upright, PIL.Image.Image):
         pixels, shape, depth = upright.tobytes(), upright.size, 8
         ends = np.array(upright.getextrema())
@@ -145,4 +147,4 @@ def _described(name: str, size: tuple[int, int], upright: PIL.Image.Image | Grey
         low, high = int(upright.min()), int(upright.max())
     hashed = _blake(f"{depth} {shape[0]} {shape[1]} ".encode())
     hashed.update(pixels)
-    return Seen(name, hashed.hexdigest(), *size, 8 if depth == 8 else 16, low, high)
+    return ImageFacts(name, hashed.hexdigest(), *size, 8 if depth == 8 else 16, low, high)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from fedvlm.data.splits import Ints, grouped
 
-DRAWS = 100
+MAX_DRAWS = 100
 """Draws before images are moved instead; the papers' code draws for ever."""
 
 Floats = NDArray[np.float64]
 
 
-def suiting_shares(
+def draw_shares(
     totals: Ints,
     clients: int,
     alpha: float,
@@ -27,7 +27,7 @@ def suiting_shares(
     tests: Ints | None = None,
     least_tests: int = 0,
 ) -> tuple[Floats, int]:
-    """The first draw that gives every client `least` images, or the one of `DRAWS` that fails the fewest.
+    """The first draw that gives every client `least` images, or the one of `MAX_DRAWS` that fails the fewest.
 
     totals: images of each class `[K]`; draw: the generator of each attempt; tests: test images of each class, of which
     every client is to get `least_tests` in the same shares. Gives shares `[K, N]` and how many clients they leave with
@@ -35,10 +35,10 @@ def suiting_shares(
     """
     tests = np.zeros_like(totals) if tests is None else tests
     best: tuple[Floats, int] | None = None
-    for attempt in range(DRAWS):
+    for attempt in range(MAX_DRAWS):
         shares = dirichlet_shares(totals, clients, alpha, draw(attempt), cap=cap)
-        few = cut(totals, shares).sum(axis=0) < least
-        short = int((few | (cut(tests, shares).sum(axis=0) < least_tests)).sum())
+        too_small = round_shares(totals, shares).sum(axis=0) < least
+        short = int((too_small | (round_shares(tests, shares).sum(axis=0) < least_tests)).sum())
         if best is None or short < best[1]:
             best = (shares, short)
         if short == 0 or totals.sum() < least * clients or tests.sum() < least_tests * clients:
@@ -61,11 +61,11 @@ def dirichlet_shares(totals: Ints, clients: int, alpha: float, generator: np.ran
         left = shares[label] * (held < totals.sum() / clients)
         if left.sum() > 0:
             shares[label] = left / left.sum()
-        held += cut(totals[[label]], shares[[label]])[0]
+        held += round_shares(totals[[label]], shares[[label]])[0]
     return shares
 
 
-def cut(totals: Ints, shares: Floats) -> Ints:
+def round_shares(totals: Ints, shares: Floats) -> Ints:
     """Whole images `[K, N]` in these shares, every row summing to its total.
 
     The cumulative shares are rounded; rounded down, as the papers' code has it, the last client would get an image
@@ -79,7 +79,7 @@ def cut(totals: Ints, shares: Floats) -> Ints:
 def owners_by_shares(labels: Ints, shares: Floats, generator: np.random.Generator) -> Ints:
     """Owner of each image: of each class, shuffled, the first part goes to client 0, the next to client 1 and so on."""
     owner = np.empty(len(labels), np.int64)
-    sizes = cut(np.bincount(labels, minlength=len(shares)), shares)
+    sizes = round_shares(np.bincount(labels, minlength=len(shares)), shares)
     for (label,), members in grouped(np.arange(len(labels)), [labels]):
         owner[generator.permutation(members)] = np.repeat(np.arange(shares.shape[1]), sizes[label])
     return owner

@@ -37,7 +37,7 @@ class Client:
     """Positions in `Federation.base` of the classes it trains on, in rising order."""
     domain: str | None
     """The one domain all its images come from, if there is one."""
-    late: bool = False
+    is_newcomer: bool = False
     """It joins after the last round: in no round and in no average."""
 
 
@@ -59,18 +59,18 @@ class Federation:
     @property
     def trained(self) -> tuple[Client, ...]:
         """The clients that rounds choose from."""
-        return tuple(client for client in self.clients if not client.late)
+        return tuple(client for client in self.clients if not client.is_newcomer)
 
     @property
-    def late(self) -> tuple[Client, ...]:
+    def newcomers(self) -> tuple[Client, ...]:
         """The clients that join after the last round."""
-        return tuple(client for client in self.clients if client.late)
+        return tuple(client for client in self.clients if client.is_newcomer)
 
-    def only(self, names: Collection[str]) -> Federation:
+    def subset(self, names: Collection[str]) -> Federation:
         """The same federation as these clients see it, at a place where nobody else's images are."""
         clients = tuple(client for client in self.clients if client.name in names)
-        needed = {key for client in clients for key in (client.base, client.novel)}
-        return replace(self, clients=clients, tests={key: t for key, t in self.tests.items() if key in needed})
+        used = {key for client in clients for key in (client.base, client.novel)}
+        return replace(self, clients=clients, tests={key: t for key, t in self.tests.items() if key in used})
 
     @property
     def base_names(self) -> list[str]:
@@ -100,10 +100,17 @@ class Federation:
         "content" is of the images' bytes, where they have any. "notes" name no file and no client; "details" are the
         same in full, where they differ.
         """
-        told, full = [public(note) for note in self.notes], [str(note) for note in self.notes]
+        public_notes, full = [public(note) for note in self.notes], [str(note) for note in self.notes]
         content = {} if self.source.content is None else {"content": self.source.content}
-        details = {} if told == full else {"details": full}
-        return {"version": VERSION, **self._content(), **content, "notes": told, **details, "digest": self.digest()}
+        details = {} if public_notes == full else {"details": full}
+        return {
+            "version": VERSION,
+            **self._content(),
+            **content,
+            "notes": public_notes,
+            **details,
+            "digest": self.digest(),
+        }
 
     def _content(self) -> dict[str, Any]:
         clients = [{key: _plain(value) for key, value in _facts(client).items()} for client in self.clients]
@@ -189,8 +196,10 @@ def _restored(source: Source, read: _Saved) -> Federation | None:
 
 
 def _facts(client: Client) -> dict[str, Any]:
-    """Its fields; `late` only where it is, so that federations without late clients keep their digests."""
-    return {key: value for key, value in asdict(client).items() if key != "late" or value}
+    """The fields of a client as they are saved. `is_newcomer` is saved as `late`, and only where it is true, so that
+    federations without newcomers keep their digests."""
+    fields = asdict(client)
+    return fields | {"late": True} if fields.pop("is_newcomer") else fields
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from fedvlm.data.decode import GREY_BITS, Problem, Seen, decode, digest, look, said
+from fedvlm.data.decode import GREY_BITS, ImageFacts, Problem, decode, describe_error, digest, inspect_bytes
 from fedvlm.errors import FedvlmError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -29,7 +29,7 @@ class FileImage:
     path: str
     """Relative to `root`, with forward slashes."""
     max_megapixels: float = 40.0
-    seen: str = ""
+    expected_digest: str = ""
     """Digest of the bytes that were looked at: `open` refuses any others."""
     bits: int = GREY_BITS
     """Range of grey values of more than 8 bits."""
@@ -41,21 +41,23 @@ class FileImage:
 
     def open(self) -> PIL.Image.Image:
         """The decoded RGB image, upright. Raises FedvlmError naming a file that cannot be decoded, or has changed."""
-        with _told(str(self.root / self.path)):
-            return opened(self._bytes(), str(self.root / self.path), self.max_megapixels, self.seen, self.bits)
+        with _naming_errors(str(self.root / self.path)):
+            return open_image(
+                self._bytes(), str(self.root / self.path), self.max_megapixels, self.expected_digest, self.bits
+            )
 
     def digest(self) -> str:
         """Of the bytes that were looked at, or are there now. Raises FedvlmError naming a file that cannot be read."""
-        with _told(str(self.root / self.path)):
-            return identity(self.seen or digest(self._bytes()), self.bits)
+        with _naming_errors(str(self.root / self.path)):
+            return image_identity(self.expected_digest or digest(self._bytes()), self.bits)
 
-    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
-        """What is in the file, read once and decoded in full if it is not `known`; or why it cannot be used.
+    def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
+        """What is in the file, read once and decoded in full if it is not `lookup`; or why it cannot be used.
 
         Raises FedvlmError if the path leaves the folder.
         """
         try:
-            path = inside(self.root, self.path)
+            path = resolve_inside(self.root, self.path)
             if not path.is_file():  # nor a named pipe, which would be waited for
                 return Problem("missing", "no such file")
             data = _bytes(path)
@@ -63,14 +65,14 @@ class FileImage:
             return Problem("unreadable", error.strerror or str(error))
         except ValueError as error:
             return Problem("too large", str(error))
-        return look(data, self.max_megapixels, known)
+        return inspect_bytes(data, self.max_megapixels, lookup)
 
-    def settled(self, seen: Seen, bits: int) -> FileImage:
+    def with_facts(self, facts: ImageFacts, bits: int) -> FileImage:
         """The same image, of the bytes that were looked at, with this range of grey values."""
-        return replace(self, seen=seen.digest, bits=bits)
+        return replace(self, expected_digest=facts.digest, bits=bits)
 
     def _bytes(self) -> bytes:
-        return _bytes(inside(self.root, self.path))
+        return _bytes(resolve_inside(self.root, self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +86,40 @@ class EncodedImage:
 
     def open(self) -> PIL.Image.Image:
         """The decoded RGB image, upright. Raises FedvlmError naming the key if it cannot be decoded."""
-        return opened(self.data, self.key, self.max_megapixels, bits=self.bits)
+        return open_image(self.data, self.key, self.max_megapixels, bits=self.bits)
 
     def digest(self) -> str:
         """Of the encoded bytes."""
-        return identity(digest(self.data), self.bits)
+        return image_identity(digest(self.data), self.bits)
 
-    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
+    def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
         """What is in the bytes; or why they cannot be used."""
-        return look(self.data, self.max_megapixels, known)
+        return inspect_bytes(self.data, self.max_megapixels, lookup)
 
-    def settled(self, seen: Seen, bits: int) -> EncodedImage:
+    def with_facts(self, facts: ImageFacts, bits: int) -> EncodedImage:
         """The same image with this range of grey values."""
         return replace(self, bits=bits)
 
 
-def opened(data: bytes, where: str, max_megapixels: float, seen: str = "", bits: int = GREY_BITS) -> PIL.Image.Image:
-    """The image in these bytes, upright RGB. Raises FedvlmError naming `where` if it is not the one that was `seen`.
+def open_image(
+    data: bytes, where: str, max_megapixels: float, expected_digest: str = "", bits: int = GREY_BITS
+) -> PIL.Image.Image:
+    """The image in these bytes, upright RGB. FedvlmError naming `where` if their digest is not `expected_digest`.
 
-    What is digested and what is decoded are the same bytes: a file may be replaced at any moment.
+    The bytes that are digested are the bytes that are decoded: a file may be replaced at any moment.
     """
-    if seen and digest(data) != seen:
+    if expected_digest and digest(data) != expected_digest:
         raise FedvlmError(f"{where} has changed since the run began: put the file back as it was, or start a new run")
-    with _told(where):
+    with _naming_errors(where):
         return decode(data, max_megapixels, bits)
 
 
-def identity(seen: str, bits: int) -> str:
+def image_identity(seen: str, bits: int) -> str:
     """An image's digest: of its bytes, and of how grey values of more than 8 bits are scaled, if not as 16-bit ones."""
     return seen if bits == GREY_BITS else f"{seen}/grey{bits}"
 
 
-def inside(root: Path, path: str) -> Path:
+def resolve_inside(root: Path, path: str) -> Path:
     """The file `root/path`; FedvlmError if `..`, an absolute path or a symlink leads out of `root`, or for no path."""
     try:
         real, home = os.path.realpath(root / path), os.path.realpath(root)
@@ -129,7 +133,7 @@ def inside(root: Path, path: str) -> Path:
     return root / path
 
 
-def folder(path: str | Path, key: str = "data.path") -> Path:
+def existing_folder(path: str | Path, key: str = "data.path") -> Path:
     """An existing folder, `~` expanded; FedvlmError naming the setting otherwise."""
     found = Path(path).expanduser()
     if found.is_dir():
@@ -141,12 +145,12 @@ def folder(path: str | Path, key: str = "data.path") -> Path:
 def subfolders(outer: Path) -> list[Path]:
     """The folders in `outer`, sorted, without hidden ones and those that systems strew about."""
     try:
-        return sorted(entry for entry in outer.iterdir() if shown(entry.name) and entry.is_dir())
+        return sorted(entry for entry in outer.iterdir() if is_shown(entry.name) and entry.is_dir())
     except OSError as error:
         raise FedvlmError(f"the folder {outer} cannot be read: {error.strerror or error}") from None
 
 
-def shown(name: str) -> bool:
+def is_shown(name: str) -> bool:
     """Whether a name is neither hidden nor what macOS adds to archives."""
     return not name.startswith((".", "__MACOSX"))
 
@@ -164,14 +168,14 @@ def read_text(path: Path) -> str:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def _naming_errors(where: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one sentence naming the file."""
     try:
         yield
     except FedvlmError:
         raise
     except Exception as error:
-        raise FedvlmError(f"the image {where} cannot be read: {said(error)}") from error
+        raise FedvlmError(f"the image {where} cannot be read: {describe_error(error)}") from error
 
 
 def _bytes(path: Path) -> bytes:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvlm.data.files import FileImage, folder, inside, read_text, shown
-from fedvlm.data.gather import gather
+from fedvlm.data.build import build_source
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import FileImage, existing_folder, is_shown, read_text, resolve_inside
 from fedvlm.data.record import Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.errors import FedvlmError, listed
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def has_lists(config: FolderData) -> bool:
     return config.train_list is not None
 
 
-def listed_source(root: Path, config: FolderData, remembered: Remembered) -> Source:
+def listed_source(root: Path, config: FolderData, decode_cache: DecodeCache) -> Source:
     """The listed images, classes in the order of their label numbers.
 
     Raises FedvlmError where a class's folder and its number do not always go together, a path has not the layout's
     depth or not its list's domain, or two lists name one image. Files that are missing are counted, as everywhere.
     """
     if config.images is not None:
-        folder(root / config.images, "data.images")
+        existing_folder(root / config.images, "data.images")
     splits: dict[Split, list[Entry]] = {}
     lists: tuple[tuple[Split, str | None], ...] = (
         ("train", config.train_list), ("val", config.val_list), ("test", config.test_list),
@@ -79,10 +79,10 @@ def listed_source(root: Path, config: FolderData, remembered: Remembered) -> Sou
     _check_apart(splits)
     names = _classnames([entry for entries in splits.values() for entry in entries])
     rows = list(_rows(root, splits, config))
-    return gather(root.name, rows, config, remembered, classnames=names)
+    return build_source(root.name, rows, config, decode_cache, classnames=names)
 
 
-def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> Iterator[Row]:
+def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> Iterator[ImageRow]:
     """Rows of the classes to use: the others' files are not looked at and may be absent."""
     known = {entry.name for entries in splits.values() for entry in entries}
     wanted = known & set(config.include) or known
@@ -92,21 +92,21 @@ def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> I
                 path = posixpath.normpath(posixpath.join(config.images or "", entry.path))
                 domain = entry.above if config.layout == "domain" else None
                 client = entry.above if config.layout == "client" else None
-                yield Row(FileImage(root, path, config.max_megapixels), entry.name, domain, client, split)
+                yield ImageRow(FileImage(root, path, config.max_megapixels), entry.name, domain, client, split)
 
 
 def _files(root: Path, pattern: str, split: str, config: FolderData) -> dict[str, Path]:
     """The lists that a pattern stands for, by domain; by "" where it names one file for all."""
     if _DOMAIN not in pattern:
-        return {"": inside(root, pattern)}
+        return {"": resolve_inside(root, pattern)}
     if config.layout != "domain":
         raise FedvlmError(f'data.{split}_list = "{pattern}" names domains: set data.layout = "domain"')
     before, _, after = posixpath.normpath(pattern).partition(_DOMAIN)
-    inside(root, f"{before}domain{after}")
+    resolve_inside(root, f"{before}domain{after}")
     found = {
         path.relative_to(root).as_posix().removeprefix(before).removesuffix(after): path
         for path in sorted(root.glob(f"{glob.escape(before)}*{glob.escape(after)}"))
-        if shown(path.name)
+        if is_shown(path.name)
     }
     if not found:
         raise FedvlmError(f"{root} holds no list named {pattern}: put the published lists there, or set data."

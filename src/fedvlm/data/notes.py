@@ -24,7 +24,7 @@ def public(note: str) -> str:
     return note.public if isinstance(note, Note) else note
 
 
-def counted(
+def counted_note(
     items: Iterable[object], one: str, many: str, *, limit: int = 3, before: str = "", is_public: bool = False
 ) -> str:
     """`"4 images are missing: a, b, c and 1 more"`: a count, a phrase and the first items.
@@ -32,6 +32,6 @@ def counted(
     The items are names of files, rows or clients and stay out of the public text, unless `is_public` (classes are).
     """
     found = list(items)
-    told = f"{before}{len(found)} {one if len(found) == 1 else many}"
-    full = f"{told}: {listed(found, limit)}"
-    return Note(full, full if is_public else told)
+    counted_text = f"{before}{len(found)} {one if len(found) == 1 else many}"
+    full = f"{counted_text}: {listed(found, limit)}"
+    return Note(full, full if is_public else counted_text)

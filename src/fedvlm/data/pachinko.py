@@ -24,18 +24,18 @@ def pachinko_owners(
     left = np.bincount(labels, minlength=len(groups))
     order = generator.permutation(len(labels))
     stacks = [order[labels[order] == label] for label in range(len(groups))]
-    owner, again = np.empty(len(labels), np.int64), 0
+    owner, redrawn = np.empty(len(labels), np.int64), 0
     for client in range(clients):
         size = len(labels) // clients + (client < len(labels) % clients)
-        taken, refused = _taken(left, groups, size, alphas, generator)
-        again += refused
+        taken, refused = _draw_client(left, groups, size, alphas, generator)
+        redrawn += refused
         for label in np.flatnonzero(taken).tolist():
             owner[stacks[label][left[label] - taken[label] : left[label]]] = client
         left -= taken
-    return owner, again
+    return owner, redrawn
 
 
-def _taken(
+def _draw_client(
     left: Ints, groups: Ints, size: int, alphas: tuple[float, float], generator: np.random.Generator
 ) -> tuple[Ints, int]:
     """How many images of each class `[K]` one client takes of those left, `size` in all; and the draws repeated."""
@@ -44,12 +44,14 @@ def _taken(
         return taken, 0
     ids = np.unique(groups[left > 0])
     room = np.bincount(groups, left, minlength=int(groups.max(initial=0)) + 1).astype(np.int64)[ids]
-    counts, again = capped(size, dirichlet(alphas[0], len(ids), generator), room, generator)
+    counts, redrawn = capped_multinomial(size, dirichlet(alphas[0], len(ids), generator), room, generator)
     for group, count in zip(ids, counts.tolist(), strict=True):
         inside = np.flatnonzero((groups == group) & (left > 0))
-        taken[inside], refused = capped(count, dirichlet(alphas[1], len(inside), generator), left[inside], generator)
-        again += refused
-    return taken, again
+        taken[inside], refused = capped_multinomial(
+            count, dirichlet(alphas[1], len(inside), generator), left[inside], generator
+        )
+        redrawn += refused
+    return taken, redrawn
 
 
 def dirichlet(alpha: float, count: int, generator: np.random.Generator) -> Floats:
@@ -57,19 +59,19 @@ def dirichlet(alpha: float, count: int, generator: np.random.Generator) -> Float
     return np.nan_to_num(generator.dirichlet(np.full(count, alpha)))
 
 
-def capped(size: int, weights: Floats, room: Ints, generator: np.random.Generator) -> tuple[Ints, int]:
+def capped_multinomial(size: int, weights: Floats, room: Ints, generator: np.random.Generator) -> tuple[Ints, int]:
     """Counts `[G]` of `size` draws with these weights, at most `room` of each; and how many had to be drawn again.
 
     A draw of what is used up is repeated among the rest, which is the same as renormalising the weights the moment
     something is used up. Every pass uses up something or is the last: at most G + 1 passes. Where all that has room
     has weight zero, it is drawn in proportion to the room.
     """
-    drawn, again = np.zeros_like(room), 0
+    drawn, redrawn = np.zeros_like(room), 0
     size = min(size, int(room.sum()))
     while size:
         open_ = weights * (drawn < room)
         open_ = open_ if open_.sum() > 0 else (room - drawn).astype(float)
         found = np.minimum(drawn + generator.multinomial(size, open_ / open_.sum()), room)
         size -= int((found - drawn).sum())
-        drawn, again = found, again + size
-    return drawn, again
+        drawn, redrawn = found, redrawn + size
+    return drawn, redrawn

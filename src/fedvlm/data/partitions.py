@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from fedvlm.config import Count, Section
-from fedvlm.data.dirichlet import DRAWS, owners_by_shares, suiting_shares, top_up
+from fedvlm.data.dirichlet import MAX_DRAWS, draw_shares, owners_by_shares, top_up
 from fedvlm.data.pachinko import pachinko_owners
 from fedvlm.data.splits import Ints
 from fedvlm.errors import FedvlmError, listed
@@ -68,7 +68,7 @@ PAPER_PACHINKO_SEED = 12345
 
 
 @dataclass(frozen=True)
-class Pool:
+class ImageTable:
     """Images to deal, `[n]` each: position in the base classes, domain and natural client (-1: none)."""
 
     label: Ints
@@ -77,11 +77,11 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Deck:
+class PartitionInput:
     """All that is dealt: training images, and evaluation images, which go the way of the training images."""
 
-    train: Pool
-    test: Pool
+    train: ImageTable
+    test: ImageTable
     classes: int
     """Number of base classes."""
     domains: tuple[str, ...]
@@ -91,7 +91,7 @@ class Deck:
 
 
 @dataclass(frozen=True)
-class Dealt:
+class Assignment:
     """The owner of each training and evaluation image (-1: nobody), and the domain of each client (-1: any)."""
 
     train: Ints
@@ -100,70 +100,86 @@ class Dealt:
     notes: list[str] = field(default_factory=list)
 
 
-def deal(deck: Deck, section: PartitionSection, seed: int) -> Dealt:
+def partition(images: PartitionInput, section: PartitionSection, seed: int) -> Assignment:
     """The partition of these images. Raises FedvlmError for what cannot be dealt at all.
 
     Who owns a training image does not depend on the evaluation images, but for `pachinko`, which deals both as one
     pool, and where `min_test` is asked for.
     """
     if section.kind == "natural":
-        count = 1 + max(pool.client.max(initial=-1) for pool in (deck.train, deck.test))
-        return Dealt(deck.train.client, deck.test.client, [-1] * count)
+        count = 1 + max(table.client.max(initial=-1) for table in (images.train, images.test))
+        return Assignment(images.train.client, images.test.client, [-1] * count)
     if section.kind == "pathological":
-        return _pathological(deck, section, seed)
+        return _pathological(images, section, seed)
     if section.kind in ("dirichlet", "pachinko", "quantity") and section.alpha is None:
         raise FedvlmError(f'partition.kind = "{section.kind}" needs partition.alpha (the papers use 0.1 to 0.5)')
     if section.kind == "quantity":  # NIID-Bench's quantity skew: `dirichlet`, as if all images were of one class
-        train, test = (replace(pool, label=np.zeros_like(pool.label)) for pool in (deck.train, deck.test))
-        deck = replace(deck, train=train, test=test, classes=1)
-    dealt = Dealt(_nobody(deck.train), _nobody(deck.test), client_domains(deck.domains, section))
-    for domain in sorted(set(dealt.domains)):
-        _deal_domain(deck, domain, dealt, section, seed)
-    return dealt
+        train, test = (replace(table, label=np.zeros_like(table.label)) for table in (images.train, images.test))
+        images = replace(images, train=train, test=test, classes=1)
+    assignment = Assignment(
+        _unassigned(images.train), _unassigned(images.test), client_domains(images.domains, section)
+    )
+    for domain in sorted(set(assignment.domains)):
+        _partition_domain(images, domain, assignment, section, seed)
+    return assignment
 
 
-def _nobody(pool: Pool) -> Ints:
-    return np.full(len(pool.label), -1)
+def _unassigned(table: ImageTable) -> Ints:
+    return np.full(len(table.label), -1)
 
 
-def _deal_domain(deck: Deck, domain: int, dealt: Dealt, section: PartitionSection, seed: int) -> None:
+def _partition_domain(
+    images: PartitionInput, domain: int, assignment: Assignment, section: PartitionSection, seed: int
+) -> None:
     """Deal the images of one domain (-1: all images) to the clients bound to it: evenly, or in Dirichlet shares."""
-    clients = np.flatnonzero(np.array(dealt.domains) == domain)
-    name = deck.domains[domain] if domain >= 0 else ""
-    train, test = (np.flatnonzero((pool.domain == domain) | (domain < 0)) for pool in (deck.train, deck.test))
+    clients = np.flatnonzero(np.array(assignment.domains) == domain)
+    name = images.domains[domain] if domain >= 0 else ""
+    train, test = (np.flatnonzero((table.domain == domain) | (domain < 0)) for table in (images.train, images.test))
     if section.kind == "pachinko":
-        _deal_pools(deck, (train, test), clients, dealt, section, seed, name)
+        _partition_pachinko(images, (train, test), clients, assignment, section, seed, name)
         return
     draws = [stream(seed, "partition", name, what) for what in ("train", "test", "moves", "test moves")]
     if section.kind == "iid" or section.alpha is None:
-        dealt.train[train] = clients[_even(len(train), len(clients), draws[0])]
-        dealt.test[test] = clients[_even(len(test), len(clients), draws[1])]
+        assignment.train[train] = clients[_even_owners(len(train), len(clients), draws[0])]
+        assignment.test[test] = clients[_even_owners(len(test), len(clients), draws[1])]
         return
     totals, tests = (
-        np.bincount(pool.label[part], minlength=deck.classes) for pool, part in ((deck.train, train), (deck.test, test))
+        np.bincount(table.label[part], minlength=images.classes)
+        for table, part in ((images.train, train), (images.test, test))
     )
-    shares, short = suiting_shares(
+    shares, short = draw_shares(
         totals, len(clients), section.alpha, section.min_images,
         lambda attempt: stream(seed, "partition", name, "shares", attempt), cap=section.cap,
         tests=tests, least_tests=section.min_test,
     )  # fmt: skip
-    kinds = ((dealt.train, deck.train, train, section.min_images), (dealt.test, deck.test, test, section.min_test))
-    for (out, pool, part, least), draw, moves in zip(kinds, draws[:2], draws[2:], strict=True):
-        owner = owners_by_shares(pool.label[part], shares, draw)
+    kinds = (
+        (assignment.train, images.train, train, section.min_images),
+        (assignment.test, images.test, test, section.min_test),
+    )
+    for (out, table, part, least), draw, moves in zip(kinds, draws[:2], draws[2:], strict=True):
+        owner = owners_by_shares(table.label[part], shares, draw)
         moved = top_up(owner, len(clients), least, moves) if short else 0
         out[part] = clients[owner]
         if moved:
-            dealt.notes.append(_moved(moved, name, least, is_test=out is dealt.test))
+            assignment.notes.append(_moved_note(moved, name, least, is_test=out is assignment.test))
 
 
-def _moved(moved: int, domain: str, least: int, *, is_test: bool) -> str:
+def _moved_note(moved: int, domain: str, least: int, *, is_test: bool) -> str:
     where = f" of domain '{domain}'" if domain else ""
     wanted = f"partition.min_test = {least} own test" if is_test else f"partition.min_images = {least} training"
-    return f"no draw in {DRAWS} gave every client {wanted} images{where}: {moved} were moved from the largest clients"
+    return (
+        f"no draw in {MAX_DRAWS} gave every client {wanted} images{where}: {moved} were moved from the largest clients"
+    )
 
 
-def _deal_pools(
-    deck: Deck, parts: tuple[Ints, Ints], clients: Ints, dealt: Dealt, section: PartitionSection, seed: int, name: str
+def _partition_pachinko(
+    images: PartitionInput,
+    parts: tuple[Ints, Ints],
+    clients: Ints,
+    assignment: Assignment,
+    section: PartitionSection,
+    seed: int,
+    name: str,
 ) -> None:
     """Deal training and evaluation images as one pool (`pachinko`); each stays what it was.
 
@@ -171,27 +187,27 @@ def _deal_pools(
     seed, as published. The seed is the published one, the draws are our own named streams', so that the lists of the
     released code are not reproduced image by image.
     """
-    if deck.groups is None:
+    if images.groups is None:
         raise FedvlmError(
             'partition.kind = "pachinko" needs super-classes, and the data names none: CIFAR-100 has them '
             '(data.source = "cifar", or data.superclass = "coarse_label" of the hub\'s copy); else "dirichlet"'
         )
     is_fixed = section.order == "paper"
     generator = stream(PAPER_PACHINKO_SEED if is_fixed else seed, "partition", name, "pachinko")
-    labels = np.concatenate([deck.train.label[parts[0]], deck.test.label[parts[1]]])
+    labels = np.concatenate([images.train.label[parts[0]], images.test.label[parts[1]]])
     alphas = (section.alpha or 0.0, section.inner_alpha)
-    owner, again = pachinko_owners(labels, deck.groups, len(clients), alphas, generator)
+    owner, again = pachinko_owners(labels, images.groups, len(clients), alphas, generator)
     if is_fixed:
         owner = stream(seed, "partition", name, "clients").permutation(len(clients))[owner]
-    dealt.train[parts[0]], dealt.test[parts[1]] = np.split(clients[owner], [len(parts[0])])
+    assignment.train[parts[0]], assignment.test[parts[1]] = np.split(clients[owner], [len(parts[0])])
     if again:
-        dealt.notes.append(
+        assignment.notes.append(
             f"{again} of {len(labels) + again} draws fell on classes that were used up and were repeated among the "
             "rest, as published: the last clients' mixtures are not quite Dirichlet"
         )
 
 
-def _even(count: int, clients: int, generator: np.random.Generator) -> Ints:
+def _even_owners(count: int, clients: int, generator: np.random.Generator) -> Ints:
     """Owners of `count` images, equal numbers to within one."""
     owner = np.empty(count, np.int64)
     owner[generator.permutation(count)] = np.arange(count) % clients
@@ -214,22 +230,22 @@ def client_domains(domains: tuple[str, ...], section: PartitionSection) -> list[
     return [0 if len(domains) == 1 else -1] * section.clients
 
 
-def _pathological(deck: Deck, section: PartitionSection, seed: int) -> Dealt:
+def _pathological(images: PartitionInput, section: PartitionSection, seed: int) -> Assignment:
     """Disjoint classes: each image goes to the owner of its class, if that client sees its domain."""
-    domains = client_domains(deck.domains, section)
-    chunks = class_chunks(class_order(deck.classes, section.order, seed), len(domains))
-    owner_of = np.empty(deck.classes, np.int64)
+    domains = client_domains(images.domains, section)
+    chunks = class_chunks(class_order(images.classes, section.order, seed), len(domains))
+    owner_of = np.empty(images.classes, np.int64)
     for client, chunk in enumerate(chunks):
         owner_of[chunk] = client
     bound = np.array(domains)[owner_of]  # by class
     train, test = (
-        np.where((bound[pool.label] < 0) | (bound[pool.label] == pool.domain), owner_of[pool.label], -1)
-        for pool in (deck.train, deck.test)
+        np.where((bound[table.label] < 0) | (bound[table.label] == table.domain), owner_of[table.label], -1)
+        for table in (images.train, images.test)
     )
-    dealt = Dealt(train, test, domains)
+    assignment = Assignment(train, test, domains)
     if len(chunks[-1]) != len(chunks[0]):
-        dealt.notes.append(f"every client has {len(chunks[0])} base classes, but the last has {len(chunks[-1])}")
-    return dealt
+        assignment.notes.append(f"every client has {len(chunks[0])} base classes, but the last has {len(chunks[-1])}")
+    return assignment
 
 
 def class_order(classes: int, order: str, seed: int) -> list[int]:

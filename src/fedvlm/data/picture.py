@@ -27,7 +27,7 @@ _NAMED = 110
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ClientRow:
     """A client in the partition's table."""
 
     client: str
@@ -42,22 +42,22 @@ class Row:
     """The classes with most of its images, with their numbers."""
 
 
-def partition_table(federation: Federation) -> list[Row]:
+def partition_table(federation: Federation) -> list[ClientRow]:
     """One row per client, in the federation's order."""
     rows = []
-    for client, held in zip(federation.clients, counts(federation), strict=True):
+    for client, held in zip(federation.clients, class_counts(federation), strict=True):
         largest = [place for place in np.argsort(-held, kind="stable").tolist() if held[place]]
         names = listed((f"{federation.base_names[place]} {held[place]}" for place in largest), limit=4)
         sizes = len(client.train), len(client.local), len(client.classes)
-        rows.append(Row(_title_of(client), client.domain or "", *sizes, names))
+        rows.append(ClientRow(_client_title(client), client.domain or "", *sizes, names))
     return rows
 
 
-def _title_of(client: Client) -> str:
-    return f"{client.name} (late)" if client.late else client.name
+def _client_title(client: Client) -> str:
+    return f"{client.name} (late)" if client.is_newcomer else client.name
 
 
-def counts(federation: Federation) -> Ints:
+def class_counts(federation: Federation) -> Ints:
     """Training images of each client and base class `[N, K]`."""
     found = np.zeros((len(federation.clients), len(federation.base)), np.int64)
     for row, client in zip(found, federation.clients, strict=True):
@@ -82,7 +82,7 @@ def _is_svg(path: Path) -> bool:
 @rc_context({"text.parse_math": False})  # a dollar sign in a folder's name begins no formula
 def partition_figure(federation: Federation) -> Figure:
     """Clients down, base classes across, darker for more training images; beside it the images of each client."""
-    held = counts(federation)
+    held = class_counts(federation)
     order = np.lexsort((np.arange(held.shape[1]), held.argmax(axis=0)))  # classes beside those of the same client
     high, wide = held.shape
     size = (min(4.5 + 0.28 * wide, 30), min(2.4 + 0.22 * high, 30))
@@ -99,7 +99,7 @@ def _draw_grid(figure: Figure, axes: Axes, federation: Federation, held: Ints, n
     shown = np.ma.masked_equal(held, 0)  # nothing drawn where a client has none of a class
     norm = PowerNorm(0.5, vmin=0, vmax=held.max())  # so that one image is still seen beside hundreds
     image = axes.imshow(shown, cmap=_COLOURS, norm=norm, aspect="auto", interpolation="nearest")
-    titles = [(_title_of(client), client.domain) for client in federation.clients]
+    titles = [(_client_title(client), client.domain) for client in federation.clients]
     labels = [f"{title}  {domain}" if domain else title for title, domain in titles]
     _name_ticks(axes, labels, names)
     axes.set_xlabel("base class" + ("" if len(names) <= _NAMED else f" ({len(names)}, grouped by largest holder)"))

@@ -21,12 +21,12 @@ def read_images(images: Sequence[Image], threads: int | None = None) -> list[Pix
     """
     drawn = {place: image for place, image in enumerate(images) if isinstance(image, Drawn)}
     others = [place for place in range(len(images)) if place not in drawn]
-    found: dict[int, Pixels] = dict(zip(drawn, _rendered(list(drawn.values())), strict=True))
-    found.update(zip(others, _decoded([images[place] for place in others], threads), strict=True))
+    found: dict[int, Pixels] = dict(zip(drawn, _render(list(drawn.values())), strict=True))
+    found.update(zip(others, _decode([images[place] for place in others], threads), strict=True))
     return [found[place] for place in range(len(images))]
 
 
-def _rendered(images: Sequence[Drawn]) -> list[Pixels]:
+def _render(images: Sequence[Drawn]) -> list[Pixels]:
     if not images:
         return []
     from fedvlm.data.scenes import render
@@ -34,7 +34,7 @@ def _rendered(images: Sequence[Drawn]) -> list[Pixels]:
     return list(render([image.spec for image in images]))
 
 
-def _decoded(images: Sequence[Image], threads: int | None) -> list[Pixels]:
+def _decode(images: Sequence[Image], threads: int | None) -> list[Pixels]:
     """Decoding lets go of the interpreter lock, so threads do run side by side."""
     workers = min(threads or min(8, os.cpu_count() or 1), len(images))
     if workers < 2:

@@ -6,27 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedvlm.data.decode import Problem, Seen
+from fedvlm.data.decode import ImageFacts, Problem
 from fedvlm.data.record import Image, Split
 
 
-class Found(Image, Protocol):
+class InspectableImage(Image, Protocol):
     """An image that can be looked at before it is used."""
 
-    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
-        """What is in it, decoded in full unless `known` has its bytes' digest; or why it cannot be used."""
+    def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
+        """What is in it, decoded in full unless `lookup` has its bytes' digest; or why it cannot be used."""
         ...
 
-    def settled(self, seen: Seen, bits: int) -> Image:
+    def with_facts(self, facts: ImageFacts, bits: int) -> Image:
         """The image as it was looked at, with this range of grey values of more than 8 bits."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """An image with the words that stand beside it; class ids come later."""
 
-    image: Found
+    image: InspectableImage
     name: str
     domain: str | None = None
     client: str | None = None
@@ -36,8 +36,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Usable:
+class InspectedRow:
     """A row whose image was looked at and can be used."""
 
-    row: Row
-    seen: Seen
+    row: ImageRow
+    facts: ImageFacts

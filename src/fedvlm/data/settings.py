@@ -13,8 +13,8 @@ from pydantic import Field
 
 from fedvlm import plugins
 from fedvlm.config import Count, Section, Share
+from fedvlm.data.decode_cache import DecodeCache
 from fedvlm.data.record import Source
-from fedvlm.data.remember import Remembered
 
 GROUP = "fedvlm.sources"
 """Entry points of other packages' sources."""
@@ -32,8 +32,8 @@ class DataSource(Section):
     on_disk: ClassVar[bool] = True
     """Whether images are slow to read, so that what is made of them is worth keeping."""
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
-        """All records, every image checked, but those that `remembered` knows by their bytes.
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
+        """All records, every image checked, but those that `decode_cache` knows by their bytes.
 
         Raises `FedvlmError`, naming the file and what to do, for data that cannot be used.
         """
@@ -50,11 +50,11 @@ class DataSource(Section):
         return 0.0, 0.0
 
     @property
-    def most_tests(self) -> int | None:
+    def max_tests(self) -> int | None:
         """At most this many test images per class (and domain)."""
         return None
 
-    def bases(self, classes: int) -> int:
+    def base_count(self, classes: int) -> int:
         """How many of the first classes are base classes; the others are novel."""
         return classes
 
@@ -103,17 +103,17 @@ class FileData(DataSource):
         return self.test_fraction, self.val_fraction
 
     @property
-    def most_tests(self) -> int | None:
+    def max_tests(self) -> int | None:
         """As set."""
         return self.test_per_class
 
-    def bases(self, classes: int) -> int:
+    def base_count(self, classes: int) -> int:
         """The first half of the classes, rounded up, or all of them."""
         return (classes + 1) // 2 if self.novel == "half" else classes
 
 
 @cache
-def known() -> dict[str, type[DataSource]]:
+def builtin_sources() -> dict[str, type[DataSource]]:
     """The package's own sources by name."""
     from fedvlm.data import sources  # they import this module
 
@@ -121,6 +121,6 @@ def known() -> dict[str, type[DataSource]]:
     return {str(each.model_fields["source"].annotation.__args__[0]): each for each in found}  # type: ignore[union-attr]
 
 
-def find(name: str) -> type[DataSource]:
+def find_source(name: str) -> type[DataSource]:
     """A source's class by name. Raises `FedvlmError` if there is none."""
-    return plugins.find(name, known(), DataSource, GROUP, "data source")
+    return plugins.find(name, builtin_sources(), DataSource, GROUP, "data source")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvlm.data.notes import counted
+from fedvlm.data.notes import counted_note
 from fedvlm.data.record import Source
 from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError
@@ -40,7 +40,7 @@ class Columns:
             yield (self.classnames[ids[0]], domain, *(self.clients[i] if i >= 0 else "" for i in ids[2:])), members
 
 
-def columns(source: Source) -> Columns:
+def source_columns(source: Source) -> Columns:
     """The columns of a source."""
     domains, clients = source.domains(), source.clients()
     domain_id = {name: i for i, name in enumerate(domains)} | {None: -1}
@@ -54,12 +54,12 @@ def columns(source: Source) -> Columns:
 def class_lists(source: Source, config: DataSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Label ids of the base classes, the first ones, and of the novel classes, the rest."""
     count = len(source.classnames)
-    base = min(config.bases(count), count)
+    base = min(config.base_count(count), count)
     return tuple(range(base)), tuple(range(base, count))
 
 
 @dataclass(frozen=True)
-class Divided:
+class SplitIndices:
     """Indices of the training, validation and test images, each in rising order."""
 
     train: Ints
@@ -67,7 +67,9 @@ class Divided:
     test: Ints
 
 
-def divide(table: Columns, config: DataSource, *, novel: Sequence[int], by_client: bool, seed: int) -> Divided:
+def split_images(
+    table: Columns, config: DataSource, *, novel: Sequence[int], by_client: bool, seed: int
+) -> SplitIndices:
     """The source's own split; test and validation images are held out of the training images where it has none.
 
     They are held out of each class and domain (`by_client`: of each client, its classes in proportion), at least
@@ -83,10 +85,10 @@ def divide(table: Columns, config: DataSource, *, novel: Sequence[int], by_clien
     if not len(val) and for_val:
         val = _held_out(table, train, is_novel, for_val, (seed, "validation"), by_client=by_client)
         train = np.setdiff1d(train, val, assume_unique=True)
-    return Divided(train, val, test)
+    return SplitIndices(train, val, test)
 
 
-def few(table: Columns, images: Ints, count: int | None, seed: int, purpose: str, *, by_client: bool) -> Ints:
+def sample_shots(table: Columns, images: Ints, count: int | None, seed: int, purpose: str, *, by_client: bool) -> Ints:
     """At most `count` images per class and domain (and client), drawn from `stream(seed, purpose, class, domain)`."""
     if count is None or not len(images):
         return images
@@ -97,7 +99,7 @@ def few(table: Columns, images: Ints, count: int | None, seed: int, purpose: str
     return np.sort(np.concatenate(chosen))
 
 
-def too_few(table: Columns, images: Ints, shots: int) -> list[str]:
+def check_shots(table: Columns, images: Ints, shots: int) -> list[str]:
     """A note naming the classes (and domains) with fewer training images than asked for."""
     short = [
         f"{' / '.join(str(name) for name in names if name)} ({len(members)})"
@@ -105,7 +107,7 @@ def too_few(table: Columns, images: Ints, shots: int) -> list[str]:
         if len(members) < shots
     ]
     one, many = f"class has fewer than {shots} training images", f"classes have fewer than {shots} training images"
-    return [counted(short, one, many, is_public=True)] if short else []
+    return [counted_note(short, one, many, is_public=True)] if short else []
 
 
 def grouped(values: Ints, keys: Sequence[Ints]) -> Iterator[tuple[tuple[int, ...], Ints]]:
@@ -131,19 +133,19 @@ def _held_out(
             generator = stream(
                 seed, purpose, table.clients[client] if client >= 0 else "", "novel" if novel else "base"
             )
-            chosen.append(_proportional(members, table.label[members], share, generator))
+            chosen.append(_sample_proportionally(members, table.label[members], share, generator))
     else:
         for names, members in table.groups(images, by_client=False):
-            chosen.append(stream(seed, purpose, *names).permutation(members)[: _held(len(members), share)])
+            chosen.append(stream(seed, purpose, *names).permutation(members)[: _held_out_count(len(members), share)])
     return np.sort(np.concatenate(chosen))
 
 
-def _held(count: int, share: float) -> int:
+def _held_out_count(count: int, share: float) -> int:
     """How many of `count` images are held out: the rounded share, but neither none nor all of two or more."""
     return 0 if count < 2 else min(max(round(share * count), 1), count - 1)
 
 
-def _proportional(members: Ints, labels: Ints, share: float, generator: np.random.Generator) -> Ints:
+def _sample_proportionally(members: Ints, labels: Ints, share: float, generator: np.random.Generator) -> Ints:
     """About `share` of the members, each label in proportion (Webster's rule; ties by lot).
 
     A label keeps an image to train on as long as another can give one.
@@ -153,4 +155,4 @@ def _proportional(members: Ints, labels: Ints, share: float, generator: np.rando
     for _, places in grouped(order, [labels[order]]):
         rank[places] = (np.arange(len(places)) + 0.5) / len(places) + (np.arange(len(places)) == len(places) - 1)
     first = order[np.argsort(rank[order], kind="stable")]
-    return members[first[: _held(len(members), share)]]
+    return members[first[: _held_out_count(len(members), share)]]

@@ -19,14 +19,24 @@ from fedvlm.faults.base import Fault
 from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import Method
 
-__all__ = ["ALL", "ALL_BUT_DATA", "Built", "Fault", "applying", "check", "known", "label", "of"]
+__all__ = [
+    "ALL",
+    "ALL_BUT_DATA",
+    "Fault",
+    "FaultSet",
+    "all_faults",
+    "applicable_faults",
+    "check",
+    "method_label",
+    "select_faults",
+]
 
 ALL, ALL_BUT_DATA = "all", "all_but_data"
 _WORDS = {ALL: "all faults", ALL_BUT_DATA: "all faults but data"}
 
 
 @cache
-def known() -> dict[str, type[Fault]]:
+def all_faults() -> dict[str, type[Fault]]:
     """Every fault by name, in alphabetical order."""
     modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
@@ -37,47 +47,47 @@ def known() -> dict[str, type[Fault]]:
 def check(experiment: Experiment) -> None:
     """Every name is that of a fault or of a group of them."""
     for name in experiment.faults:
-        if name not in known() and name not in _WORDS:
-            words = [*known(), *_WORDS]
+        if name not in all_faults() and name not in _WORDS:
+            words = [*all_faults(), *_WORDS]
             raise FedvlmError(f"unknown fault '{name}'{nearest(name, words)}; known: {', '.join(words)}")
 
 
-def applying(method: Method, experiment: Experiment) -> list[type[Fault]]:
+def applicable_faults(method: Method, experiment: Experiment) -> list[type[Fault]]:
     """The faults of a method's published code that change something under these settings."""
-    return [fault for fault in known().values() if fault.applies(method, experiment)]
+    return [fault for fault in all_faults().values() if fault.applies(method, experiment)]
 
 
-def of(method: Method, experiment: Experiment) -> list[type[Fault]]:
+def select_faults(method: Method, experiment: Experiment) -> list[type[Fault]]:
     """The experiment's faults of one method; raises `FedvlmError` for one that does not apply to it."""
-    possible = applying(method, experiment)
+    possible = applicable_faults(method, experiment)
     chosen = set()
     for name in experiment.faults:
         group = [fault for fault in possible if name == ALL or (name == ALL_BUT_DATA and not fault.data)]
-        if name not in _WORDS and known()[name] not in possible:
+        if name not in _WORDS and all_faults()[name] not in possible:
             names = listed((fault.name for fault in possible), 20) or "none"
             raise FedvlmError(
                 f"fault '{name}' is not one of {method.name}'s released code, or changes nothing under these settings; "
                 f"faults of {method.name}: {names}"
             )
-        chosen |= {*group, *([known()[name]] if name not in _WORDS else [])}
-    return [fault for fault in known().values() if fault in chosen]
+        chosen |= {*group, *([all_faults()[name]] if name not in _WORDS else [])}
+    return [fault for fault in all_faults().values() if fault in chosen]
 
 
-def label(name: str, method: Method, experiment: Experiment) -> str:
+def method_label(name: str, method: Method, experiment: Experiment) -> str:
     """A method's name with its faults, such as `pfedmma [stale_text]`; the name alone where there are none."""
-    faults = of(method, experiment)
+    faults = select_faults(method, experiment)
     if not faults:
         return name
     words = next((word for key, word in _WORDS.items() if key in experiment.faults), None)
     return f"{name} [{words or ', '.join(fault.name for fault in faults)}]"
 
 
-class Built:
+class FaultSet:
     """New objects of a method's faults, for its run with one seed."""
 
     def __init__(self, method: Method, experiment: Experiment) -> None:
-        self.asked = experiment.faults
-        self.faults = [fault() for fault in of(method, experiment)]
+        self.requested = experiment.faults
+        self.faults = [fault() for fault in select_faults(method, experiment)]
 
     def federation(self, federation: Federation, seed: int) -> Federation:
         """The data with their faults; the same object without any.
@@ -88,7 +98,7 @@ class Built:
             try:
                 federation = fault.federation(federation, seed)
             except FedvlmError:
-                if fault.name in self.asked:
+                if fault.name in self.requested:
                     raise
                 self.faults.remove(fault)
         return federation

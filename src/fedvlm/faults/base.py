@@ -50,12 +50,12 @@ class Fault:
         return run
 
 
-def with_method(run: Simulation, method: Method, **changes: Any) -> Simulation:
+def replace_method(run: Simulation, method: Method, **changes: Any) -> Simulation:
     """A run of another method, and of other fields of its `RunSpec`."""
     return replace(run, spec=replace(run.spec, method=method, **changes))
 
 
-def subclassed(method: M, kind: type[Method], **state: Any) -> M:
+def subclass_method(method: M, kind: type[Method], **state: Any) -> M:
     """A copy of a method whose class has `kind` in front, so that kind's functions call the method's by `super()`."""
     result = copy(method)
     result.__class__ = type(kind.__name__, (kind, type(method)), {})

@@ -12,7 +12,7 @@ from fedvlm.faults.base import Fault
 from fedvlm.methods import Method
 from fedvlm.streams import stream
 
-DROPPED = 5
+DROPPED_CLIENT = 5
 """Position of the client that is left out."""
 
 
@@ -40,7 +40,7 @@ class Mislabelled(Federation):
         return super().labels([self.lender.get(image, image) for image in images])
 
 
-def mislabelled(federation: Federation) -> Mislabelled:
+def mislabel(federation: Federation) -> Mislabelled:
     """The same federation, nothing wrong yet."""
     return Mislabelled(**{part.name: getattr(federation, part.name) for part in fields(federation)})
 
@@ -62,7 +62,7 @@ class PermutedNames(Fault):
         order: dict[int, int] = {}
         for part, labels in (("base", federation.base), ("novel", federation.novel)):
             order |= zip(labels, stream(seed, "fault", self.name, part).permutation(labels).tolist(), strict=True)
-        return replace(mislabelled(federation), order=order)
+        return replace(mislabel(federation), order=order)
 
 
 class DetachedLabels(Fault):
@@ -83,9 +83,9 @@ class DetachedLabels(Fault):
     def federation(self, federation: Federation, seed: int) -> Federation:
         """Every client's images exchanged, its labels kept."""
         to: dict[int, int] = {}
-        for number, pool in enumerate(_pools(federation)):
-            moved = stream(seed, "fault", self.name, number).permutation(pool).tolist()
-            to |= zip(pool, moved, strict=True)
+        for number, group in enumerate(_exchange_groups(federation)):
+            moved = stream(seed, "fault", self.name, number).permutation(group).tolist()
+            to |= zip(group, moved, strict=True)
 
         def exchanged(images: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(sorted(to[image] for image in images))
@@ -93,24 +93,24 @@ class DetachedLabels(Fault):
         clients = tuple(replace(client, train=exchanged(client.train), local=exchanged(client.local))
                         for client in federation.clients)  # fmt: skip
         tests = {name: exchanged(images) for name, images in federation.tests.items()}
-        wrong = mislabelled(federation)
+        wrong = mislabel(federation)
         lender = {image: wrong.lender.get(origin, origin) for origin, image in to.items()}
         return replace(wrong, clients=clients, tests=tests, lender=lender)
 
 
-def _pools(federation: Federation) -> list[list[int]]:
+def _exchange_groups(federation: Federation) -> list[list[int]]:
     """Images that change places: of one domain and split, all of base or all of novel classes."""
     records, base = federation.source.records, set(federation.base)
     trained = {image for client in federation.clients for image in client.train}
     tested = {image for client in federation.clients for image in client.local}
     tested |= {image for images in federation.tests.values() for image in images}
     splits = {records[image].split for image in trained}
-    pools: dict[tuple[str | None, bool, bool], list[int]] = {}
+    groups: dict[tuple[str | None, bool, bool], list[int]] = {}
     for image, record in enumerate(records):
         spare = record.label in base and record.split in splits
         if image in tested or image in trained or spare:
-            pools.setdefault((record.domain, image in tested, record.label in base), []).append(image)
-    return list(pools.values())
+            groups.setdefault((record.domain, image in tested, record.label in base), []).append(image)
+    return list(groups.values())
 
 
 class MissingClient(Fault):
@@ -126,11 +126,13 @@ class MissingClient(Fault):
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Where there are clients enough, as far as the settings say."""
         known = None if experiment.partition.kind == "domain" else experiment.partition.clients
-        return method.name in cls.methods and (known is None or known > DROPPED)
+        return method.name in cls.methods and (known is None or known > DROPPED_CLIENT)
 
     def federation(self, federation: Federation, seed: int) -> Federation:
         """The other clients."""
         trained = federation.trained
-        if len(trained) <= DROPPED:
-            raise FedvlmError(f"fault '{self.name}' needs {DROPPED + 1} clients, here are {len(trained)}: leave it out")
-        return replace(federation, clients=tuple(c for c in federation.clients if c is not trained[DROPPED]))
+        if len(trained) <= DROPPED_CLIENT:
+            raise FedvlmError(
+                f"fault '{self.name}' needs {DROPPED_CLIENT + 1} clients, here are {len(trained)}: leave it out"
+            )
+        return replace(federation, clients=tuple(c for c in federation.clients if c is not trained[DROPPED_CLIENT]))

@@ -9,9 +9,9 @@ import numpy as np
 from fedvlm import tensors
 from fedvlm.data import Client
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.faults.base import Fault, replace_method, subclass_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.server import ServerState
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
@@ -19,12 +19,12 @@ from fedvlm.methods import Method
 from fedvlm.methods.pfedmoap import EXPERT, POOL, PFedMoAP
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 
-class _OfMixture(Fault):
+class _MixtureFault(Fault):
     methods = ("pfedmoap",)
     code = "pFedMoAP"
 
@@ -34,7 +34,7 @@ class _OfMixture(Fault):
         return method.name in cls.methods and not method.config.alone
 
 
-class FixedExperts(_OfMixture):
+class FixedExperts(_MixtureFault):
     """Experts are the first K clients, of those that have trained, of one permutation drawn at the start."""
 
     name = "fixed_experts"
@@ -45,10 +45,10 @@ class FixedExperts(_OfMixture):
         """Another choice of experts."""
         names = sorted(client.name for client in run.site.federation.clients)
         order = stream(run.spec.seed, "fault", self.name).permutation(names).tolist()
-        return with_method(run, subclassed(run.spec.method, _Fixed, order=order))
+        return replace_method(run, subclass_method(run.spec.method, _FixedExpertChoice, order=order))
 
 
-class _Fixed(PFedMoAP):
+class _FixedExpertChoice(PFedMoAP):
     order: list[str]
 
     def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
@@ -59,7 +59,7 @@ class _Fixed(PFedMoAP):
         return others[: self.config.experts - 1]
 
 
-class InheritedGate(_OfMixture):
+class InheritedGate(_MixtureFault):
     """At its second visit a client's gate begins as the client before it left its own.
 
     The gate of a first visit is not stored, and the second visit loads nothing over the model, which still holds the
@@ -75,7 +75,7 @@ class InheritedGate(_OfMixture):
         return replace(run, procedure=_InheritedGate(run.procedure))
 
 
-class _InheritedGate(Around):
+class _InheritedGate(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.visits: dict[str, int] = {}
@@ -95,7 +95,7 @@ class _InheritedGate(Around):
         return update
 
 
-class LeftoverExperts(_OfMixture):
+class LeftoverExperts(_MixtureFault):
     """A client that has no experts yet is trained, and tested in that round, with those of the client before it.
 
     Nothing is left over in the first round, so it needs clients that come later: participation below 1.
@@ -115,7 +115,7 @@ class LeftoverExperts(_OfMixture):
         return replace(run, procedure=_LeftoverExperts(run.procedure))
 
 
-class _LeftoverExperts(Around):
+class _LeftoverExperts(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.experts: Named = {}
@@ -144,7 +144,7 @@ class _LeftoverExperts(Around):
         return super().outputs(site, client, own, received)
 
 
-class OpenPool(_OfMixture):
+class OpenPool(_MixtureFault):
     """Prompts enter the pool during the round: later clients are dealt prompts of the same round.
 
     Clients are tested with what they were trained with; those that did not take part with the pool at the round's end.
@@ -160,22 +160,22 @@ class OpenPool(_OfMixture):
 
 
 @dataclass
-class _Round:
+class _RoundPool:
     """The prompts written in a round, and what its clients received."""
 
     written: Named = field(default_factory=dict)
     given: dict[str, Named] = field(default_factory=dict)
 
 
-class _OpenPool(Around):
+class _OpenPool(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
-        self.rounds: dict[int, _Round] = {}
+        self.rounds: dict[int, _RoundPool] = {}
         """By the number of rounds before it: the one that is under way and, while it is evaluated, the one after it."""
 
     def downlink(self, spec: RunSpec, state: ServerState, client: str) -> Named:
         """From the pool as it is written now; the same again for who has received already."""
-        now = self.rounds.setdefault(state.round, _Round())
+        now = self.rounds.setdefault(state.round, _RoundPool())
         if client in now.given:
             return clone(now.given[client])
         return super().downlink(spec, ServerState(state.round, state.server | now.written), client)
@@ -185,7 +185,7 @@ class _OpenPool(Around):
     ) -> ClientUpdate:
         """Writes the prompt at once."""
         self.rounds = {number: each for number, each in self.rounds.items() if number >= round_}
-        now = self.rounds.setdefault(round_, _Round())
+        now = self.rounds.setdefault(round_, _RoundPool())
         update = super().train_one(spec, site, round_, one, factory)
         now.given[one.client.name] = one.received
         if round_ < spec.rounds:  # in local rounds nothing is sent

@@ -8,15 +8,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.faults.base import Fault, replace_method, subclass_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around
+from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.base import Step
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Metrics
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 
@@ -31,10 +31,10 @@ class DetachedPenalty(Fault):
 
     def simulation(self, run: Simulation) -> Simulation:
         """A loss that sees the trained tensors without their history."""
-        return with_method(run, subclassed(run.spec.method, _Detached))
+        return replace_method(run, subclass_method(run.spec.method, _DetachedPenaltyLoss))
 
 
-class _Detached(Method):
+class _DetachedPenaltyLoss(Method):
     def loss(self, step: Step) -> Tensor:
         """The logits keep their history, so cross-entropy trains as before."""
         return super().loss(replace(step, trained={name: tensor.detach() for name, tensor in step.trained.items()}))
@@ -59,7 +59,7 @@ class RestartedLocal(Fault):
         return replace(run, procedure=_RestartedLocal(run.procedure))
 
 
-class _RestartedLocal(Around):
+class _RestartedLocal(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
@@ -86,7 +86,7 @@ class TestSelection(Fault):
         return replace(run, procedure=_BestOnTest(run.procedure))
 
 
-class _BestOnTest(Around):
+class _BestOnTest(ProcedureWrapper):
     def result(self, means: Sequence[Metrics]) -> int:
         """Position of the highest Local, the first of equal ones; the last where nobody has test images of its own."""
         if not all("local" in point for point in means):

@@ -10,12 +10,12 @@ from torch import Tensor
 from fedvlm.data import Client
 from fedvlm.faults.base import Fault
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 from fedvlm.tuners.base import Tuner
 
@@ -38,7 +38,7 @@ class StaleText(Fault):
         return replace(run, procedure=_StaleText(run.procedure))
 
 
-class _StaleText(Around):
+class _StaleText(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.first: Tensor | None = None
@@ -52,30 +52,30 @@ class _StaleText(Around):
         """As it should be; the first client's text features are remembered."""
         update = super().train_one(spec, site, round_, one, factory)
         if self.first is None:
-            self.first = _text(site, site.base, update.personal)
+            self.first = _text_features(site, site.base, update.personal)
         return update
 
     def outputs(self, site: Site, client: Client, tensors: Named, received: Named) -> Outputs:
         """With remembered text features."""
         # Clients are measured in their order; after a round without an evaluation a late one may be the first.
         if self.last is None or client.name == site.federation.trained[0].name:
-            novel = None if site.novel is None else _text(site, site.novel, tensors)
-            self.last = _text(site, site.base, tensors), novel
+            novel = None if site.novel is None else _text_features(site, site.novel, tensors)
+            self.last = _text_features(site, site.base, tensors), novel
         assert self.first is not None
-        local = super().outputs(_with(site, self.first, None), client, tensors, received)
-        general = super().outputs(_with(site, *self.last), client, tensors, received)
+        local = super().outputs(_fix_text(site, self.first, None), client, tensors, received)
+        general = super().outputs(_fix_text(site, *self.last), client, tensors, received)
         return replace(general, local=local.local)
 
 
 @torch.no_grad()
-def _text(site: Site, tuner: Tuner, tensors: Named) -> Tensor:
+def _text_features(site: Site, tuner: Tuner, tensors: Named) -> Tensor:
     """Normalised text features of a class list under a client's tensors."""
     device = site.activations.device
     with device.autocast():
         return tuner.classifier({name: device.send(tensor) for name, tensor in tensors.items()}, {})["text"]
 
 
-def _with(site: Site, base: Tensor, novel: Tensor | None) -> Site:
+def _fix_text(site: Site, base: Tensor, novel: Tensor | None) -> Site:
     """The site with fixed text features; without novel ones nothing novel is evaluated."""
     fixed = None if novel is None or site.novel is None else FixedText(site.novel, novel)
     return replace(site, base=FixedText(site.base, base), novel=fixed)

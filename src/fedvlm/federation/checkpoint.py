@@ -22,11 +22,11 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation.simulation import FederationState
 from fedvlm.tensors import Named
 
-PART = 2**25
+PART_BYTES = 2**25
 """Bytes of clients' tensors from which on a file is written: bounds the copies that writing makes."""
 
 
-class _Entry(Section):
+class _StoredTensors(Section):
     """Tensors in a file of this folder (no path), and their digest."""
 
     file: Annotated[str, Field(pattern=r"^(server|clients)-\w+\.safetensors$")]
@@ -35,12 +35,12 @@ class _Entry(Section):
 
 class _Manifest(Section):
     round: int
-    server: _Entry
-    clients: dict[str, _Entry]
+    server: _StoredTensors
+    clients: dict[str, _StoredTensors]
     ledger_bytes: int
 
 
-class Clients(MutableMapping[str, Named]):
+class ClientTensors(MutableMapping[str, Named]):
     """Clients' tensors by name: the newest in memory up to `limit_bytes`, the others only in the folder's files.
 
     Files are numbered, through all copies, and never changed: a copy (the round before) stays what it is while tensors
@@ -51,7 +51,7 @@ class Clients(MutableMapping[str, Named]):
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self.stored: dict[str, _Entry] = {}
+        self.stored: dict[str, _StoredTensors] = {}
         self.memory: dict[str, Named] = {}
         self.unwritten: dict[str, int] = {}
         """Bytes of what no file holds yet."""
@@ -60,8 +60,8 @@ class Clients(MutableMapping[str, Named]):
         self.page: tuple[str, dict[str, Named]] = "", {}
         """The file read last: clients are asked for in the order in which they were written."""
 
-    def __copy__(self) -> Clients:
-        new = Clients(self.folder, self.limit_bytes)
+    def __copy__(self) -> ClientTensors:
+        new = ClientTensors(self.folder, self.limit_bytes)
         new.stored, new.memory, new.unwritten = dict(self.stored), dict(self.memory), dict(self.unwritten)
         new.numbers = self.numbers
         return new
@@ -81,13 +81,13 @@ class Clients(MutableMapping[str, Named]):
         entry = self.stored[name]
         if self.page[0] != entry.file:
             self.page = entry.file, _split(tensors.load(self.folder / entry.file))
-        return _checked(self.folder, entry, self.page[1].get(name, {}))
+        return _check_digest(self.folder, entry, self.page[1].get(name, {}))
 
-    def __setitem__(self, name: str, own: Named) -> None:
+    def __setitem__(self, name: str, client_tensors: Named) -> None:
         self.memory.pop(name, None)  # the newest come last
-        self.memory[name] = own
-        self.unwritten[name] = tensors.nbytes(own)
-        if sum(self.unwritten.values()) >= PART:
+        self.memory[name] = client_tensors
+        self.unwritten[name] = tensors.nbytes(client_tensors)
+        if sum(self.unwritten.values()) >= PART_BYTES:
             self.write()
 
     def __delitem__(self, name: str) -> None:
@@ -99,8 +99,8 @@ class Clients(MutableMapping[str, Named]):
         if self.unwritten:
             file = f"clients-{next(self.numbers):04d}.safetensors"
             new = {name: self.memory[name] for name in self.unwritten}
-            tensors.save(self.folder / file, _joined(new), private=True)
-            self.stored |= {name: _Entry(file=file, digest=tensors.digest(own)) for name, own in new.items()}
+            tensors.save(self.folder / file, _join(new), private=True)
+            self.stored |= {name: _StoredTensors(file=file, digest=tensors.digest(own)) for name, own in new.items()}
             self.unwritten = {}
         excess = sum(map(tensors.nbytes, self.memory.values())) - self.limit_bytes
         for name in list(self.memory):
@@ -121,15 +121,15 @@ class Checkpoint:
         """The file whose replacement makes a round durable."""
         return self.folder / "checkpoint.json"
 
-    def clients(self) -> Clients:
+    def empty_clients(self) -> ClientTensors:
         """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
         return self._clients(self._read() if self.manifest.exists() else None)
 
     def save(self, state: FederationState, ledger_bytes: int) -> None:
-        """Make `state` durable. Of `Clients` from here only what is new is written, of other mappings everything."""
+        """Make `state` durable. Of `ClientTensors` of this folder only new tensors are written, of others all."""
         held = state.personal
-        if not isinstance(held, Clients) or held.folder != self.folder:
-            held = self.clients()
+        if not isinstance(held, ClientTensors) or held.folder != self.folder:
+            held = self.empty_clients()
             held.update(state.personal)
         held.write()
         server = f"server-{state.round:04d}.safetensors"
@@ -137,7 +137,7 @@ class Checkpoint:
             # This round is stored already: a file that the manifest names is never written over.
             server = f"server-{state.round:04d}b.safetensors"
         tensors.save(self.folder / server, state.server, private=True)
-        entry = _Entry(file=server, digest=tensors.digest(state.server))
+        entry = _StoredTensors(file=server, digest=tensors.digest(state.server))
         manifest = _Manifest(round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes)
         durable.write_json(self.manifest, manifest.model_dump(), private=True)
         self._sweep({server, *(entry.file for entry in held.stored.values())})
@@ -147,7 +147,7 @@ class Checkpoint:
         if not self.manifest.exists():
             return None
         table = self._read()
-        server = _checked(self.folder, table.server, tensors.load(self.folder / table.server.file))
+        server = _check_digest(self.folder, table.server, tensors.load(self.folder / table.server.file))
         clients = self._clients(table)
         clients.stored = table.clients
         held = 0
@@ -158,10 +158,10 @@ class Checkpoint:
                 clients.memory[name] = own
         return FederationState(table.round, server, clients), table.ledger_bytes
 
-    def _clients(self, manifest: _Manifest | None) -> Clients:
-        clients = Clients(self.folder, self.limit_bytes)
+    def _clients(self, manifest: _Manifest | None) -> ClientTensors:
+        clients = ClientTensors(self.folder, self.limit_bytes)
         if manifest is not None:
-            clients.numbers = count(_last(manifest) + 1)
+            clients.numbers = count(_last_number(manifest) + 1)
         return clients
 
     def _read(self) -> _Manifest:
@@ -172,20 +172,20 @@ class Checkpoint:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise FedvlmError(f"{self.manifest} is damaged at '{where}': start again with --overwrite") from None
 
-    def _sweep(self, needed: set[str]) -> None:
+    def _sweep(self, used: set[str]) -> None:
         for file in self.folder.iterdir():
             # Temporary files of a killed process go too.
-            if file.name not in needed and file != self.manifest:
+            if file.name not in used and file != self.manifest:
                 file.unlink(missing_ok=True)
 
 
-def _checked(folder: Path, entry: _Entry, found: Named) -> Named:
-    if tensors.digest(found) != entry.digest:
+def _check_digest(folder: Path, entry: _StoredTensors, loaded: Named) -> Named:
+    if tensors.digest(loaded) != entry.digest:
         raise FedvlmError(f"{folder / entry.file} is damaged: start the run again with --overwrite")
-    return found
+    return loaded
 
 
-def _joined(clients: dict[str, Named]) -> Named:
+def _join(clients: dict[str, Named]) -> Named:
     """One dictionary, by `client/tensor`; a slash in a client's name is written as %2F."""
     named = {name.replace("%", "%25").replace("/", "%2F"): own for name, own in clients.items()}
     return {f"{name}/{key}": tensor for name, own in named.items() for key, tensor in own.items()}
@@ -199,7 +199,7 @@ def _split(joined: Named) -> dict[str, Named]:
     return result
 
 
-def _last(manifest: _Manifest) -> int:
+def _last_number(manifest: _Manifest) -> int:
     """The highest number of a file of clients that is in use."""
     numbers = [Path(entry.file).stem.removeprefix("clients-") for entry in manifest.clients.values()]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)

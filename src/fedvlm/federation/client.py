@@ -15,10 +15,18 @@ from fedvlm.methods.base import Config, EvalPoint, Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 from fedvlm.training.activations import TEST
-from fedvlm.training.descent import OptimizerFactory, optimizer
-from fedvlm.training.evaluation import ClientMetrics, evaluate, outputs
-from fedvlm.training.local import Batch, LocalJob, Trained, check_precision, epoch_batches, lr_factor, train_together
+from fedvlm.training.evaluation import ClientMetrics, compute_outputs, evaluate
+from fedvlm.training.local import (
+    Batch,
+    LocalJob,
+    Trained,
+    check_precision,
+    epoch_batches,
+    schedule_factor,
+    train_together,
+)
 from fedvlm.training.metrics import Outputs
+from fedvlm.training.optimizers import OptimizerFactory, make_optimizer
 from fedvlm.training.site import Site
 
 
@@ -49,7 +57,7 @@ def train_client(
 
 
 def train_clients(
-    spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = optimizer
+    spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = make_optimizer
 ) -> list[ClientUpdate]:
     """`train_client` for several clients whose steps are computed together; seconds are shared out evenly."""
     check_precision(spec.method, site.activations.device)
@@ -57,17 +65,17 @@ def train_clients(
     config = spec.method.config
     assert isinstance(config, Config)
     jobs = [
-        LocalJob(spec.assemble(one.personal, one.received), one.received, batches(spec, site, round_, one.client))
+        LocalJob(spec.assemble(one.personal, one.received), one.received, local_batches(spec, site, round_, one.client))
         for one in inputs
     ]
-    factor = lr_factor(config, round_, spec.rounds)
+    lr_factor = schedule_factor(config, round_, spec.rounds)
     try:
-        done = train_together(spec.method, site.base, jobs, site.activations.device, factor, factory)
+        done = train_together(spec.method, site.base, jobs, site.activations.device, lr_factor, factory)
     except FedvlmError as error:
         place = error.place if isinstance(error, DivergenceError) else None
         who = listed(one.client.name for one in (inputs if place is None else [inputs[place]]))
         raise type(error)(f"round {round_ + 1}, client {who}: {error}") from error
-    stored = [_stored(spec, round_, one, trained) for one, trained in zip(inputs, done, strict=True)]
+    stored = [_personal_tensors(spec, round_, one, trained) for one, trained in zip(inputs, done, strict=True)]
     seconds = (time.perf_counter() - start) / len(inputs)
     return [
         ClientUpdate(Uplink(one.client.name, float(len(one.client.train)), clone(spec.method.uplink(own))), own,
@@ -84,22 +92,30 @@ def evaluate_client(
 
     Raises `DivergenceError` if a prediction is no number.
     """
-    return told(spec, site, client, outputs(site, client, model(spec, point, personal, received), received), tradeoff)
+    return client_metrics(
+        spec,
+        site,
+        client,
+        compute_outputs(site, client, evaluation_tensors(spec, point, personal, received), received),
+        tradeoff,
+    )
 
 
-def told(spec: RunSpec, site: Site, client: Client, found: Outputs, tradeoff: bool = False) -> ClientMetrics:
+def client_metrics(
+    spec: RunSpec, site: Site, client: Client, outputs: Outputs, tradeoff: bool = False
+) -> ClientMetrics:
     """What a client tells of its model's outputs."""
-    if not found.finite():
+    if not outputs.finite():
         raise DivergenceError(
             f"client {client.name}: {spec.method.name} predicts no numbers any more: lower the learning rate"
         )
-    if not (tradeoff and site.zero):
-        return evaluate(found, spec.metrics)
-    zero = outputs(site, client, {}, {}, site.zero)
-    return evaluate(found, spec.metrics, zero, spec.method.mixing)
+    if not (tradeoff and site.zero_shot):
+        return evaluate(outputs, spec.metrics)
+    zero_shot = compute_outputs(site, client, {}, {}, site.zero_shot)
+    return evaluate(outputs, spec.metrics, zero_shot, spec.method.mixing)
 
 
-def model(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Named) -> Named:
+def evaluation_tensors(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Named) -> Named:
     """The tensors that a client is evaluated with.
 
     `after_aggregation`: what the server sends from its new state, laid over the client's tensors. `after_training`: its
@@ -110,13 +126,13 @@ def model(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Nam
     return spec.assemble(personal, received)
 
 
-def _stored(spec: RunSpec, round_: int, one: ClientInput, trained: Trained) -> Named:
+def _personal_tensors(spec: RunSpec, round_: int, one: ClientInput, trained: Trained) -> Named:
     """What the client stores: its trained tensors and what else the method keeps."""
     own = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
     return own | spec.method.keep(own, one.received, stream(spec.seed, "keep", one.client.name, round_))
 
 
-def batches(spec: RunSpec, site: Site, round_: int, client: Client) -> Iterator[Batch]:
+def local_batches(spec: RunSpec, site: Site, round_: int, client: Client) -> Iterator[Batch]:
     """Shuffled batches of all epochs; order and views come from streams named by client, round and epoch."""
     config = spec.method.config
     assert isinstance(config, Config)
@@ -124,18 +140,18 @@ def batches(spec: RunSpec, site: Site, round_: int, client: Client) -> Iterator[
     entry = site.base.entry
     for epoch in range(config.epochs):
         draws = stream(spec.seed, "order", client.name, round_, epoch)
-        views = _views(spec, client, round_, epoch)
+        views = _draw_views(spec, client, round_, epoch)
         for batch in epoch_batches(len(client.train), config.batch, config.drop_last, draws):
             indices = [client.train[position] for position in batch]
             if spec.views == "online":
                 names = ("view", client.name, round_, epoch)
-                hidden = site.activations.online(indices, entry, spec.seed, *names)
+                hidden = site.activations.get_online(indices, entry, spec.seed, *names)
             else:
                 hidden = site.activations.get(indices, entry, [views[position] for position in batch])
             yield hidden, labels[site.activations.device.send(torch.tensor(batch))]
 
 
-def _views(spec: RunSpec, client: Client, round_: int, epoch: int) -> list[int]:
+def _draw_views(spec: RunSpec, client: Client, round_: int, epoch: int) -> list[int]:
     """Which remembered view of each training image an epoch uses."""
     if isinstance(spec.views, str):
         return [TEST] * len(client.train)

@@ -20,12 +20,12 @@ from fedvlm.streams import stream
 from fedvlm.tensors import Named
 
 
-def shared(method: Method, trained: Named) -> Named:
-    """The trained tensors whose names the method shares. A message may hold fewer (`template`)."""
+def shared_tensors(method: Method, trained: Named) -> Named:
+    """The trained tensors whose names the method shares. A message may hold fewer (`uplink_template`)."""
     return tensors.select(trained, method.shared)
 
 
-def template(method: Method, initial: Named) -> Named:
+def uplink_template(method: Method, initial: Named) -> Named:
     """An uplink of untrained tensors: its names, shapes and dtypes are those of every uplink."""
     return method.uplink(initial | method.keep(initial, {}, stream(0, "message"))) if initial else {}
 
@@ -40,13 +40,13 @@ def check_share(method: Method, initial: Named) -> None:
             raise FedvlmError(f"{method.name}: share = {asked}, but {wrong}; there are: {listed(kinds, 40)}")
 
 
-def private(method: Method, trained: Named) -> Named:
+def private_tensors(method: Method, trained: Named) -> Named:
     """Every trained tensor that is not shared. These are in no message."""
     return {name: tensor for name, tensor in trained.items() if not tensors.matches(name, method.shared)}
 
 
 def check_uplink(expected: Named, sent: Named, client: str, round_: int) -> None:
-    """Refuse an uplink whose names, shapes or dtypes are not those expected (`template`), or that is not finite."""
+    """Refuse an uplink that is not finite, or whose names, shapes or dtypes are not those of `uplink_template`."""
     where = f"round {round_}, client {client}"
     if sent.keys() != expected.keys():
         raise FedvlmError(
@@ -61,7 +61,7 @@ def check_uplink(expected: Named, sent: Named, client: str, round_: int) -> None
             raise DivergenceError(f"{where}: '{name}' holds values that are not finite; lower the learning rate")
 
 
-def sizes(message: Named) -> dict[str, int]:
+def tensor_bytes(message: Named) -> dict[str, int]:
     """Bytes by tensor name."""
     return {name: tensor.numel() * tensor.element_size() for name, tensor in message.items()}
 
@@ -170,8 +170,8 @@ def _check_table(table: Mapping[str, Any], size: int, limits: Limits) -> None:
         if not (0 < len(name) <= limits.name and name.isprintable()):
             raise FedvlmError(f"a message's tensor has a name of {len(name)} characters, or an unreadable one")
         shape, dtype = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype"))
-        sizes = shape if isinstance(shape, list) and len(shape) <= limits.dimensions else [None]
-        if dtype not in _DTYPES or not all(type(length) is int and 0 <= length <= size for length in sizes):
+        tensor_bytes = shape if isinstance(shape, list) and len(shape) <= limits.dimensions else [None]
+        if dtype not in _DTYPES or not all(type(length) is int and 0 <= length <= size for length in tensor_bytes):
             raise FedvlmError(f"a message's tensor '{name}' has no readable shape or element type")
 
 

@@ -12,8 +12,8 @@ from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.tensors import Named
 from fedvlm.training import evaluation
-from fedvlm.training.descent import OptimizerFactory, optimizer
 from fedvlm.training.metrics import Metrics, Outputs
+from fedvlm.training.optimizers import OptimizerFactory, make_optimizer
 from fedvlm.training.site import Site
 
 
@@ -26,14 +26,14 @@ class Procedure:
 
     def train(
         self, spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput],
-        factory: OptimizerFactory = optimizer,
+        factory: OptimizerFactory = make_optimizer,
     ) -> list[ClientUpdate]:  # fmt: skip
         """Train several clients (`client.train_clients`)."""
         return clients.train_clients(spec, site, round_, inputs, factory)
 
     def outputs(self, site: Site, client: Client, tensors: Named, received: Named) -> Outputs:
-        """Predictions on a client's evaluation images (`evaluation.outputs`)."""
-        return evaluation.outputs(site, client, tensors, received)
+        """Predictions on a client's evaluation images (`evaluation.compute_outputs`)."""
+        return evaluation.compute_outputs(site, client, tensors, received)
 
     def result(self, means: Sequence[Metrics]) -> int:
         """Position of the evaluation that is the result: the last one, so that nothing is chosen on test images.
@@ -43,7 +43,7 @@ class Procedure:
         return len(means) - 1
 
 
-class Around(Procedure):
+class ProcedureWrapper(Procedure):
     """A procedure that does as an inner one does; a subclass changes a part of it."""
 
     def __init__(self, inner: Procedure) -> None:
@@ -55,7 +55,7 @@ class Around(Procedure):
 
     def train(
         self, spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput],
-        factory: OptimizerFactory = optimizer,
+        factory: OptimizerFactory = make_optimizer,
     ) -> list[ClientUpdate]:  # fmt: skip
         """As the inner one, client by client (`train_one`)."""
         return [self.train_one(spec, site, round_, one, factory) for one in inputs]

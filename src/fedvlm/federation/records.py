@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from fedvlm.methods.base import EvalPoint
 from fedvlm.training.metrics import Metrics
@@ -26,7 +29,7 @@ class ClientRecord:
 
 
 @dataclass(frozen=True)
-class LateRecord:
+class NewcomerRecord:
     """Late clients at one moment: accuracies by client, their means, bytes received on arrival by client and tensor."""
 
     clients: dict[str, Metrics]
@@ -47,4 +50,19 @@ class RoundRecord:
     curves: dict[str, list[Metrics]] = field(default_factory=dict)
     """After the last round, on `test` and `val` images: means of the reported state moved towards zero-shot's logits by
     each `weight`."""
-    late: dict[Moment, LateRecord] = field(default_factory=dict)
+    newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values by the keys of the ledger (`KEYS`)."""
+        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+
+
+KEYS = {"newcomers": "late"}
+"""Keys of ledgers and results, where they are not the fields' names: files keep the names that they began with."""
+_RECORD = TypeAdapter(RoundRecord)
+
+
+def from_json(table: Mapping[str, Any]) -> RoundRecord:
+    """The record of a table with the keys of the ledger; other keys of the table are ignored."""
+    names = {key: name for name, key in KEYS.items()}
+    return _RECORD.validate_python({names.get(key, key): value for key, value in table.items()})

@@ -57,7 +57,7 @@ def downlink(spec: RunSpec, state: ServerState, client: str) -> Named:
     received = spec.method.downlink(state.server, client, draw)
     if state.round > spec.rounds:
         # What clients send, under the names of an uplink, is what they train.
-        trained = spec.initial.keys() | spec.message.keys()
+        trained = spec.initial.keys() | spec.uplink_template.keys()
         received = {name: tensor for name, tensor in received.items() if name not in trained}
     return clone(received)
 

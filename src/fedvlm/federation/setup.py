@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from fedvlm import clip as clips
 from fedvlm.clip import FrozenCLIP
-from fedvlm.data import Federation, Source, federate, load_source, validated
+from fedvlm.data import Federation, Source, federate, federate_validation
 from fedvlm.experiment import Experiment
 from fedvlm.federation.simulation import Schedule, Simulation
 from fedvlm.federation.spec import RunSpec
@@ -23,9 +23,9 @@ from fedvlm.streams import torch_stream
 from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Activations, Key
-from fedvlm.training.device import Device, enough_memory
+from fedvlm.training.device import Device, explain_memory_errors
+from fedvlm.training.disk_cache import DTYPES, DiskCache, folder
 from fedvlm.training.site import Site, Tuners
-from fedvlm.training.store import DTYPES, Store, folder
 from fedvlm.tuners.base import Tuner
 
 GIB = 2**30
@@ -40,7 +40,7 @@ class SeedSetup:
     validation: Federation | None
     """The same clients with validation images to be evaluated on."""
     activations: Activations
-    zero: Tuners
+    zero_shot: Tuners
     """Zero-shot over both class lists."""
 
 
@@ -63,8 +63,8 @@ class Loaded:
         if seed in self.federations:
             return self.federations[seed]
         if self.source is None or settings.data.seeded:
-            with enough_memory("data"):
-                self.source = load_source(settings.data, seed, is_kept=settings.compute.disk_gib > 0)
+            with explain_memory_errors("data"):
+                self.source = settings.load_source(seed)
         return self.federations.setdefault(seed, federate(self.source, settings, seed))
 
     def seed(self, seed: int) -> SeedSetup:
@@ -74,9 +74,9 @@ class Loaded:
         federation = self.federation(seed)
         if self.activations is None or self.activations.records is not federation.source.records:
             self.activations = activations(self, federation.source)
-        validation = validated(federation.source, self.experiment, seed)
-        zero = self.tuners(ZeroShot(), federation)
-        self.latest = SeedSetup(seed, federation, validation, self.activations, zero)
+        validation = federate_validation(federation.source, self.experiment, seed)
+        zero_shot = self.tuners(ZeroShot(), federation)
+        self.latest = SeedSetup(seed, federation, validation, self.activations, zero_shot)
         return self.latest
 
     def tuners(self, method: Method, federation: Federation) -> Tuners:
@@ -90,7 +90,7 @@ class Loaded:
 
 def load(experiment: Experiment) -> Loaded:
     """The experiment's CLIP on its device. Raises `FedvlmError` if either cannot be had."""
-    device, model = devices.choose(experiment.compute), experiment.model
+    device, model = devices.choose_device(experiment.compute), experiment.model
     devices.configure_process(device)
     clip = clips.load(model.name, revision=model.revision, offline=model.offline, transform=experiment.data.transform)
     return Loaded(experiment, clip.to(device.device), device)
@@ -99,9 +99,9 @@ def load(experiment: Experiment) -> Loaded:
 def activations(loaded: Loaded, source: Source) -> Activations:
     """The store of a source's activations, in memory and on disk as `[compute]` says."""
     compute = loaded.experiment.compute
-    store = Store(folder(), int(compute.disk_gib * GIB)) if compute.disk_gib else None
+    disk_cache = DiskCache(folder(), int(compute.disk_gib * GIB)) if compute.disk_gib else None
     limit = int(compute.cache_gib * GIB)
-    return Activations(loaded.clip, source.records, loaded.device, limit, store, DTYPES[compute.cache_dtype])
+    return Activations(loaded.clip, source.records, loaded.device, limit, disk_cache, DTYPES[compute.cache_dtype])
 
 
 def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) -> RunSpec:
@@ -112,16 +112,16 @@ def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) ->
     """
     initial = tuner.init(torch_stream(seed, "init"))
     evaluation = experiment.evaluation
-    chosen = metrics.chosen(evaluation.metrics)
+    chosen = metrics.select_metrics(evaluation.metrics)
     return RunSpec(method, initial, seed, experiment.rounds, experiment.views, evaluation.state, chosen)
 
 
 def site(loaded: Loaded, seed: SeedSetup, method: Method, federation: Federation) -> Site:
     """The place where the images of a federation's clients are, with a method's tuners."""
     base, novel = loaded.tuners(method, federation)
-    zero = seed.zero if federation is seed.federation else loaded.tuners(ZeroShot(), federation)
-    batch = devices.evaluated(loaded.experiment.evaluation.batch, loaded.device)
-    return Site(base, novel, federation, seed.activations, batch, zero)
+    zero_shot = seed.zero_shot if federation is seed.federation else loaded.tuners(ZeroShot(), federation)
+    batch = devices.evaluation_batch(loaded.experiment.evaluation.batch, loaded.device)
+    return Site(base, novel, federation, seed.activations, batch, zero_shot)
 
 
 def simulation(
@@ -139,9 +139,11 @@ def simulation(
     """
     settings = loaded.experiment
     size = (
-        clients_per_step or settings.compute.clients_per_step or devices.together(loaded.device, loaded.clip.text.width)
+        clients_per_step
+        or settings.compute.clients_per_step
+        or devices.default_clients_per_step(loaded.device, loaded.clip.text.width)
     )
-    with enough_memory(method.name):
+    with explain_memory_errors(method.name):
         place = site(loaded, seed, method, federation or seed.federation)
         spec = run_spec(settings, method, place.base, seed.seed)
     validation = None if seed.validation is None else replace(place, federation=seed.validation)

@@ -2,8 +2,9 @@
 
 It knows neither disk nor network; the mapping of clients' tensors that it is given may live on disk.
 
-Late clients (`Client.late`) are in no round: nothing of theirs reaches the server, and nothing here depends on them.
-They are measured on arrival, when the last federated round is over, and after the local rounds that everybody has.
+Newcomers (`Client.is_newcomer`) take part in no round: the server receives nothing from them, and no other client's
+numbers depend on them. They are measured on arrival, when the last federated round is over, and after the local rounds
+that all clients have.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from dataclasses import dataclass, field
 from fedvlm.data import Client
 from fedvlm.errors import DivergenceError
 from fedvlm.federation import messages, server
-from fedvlm.federation.client import ClientInput, model, told
+from fedvlm.federation.client import ClientInput, client_metrics, evaluation_tensors
 from fedvlm.federation.procedure import Procedure
-from fedvlm.federation.records import ClientRecord, LateRecord, Moment, RoundRecord
+from fedvlm.federation.records import ClientRecord, Moment, NewcomerRecord, RoundRecord
 from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
-from fedvlm.training.evaluation import ClientMetrics, summary, tradeoff
+from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 from fedvlm.training.local import check_precision
 from fedvlm.training.metrics import Outputs
 from fedvlm.training.site import Site
@@ -86,7 +87,7 @@ def run_rounds(run: Simulation, state: FederationState) -> Iterator[tuple[Federa
     """
     if not run.spec.method.trains:
         if state.round == 0:
-            yield FederationState(run.spec.rounds, state.server), _evaluated(run, 0, state, state, [], 0.0)
+            yield FederationState(run.spec.rounds, state.server), _evaluate(run, 0, state, state, [], 0.0)
         return
     while state.round < run.spec.last_round:
         state, record = _round(run, state)
@@ -98,15 +99,15 @@ def sample_clients(run: Simulation, round_: int) -> list[Client]:
     federation = run.site.federation
     by_name = {client.name: client for client in federation.trained}
     picked = server.sample_clients(run.spec, by_name, run.schedule.participation, round_)
-    late = sorted(federation.late, key=lambda client: client.name) if round_ >= run.spec.rounds else []
-    return [by_name[name] for name in picked] + late
+    newcomers = sorted(federation.newcomers, key=lambda client: client.name) if round_ >= run.spec.rounds else []
+    return [by_name[name] for name in picked] + newcomers
 
 
 def _round(run: Simulation, before: FederationState) -> tuple[FederationState, RoundRecord]:
     begun = time.perf_counter()
     uplinks, records, personal = [], [], copy(before.personal)
     picked, sends = sample_clients(run, before.round), before.round < run.spec.rounds
-    for group in _groups(picked, run.schedule.clients_per_step):
+    for group in _group_clients(picked, run.schedule.clients_per_step):
         inputs = [
             ClientInput(client, before.personal.get(client.name), run.procedure.downlink(run.spec, before, client.name))
             for client in group
@@ -115,23 +116,23 @@ def _round(run: Simulation, before: FederationState) -> tuple[FederationState, R
         for one, update in zip(inputs, updates, strict=True):
             name, sent = one.client.name, update.uplink.tensors if sends else {}
             if sends:
-                messages.check_uplink(run.spec.message, sent, name, before.round + 1)
+                messages.check_uplink(run.spec.uplink_template, sent, name, before.round + 1)
                 uplinks.append(update.uplink)
             personal[name] = update.personal
-            sizes = messages.sizes(one.received), messages.sizes(sent)
+            sizes = messages.tensor_bytes(one.received), messages.tensor_bytes(sent)
             records.append(ClientRecord(name, len(one.client.train), update.losses, update.seconds, *sizes))
     now = server.aggregate(run.spec, before, uplinks)
     after = FederationState(now.round, now.server, personal)
-    return after, _evaluated(run, after.round, before, after, records, time.perf_counter() - begun)
+    return after, _evaluate(run, after.round, before, after, records, time.perf_counter() - begun)
 
 
-def _groups(picked: list[Client], size: int) -> list[list[Client]]:
+def _group_clients(picked: list[Client], size: int) -> list[list[Client]]:
     """Clients that train as one batched computation; the late ones apart, so that they change nobody's rounding."""
-    parts = [[client for client in picked if client.late is late] for late in (False, True)]
+    parts = [[client for client in picked if client.is_newcomer is newcomers] for newcomers in (False, True)]
     return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
 
-def _evaluated(
+def _evaluate(
     run: Simulation,
     round_: int,
     before: FederationState,
@@ -144,27 +145,28 @@ def _evaluated(
     curves: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         for site in run.sites:
-            stack.enter_context(site.evaluating())
-        for point in _due(run, round_):
+            stack.enter_context(site.caching_predictions())
+        for point in _due_points(run, round_):
             draws = point == run.spec.reported and (round_ == run.spec.last_round or not run.spec.method.trains)
             measured = [
-                _measured(run, site, site.federation.trained, before, after, point, tradeoff=draws)
-                for site in (run.sites if draws and run.site.zero else [run.site])
+                _measure_clients(run, site, site.federation.trained, before, after, point, tradeoff=draws)
+                for site in (run.sites if draws and run.site.zero_shot else [run.site])
             ]
             found[point] = measured[0]
             if measured[0] and any(one.by_weight for one in measured[0].values()):
                 curves = {
-                    kind: tradeoff(own, run.spec.metrics) for kind, own in zip(("test", "val"), measured, strict=False)
+                    kind: tradeoff_curve(own, run.spec.metrics)
+                    for kind, own in zip(("test", "val"), measured, strict=False)
                 }
-        late = {moment: _late(run, before, after, moment) for moment in _moments(run, round_)}
+        newcomers = {moment: _measure_newcomers(run, before, after, moment) for moment in _due_moments(run, round_)}
     clients = {point: {name: one.values for name, one in own.items()} for point, own in found.items()}
-    means = {point: summary(own, run.spec.metrics) for point, own in found.items()}
-    return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, late)
+    means = {point: pool_metrics(own, run.spec.metrics) for point, own in found.items()}
+    return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, newcomers)
 
 
-def _moments(run: Simulation, round_: int) -> list[Moment]:
+def _due_moments(run: Simulation, round_: int) -> list[Moment]:
     """The moments of late clients that this round's end is."""
-    if not run.site.federation.late:
+    if not run.site.federation.newcomers:
         return []
     moments: list[Moment] = []
     if round_ == run.spec.rounds or not run.spec.method.trains:
@@ -174,16 +176,20 @@ def _moments(run: Simulation, round_: int) -> list[Moment]:
     return moments
 
 
-def _late(run: Simulation, before: FederationState, after: FederationState, moment: Moment) -> LateRecord:
+def _measure_newcomers(
+    run: Simulation, before: FederationState, after: FederationState, moment: Moment
+) -> NewcomerRecord:
     """On arrival they hold nothing of their own: the server's state lies over the common start."""
     point: EvalPoint = "after_aggregation" if moment == "on_arrival" else "after_training"
-    late, arrival = run.site.federation.late, ServerState(run.spec.rounds, after.server)
-    found = _measured(run, run.site, late, before, after, point, tradeoff=False)
-    received = {c.name: messages.sizes(run.procedure.downlink(run.spec, arrival, c.name)) for c in late}
-    return LateRecord({name: one.values for name, one in found.items()}, summary(found, run.spec.metrics), received)
+    newcomers, arrival = run.site.federation.newcomers, ServerState(run.spec.rounds, after.server)
+    found = _measure_clients(run, run.site, newcomers, before, after, point, tradeoff=False)
+    received = {c.name: messages.tensor_bytes(run.procedure.downlink(run.spec, arrival, c.name)) for c in newcomers}
+    return NewcomerRecord(
+        {name: one.values for name, one in found.items()}, pool_metrics(found, run.spec.metrics), received
+    )
 
 
-def _measured(
+def _measure_clients(
     run: Simulation, site: Site, clients: Sequence[Client], before: FederationState, after: FederationState,
     point: EvalPoint, *, tradeoff: bool,
 ) -> dict[str, ClientMetrics]:  # fmt: skip
@@ -192,7 +198,7 @@ def _measured(
     for client in clients:
         outputs = client_outputs(run, site, before, after, client, point)
         try:
-            found[client.name] = told(run.spec, site, client, outputs, tradeoff)
+            found[client.name] = client_metrics(run.spec, site, client, outputs, tradeoff)
         except DivergenceError as error:
             raise DivergenceError(f"round {after.round}, {error}") from None
     return found
@@ -204,11 +210,11 @@ def client_outputs(
     """What one client's model predicts after a round, from the states before and after it."""
     # What it is sent in this round (to a client of the round: what it trained with), or from the new state.
     received = run.procedure.downlink(run.spec, before if point == "after_training" else after, client.name)
-    tensors = model(run.spec, point, after.personal.get(client.name), received)
+    tensors = evaluation_tensors(run.spec, point, after.personal.get(client.name), received)
     return run.procedure.outputs(site, client, tensors, received)
 
 
-def _due(run: Simulation, round_: int) -> list[EvalPoint]:
+def _due_points(run: Simulation, round_: int) -> list[EvalPoint]:
     """States to evaluate now: the method's own when it is due, the other one besides after the last round.
 
     Where nothing is shared, or clients have tuned for themselves, there is one state.

@@ -42,9 +42,9 @@ class RunSpec:
         return self.rounds + (self.method.config.fine_tune if self.method.trains else 0)
 
     @cached_property
-    def message(self) -> Named:
+    def uplink_template(self) -> Named:
         """An uplink of untrained tensors: names, shapes and dtypes of all uplinks."""
-        return messages.template(self.method, self.initial)
+        return messages.uplink_template(self.method, self.initial)
 
     def assemble(self, personal: Named | None, received: Named) -> Named:
         """A client's tensors: those it stored last (or the common start) with the received ones in their places."""

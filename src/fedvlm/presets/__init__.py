@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedvlm import plain
+from fedvlm import overrides
 from fedvlm.errors import FedvlmError, nearest
 
 FOLDER = Path(__file__).parent
@@ -44,9 +44,9 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         path = FOLDER / f"{name}.toml"
     if path.resolve() in above:
         raise FedvlmError(f"{path} is like itself: " + " -> ".join(each.name for each in (*above, path)))
-    own = {"name": path.stem} | plain.read(path)
+    own = {"name": path.stem} | overrides.read_toml(path)
     if isinstance(own.get("sweep"), dict):
-        own["sweep"] = plain.flat(own["sweep"])  # data.shots = [1, 2] is a table in a table
+        own["sweep"] = overrides.flatten(own["sweep"])  # data.shots = [1, 2] is a table in a table
     like = own.pop("like", None)
     if like is None:
         return own
@@ -55,4 +55,4 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = _read(like, path.parent, (*above, path.resolve()))
     if "sweep" in own:
         base.pop("sweep", None)  # one at a time
-    return plain.laid_over(base, own)
+    return overrides.merge(base, own)

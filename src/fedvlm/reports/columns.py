@@ -7,7 +7,7 @@ from collections.abc import Container
 from fedvlm.training import metrics
 from fedvlm.training.metrics import Metric, Place
 
-OF_CURVES = (
+CURVE_METRICS = (
     Metric(
         "tuned", "HM tuned", "HM at the weight of zero-shot's logits that was best on validation images",
         shown={"compare": 7, "compare terminal": 5, "tested": 2, "sweep": 5},
@@ -22,12 +22,14 @@ OF_CURVES = (
 """What a comparison makes of the trade-off curves of a run (`reports.comparison`)."""
 
 
-def every() -> tuple[Metric, ...]:
+def all_metrics() -> tuple[Metric, ...]:
     """All metrics, those of other packages that experiments of this process asked for among them."""
-    return (*metrics.known(), *OF_CURVES)
+    return (*metrics.all_metrics(), *CURVE_METRICS)
 
 
-def columns(place: Place, there: Container[str] | None = None) -> list[Metric]:
-    """The metrics shown at a place, in its order; `there`: only those named in it."""
-    found = [metric for metric in every() if place in metric.shown and (there is None or metric.name in there)]
+def columns(place: Place, available: Container[str] | None = None) -> list[Metric]:
+    """The metrics shown at a place, in its order; `available`: only those named in it."""
+    found = [
+        metric for metric in all_metrics() if place in metric.shown and (available is None or metric.name in available)
+    ]
     return sorted(found, key=lambda metric: metric.shown[place])

@@ -25,7 +25,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One method. Values are per seed in the order of `Comparison.seeds`; accuracies in 0..1."""
 
     method: str
@@ -57,7 +57,7 @@ class Comparison:
     target: Target
     tuned: bool
     """Whether there were validation images to choose the weight of zero-shot on."""
-    rows: list[Row]
+    rows: list[ComparisonRow]
     notes: tuple[str, ...] = ()
     """What a reader has to know of the data."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def compare(name: str, results: Points, against: str, target: Target | None = No
     seeds = sorted(next(iter(results.values())))
     points = {method: [by_seed[seed] for seed in seeds] for method, by_seed in results.items()}
     values = {method: _values(each) for method, each in points.items()}
-    target = target or _halfway(values)
+    target = target or _halfway_target(values)
     differences = _differences(values, against) if against in values else {}
     rows = [_row(m, each, values[m], target, differences.get(m, {})) for m, each in points.items()]
     return Comparison(name, seeds, against, target, any("tuned" in own for own in values.values()), rows)
@@ -91,11 +91,11 @@ def _row(
     values: dict[str, list[float]],
     target: Target,
     differences: dict[str, Difference],
-) -> Row:
+) -> ComparisonRow:
     reached = [_reach(point, target) for point in points]
     curve = [_mean([point.tradeoff["test"][place] for point in points])
              for place in range(len(points[0].tradeoff.get("test", [])))]  # fmt: skip
-    return Row(
+    return ComparisonRow(
         method, points[0].state, values, curve, [r.rounds if r else None for r in reached],
         [r.total_bytes if r else None for r in reached], differences,
     )  # fmt: skip
@@ -103,27 +103,27 @@ def _row(
 
 def _values(points: Sequence[PointResult]) -> dict[str, list[float]]:
     """Every value that exists with all seeds."""
-    each = [_of(point) for point in points]
+    each = [_point_values(point) for point in points]
     names = [name for name in each[0] if all(name in one for one in each)]
     return {name: [one[name] for one in each] for name in names}
 
 
-def _of(point: PointResult) -> Metrics:
+def _point_values(point: PointResult) -> Metrics:
     own, curves = point.reported, point.tradeoff
     found = {metric.name: own[metric.name] for metric in columns("compare", own)}
-    found.setdefault("hm", stats.score(own))
+    found.setdefault("hm", stats.hm_score(own))
     found |= {"train_s": point.train_s, "up_bytes": point.up_bytes_per_visit, "down_bytes": point.down_bytes_per_visit}
     if "test" in curves:
         found["area"] = stats.area(curves["test"])
-    if "val" in curves and _alike(curves["val"], curves["test"]):
+    if "val" in curves and _same_scores(curves["val"], curves["test"]):
         weight = stats.best_weight(curves["val"])
-        best = stats.at(curves["test"], weight)
-        found |= {"tuned": stats.score(best), "weight": weight}
+        best = stats.point_at(curves["test"], weight)
+        found |= {"tuned": stats.hm_score(best), "weight": weight}
         found |= {f"tuned_{name}": best[name] for name in stats.SCORED if name in best}
     return found
 
 
-def _alike(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> bool:
+def _same_scores(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> bool:
     """Whether a weight chosen on one is chosen by what is measured on the other."""
     return one[0].keys() & set(stats.SCORED) == other[0].keys() & set(stats.SCORED)
 
@@ -133,14 +133,14 @@ def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: math.fsum(part[name] for part in parts) / len(parts) for name in names}
 
 
-def _halfway(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Target:
+def _halfway_target(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Target:
     """Local accuracy halfway between the lowest and the highest mean of all methods."""
     means = [math.fsum(own["local"]) / len(own["local"]) for own in values.values() if "local" in own]
     return Target("local", (min(means) + max(means)) / 2 if means else 0.0)
 
 
 def _reach(point: PointResult, target: Target) -> stats.Reach | None:
-    return stats.reach(_over_rounds(point.curve, target.metric), dict(point.bytes_by_round), target.value)
+    return stats.first_reach(_over_rounds(point.curve, target.metric), dict(point.bytes_by_round), target.value)
 
 
 def _over_rounds(curves: Mapping[str, Curve], metric: str) -> Curve:

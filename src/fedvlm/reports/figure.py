@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from fedvlm import durable
 from fedvlm.reports.columns import columns
 from fedvlm.reports.comparison import Comparison
-from fedvlm.reports.statistics import general
+from fedvlm.reports.statistics import general_accuracy
 from fedvlm.runs.result import Curve
 
 # Okabe and Ito's palette: distinguishable with every common colour vision.
@@ -32,7 +32,7 @@ Curves = Mapping[str, Sequence[Mapping[str, Curve]]]
 
 
 @_STYLE
-def rounds(results: Curves, last: int, title: str, folder: Path) -> list[Path]:
+def draw_rounds(results: Curves, last: int, title: str, folder: Path) -> list[Path]:
     """Write `rounds.png` and `rounds.svg`; a method without rounds is a level line up to round `last`."""
     curves = [curve for each in results.values() for curve in each]
     panels = columns("rounds", {name for curve in curves for name in curve})
@@ -43,14 +43,14 @@ def rounds(results: Curves, last: int, title: str, folder: Path) -> list[Path]:
     for panel, metric in zip(axes, panels, strict=True):
         for position, (method, each) in enumerate(results.items()):
             lines = [dict(curve[metric.name]) for curve in each if metric.name in curve]
-            _line(panel, method, lines, last, position, bands=len(results) <= 4)
+            _draw_line(panel, method, lines, last, position, bands=len(results) <= 4)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _labelled(panel, metric.heading, "round")
-    _headed(figure, axes, title)
+        _label_panel(panel, metric.heading, "round")
+    _add_title(figure, axes, title)
     return _write(figure, folder, "rounds")
 
 
-def _line(
+def _draw_line(
     panel: Axes, method: str, curves: Sequence[Mapping[int, float]], last: int, position: int, *, bands: bool
 ) -> None:
     """One method's mean over seeds, with `bands` the range of them besides."""
@@ -71,18 +71,24 @@ def _line(
 
 
 @_STYLE
-def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
+def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[Path]:
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
     The reference and the methods of largest area, `most` in all, are in colour, the others grey where they are near;
     a dot is the method as trained.
     """
-    drawn = [row for row in found.rows if len({_place(point) for point in row.curve}) > 1 and "local" in row.curve[0]]
-    best = sorted(drawn, key=lambda row: (row.method != found.against, -np.mean(row.values["area"])))[:most]
+    drawn = [
+        row
+        for row in comparison.rows
+        if len({_coordinates(point) for point in row.curve}) > 1 and "local" in row.curve[0]
+    ]
+    best = sorted(drawn, key=lambda row: (row.method != comparison.against, -np.mean(row.values["area"])))[:most]
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     panel = figure.subplots()
     for row in drawn:
-        places = [(_place(point), point["weight"]) for point in sorted(row.curve, key=lambda point: point["weight"])]
+        places = [
+            (_coordinates(point), point["weight"]) for point in sorted(row.curve, key=lambda point: point["weight"])
+        ]
         x, y = zip(*(place for place, _ in places), strict=True)
         style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
         if row in best:
@@ -92,28 +98,30 @@ def tradeoff(found: Comparison, folder: Path, most: int = 8) -> list[Path]:
         panel.plot(*start, "o", markersize=4, color=style["color"])
     ends = [point for row in drawn for point in row.curve if point["weight"] == 1]
     if ends:
-        panel.plot(*_place(ends[0]), "k*", markersize=10, label="zero-shot")
-    seen = np.array([_place(point) for row in best for point in row.curve] + [_place(point) for point in ends])
+        panel.plot(*_coordinates(ends[0]), "k*", markersize=10, label="zero-shot")
+    seen = np.array(
+        [_coordinates(point) for row in best for point in row.curve] + [_coordinates(point) for point in ends]
+    )
     if len(seen):
         # Where what is in colour is: a control that always answers the same would squeeze it into a corner.
         low, high = seen.min(0), seen.max(0)
         room = 0.06 * (high - low) + 0.5
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
         panel.set_ylim(low[1] - room[1], high[1] + room[1])
-    _labelled(panel, "", "mean of Base and Novel, %")
-    _headed(figure, [panel], f"{found.name}: moved towards zero-shot", "Local, %")
+    _label_panel(panel, "", "mean of Base and Novel, %")
+    _add_title(figure, [panel], f"{comparison.name}: moved towards zero-shot", "Local, %")
     return _write(figure, folder, "tradeoff")
 
 
 @_STYLE
-def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
+def draw_sweep(key: str, comparisons: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
     """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
 
     Values stand at equal distances, as they are written. The reference and the methods of largest mean HM, `most` in
     all, are in colour, the others grey.
     """
-    by_value = [{row.method: row for row in one.rows} for one in found.values()]
-    against = next(iter(found.values())).against
+    by_value = [{row.method: row for row in one.rows} for one in comparisons.values()]
+    against = next(iter(comparisons.values())).against
     drawn = list(dict.fromkeys(method for rows in by_value for method in rows))
 
     def height(method: str) -> float:
@@ -137,20 +145,20 @@ def sweep(key: str, found: Mapping[str, Comparison], title: str, folder: Path, m
                            marker="o", markersize=3.5, elinewidth=0.8, **style)  # fmt: skip
         low, high = panel.get_ylim()
         panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
-        panel.set_xticks(range(len(found)), list(found))
-        _labelled(panel, metric.heading, key)
-    _headed(figure, axes, title)
+        panel.set_xticks(range(len(comparisons)), list(comparisons))
+        _label_panel(panel, metric.heading, key)
+    _add_title(figure, axes, title)
     return _write(figure, folder, "sweep")
 
 
-def _labelled(panel: Axes, title: str, x: str) -> None:
+def _label_panel(panel: Axes, title: str, x: str) -> None:
     panel.set_title(title)
     panel.set_xlabel(x)
     panel.grid(alpha=0.25, linewidth=0.5)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _headed(figure: Figure, panels: Sequence[Axes], title: str, y: str = "accuracy, %") -> None:
+def _add_title(figure: Figure, panels: Sequence[Axes], title: str, y: str = "accuracy, %") -> None:
     """The title, and the first panel's labels for all."""
     panels[0].set_ylabel(y)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -159,8 +167,8 @@ def _headed(figure: Figure, panels: Sequence[Axes], title: str, y: str = "accura
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
 
 
-def _place(point: Mapping[str, float]) -> tuple[float, float]:
-    return 100 * general(dict(point)), 100 * point.get("local", 0.0)
+def _coordinates(point: Mapping[str, float]) -> tuple[float, float]:
+    return 100 * general_accuracy(dict(point)), 100 * point.get("local", 0.0)
 
 
 def _write(figure: Figure, folder: Path, name: str) -> list[Path]:

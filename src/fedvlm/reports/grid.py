@@ -15,7 +15,7 @@ Record = Mapping[str, object]
 """A line of a CSV file by column."""
 
 
-def filled(cells: Sequence[str], width: int, words: str) -> Cells:
+def pad_row(cells: Sequence[str], width: int, words: str) -> Cells:
     """A row of `width` cells for what has no numbers: its name, then `words`, then nothing."""
     return [*cells, words, *["-"] * (width - len(cells) - 1)]
 
@@ -43,13 +43,13 @@ def _line(cells: Sequence[str]) -> str:
 
 def latex(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A `tabular` environment (booktabs)."""
-    top, *body = (" & ".join(map(_tex, cells)) + r" \\" for cells in (heads, *rows))
+    top, *body = (" & ".join(map(_escape_tex, cells)) + r" \\" for cells in (heads, *rows))
     columns = "l" + "r" * (len(heads) - 1)
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", top, r"\midrule", *body, r"\bottomrule",
                       r"\end{tabular}"])  # fmt: skip
 
 
-def _tex(cell: str) -> str:
+def _escape_tex(cell: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in cell)
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedvlm import methods, plugins
-from fedvlm.training.store import Held
+from fedvlm.training.disk_cache import CacheInfo
 
 
 def methods_table() -> Table:
@@ -33,7 +33,7 @@ def method_page(name: str) -> tuple[str, Table]:
     return (sys.modules[kind.__module__].__doc__ or "").strip(), shown
 
 
-def cache_table(held: Sequence[Held]) -> Table:
+def cache_table(held: Sequence[CacheInfo]) -> Table:
     """What lies on disk of each kind of activations."""
     shown = Table("model", "weights", "begins at", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
     for item in held:

@@ -101,23 +101,23 @@ def differences(pairs: Mapping[K, tuple[Sequence[float], Sequence[float]]]) -> d
     return {name: Difference(estimate(each), raw[name], corrected[name]) for name, each in gaps.items()}
 
 
-def score(point: Metrics) -> float:
+def hm_score(point: Metrics) -> float:
     """Harmonic mean of Local, Base and Novel, of those that exist."""
     return harmonic_mean([point[name] for name in SCORED if name in point])
 
 
-def general(point: Metrics) -> float:
+def general_accuracy(point: Metrics) -> float:
     """Mean of Base and Novel, of those that exist: what a client's model knows beside its own."""
     values = [point[name] for name in ("base", "novel") if name in point]
     return math.fsum(values) / len(values)
 
 
 def best_weight(curve: Sequence[Metrics]) -> float:
-    """The weight of zero-shot with the best `score` on a validation curve; of equal ones that nearest to the method."""
-    return max(curve, key=lambda point: (score(point), -abs(point["weight"])))["weight"]
+    """The weight of zero-shot with the best `hm_score` on a validation curve; of equal ones the smallest."""
+    return max(curve, key=lambda point: (hm_score(point), -abs(point["weight"])))["weight"]
 
 
-def at(curve: Sequence[Metrics], weight: float) -> Metrics:
+def point_at(curve: Sequence[Metrics], weight: float) -> Metrics:
     """A curve's point."""
     return next(point for point in curve if point["weight"] == weight)
 
@@ -128,7 +128,7 @@ def area(curve: Sequence[Metrics]) -> float:
     The share of all pairs (local, general) that some point of the curve reaches in both. It does not depend on how the
     curve is parametrised.
     """
-    corners = sorted(((general(point), point.get("local", 0.0)) for point in curve), reverse=True)
+    corners = sorted(((general_accuracy(point), point.get("local", 0.0)) for point in curve), reverse=True)
     total = highest = 0.0
     for wide, high in corners:
         if high > highest:
@@ -145,7 +145,7 @@ class Reach:
     total_bytes: float
 
 
-def reach(curve: Sequence[tuple[int, float]], bytes_by_round: Mapping[int, float], target: float) -> Reach | None:
+def first_reach(curve: Sequence[tuple[int, float]], bytes_by_round: Mapping[int, float], target: float) -> Reach | None:
     """The first evaluated round whose accuracy is at least `target`; None if there is none."""
     for round_, value in curve:
         if value >= target:

@@ -12,29 +12,29 @@ from fedvlm import durable
 from fedvlm.reports import figure, grid
 from fedvlm.reports.columns import columns
 from fedvlm.reports.grid import Cells, Record
-from fedvlm.runs.results import Results, Row, Value
+from fedvlm.runs.results import ResultRow, Results, Value
 from fedvlm.training.metrics import Metric, Place, Unit
 
 Failures = Mapping[str, str]
 """What stands in the place of numbers by method, such as `diverged (2 of 11 seeds)`."""
-NONE: Failures = MappingProxyType({})
-LATE = "Clients that joined after the last round, mean over them; the tables above are without them:"
+NO_FAILURES: Failures = MappingProxyType({})
+NEWCOMERS_TITLE = "Clients that joined after the last round, mean over them; the tables above are without them:"
 SCALE: dict[Unit, int] = {"%": 100, "nats": 1, "weight": 1}
 """By what values are multiplied to be shown in their unit."""
 
 
-def write(found: Results) -> Results:
+def write(results: Results) -> Results:
     """Write the tables and the picture of a run into its folder; gives the run back."""
-    rows, late, failed, folder = found.rows, found.late, found.failures, found.folder
-    durable.write_json(folder / "table.json", as_json([*rows, *late], failed))
-    durable.write_text(folder / "table.csv", as_csv([*rows, *late], failed))
-    durable.write_text(folder / "table.md", as_markdown(rows, late, failed))
-    curves = {name: [point.curve for point in by_seed.values()] for name, by_seed in found.complete.items()}
-    figure.rounds(curves, found.experiment.rounds, f"{found.experiment.name}: accuracy per round", folder)
-    return found
+    rows, newcomers, failed, folder = results.rows, results.newcomers, results.failures, results.folder
+    durable.write_json(folder / "table.json", as_json([*rows, *newcomers], failed))
+    durable.write_text(folder / "table.csv", as_csv([*rows, *newcomers], failed))
+    durable.write_text(folder / "table.md", as_markdown(rows, newcomers, failed))
+    curves = {name: [point.curve for point in by_seed.values()] for name, by_seed in results.complete.items()}
+    figure.draw_rounds(curves, results.experiment.rounds, f"{results.experiment.name}: accuracy per round", folder)
+    return results
 
 
-def as_json(table: Sequence[Row], failed: Failures = NONE) -> list[dict[str, object]]:
+def as_json(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> list[dict[str, object]]:
     """Plain values, accuracies in 0..1."""
     whole: list[dict[str, object]] = [
         {"method": r.method, "state": r.state, "reported": r.reported, "seeds": r.seeds,
@@ -45,7 +45,7 @@ def as_json(table: Sequence[Row], failed: Failures = NONE) -> list[dict[str, obj
     return whole + [{"method": method, "failed": words} for method, words in failed.items()]
 
 
-def as_csv(table: Sequence[Row], failed: Failures = NONE) -> str:
+def as_csv(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
     """One line per row; accuracies in per cent, loss in nats. In a failed method's line the state says so."""
     records: list[Record] = [
         {"method": r.method, "state": r.state, "reported": r.reported, "seeds": r.seeds}
@@ -64,29 +64,29 @@ def _numbers(metric: Metric, v: Value | None) -> dict[str, str]:
             for name, number in ((metric.name, mean), (f"{metric.name}_std", std))}  # fmt: skip
 
 
-def as_markdown(table: Sequence[Row], late: Sequence[Row] = (), failed: Failures = NONE) -> str:
+def as_markdown(table: Sequence[ResultRow], newcomers: Sequence[ResultRow] = (), failed: Failures = NO_FAILURES) -> str:
     """A Markdown table of the reported states, then of the others, then of late clients."""
     text = [_markdown([r for r in table if r.reported], failed)]
     others = [r for r in table if not r.reported]
     if others:
         text += ["", "The same runs in the other state:", "", _markdown(others)]
-    if late:
-        text += ["", LATE, "", grid.markdown(*_late(late, [*columns("core"), *_losses()]))]
+    if newcomers:
+        text += ["", NEWCOMERS_TITLE, "", grid.markdown(*_newcomers(newcomers, [*columns("core"), *_losses()]))]
     return "\n".join(text) + "\n"
 
 
-def _markdown(table: Sequence[Row], failed: Failures = NONE) -> str:
-    shown = _there("run", table)
+def _markdown(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
+    shown = _shown_metrics("run", table)
     heads = ["method", *(metric.heading for metric in shown), "up B", "down B", "train s", "state"]
     rows = [[r.method, *_cells(shown, r), *_sizes(r), r.state.replace("_", " ")] for r in table]
-    return grid.markdown(heads, rows + [grid.filled([method], len(heads), words) for method, words in failed.items()])
+    return grid.markdown(heads, rows + [grid.pad_row([method], len(heads), words) for method, words in failed.items()])
 
 
-def _cells(shown: Sequence[Metric], row: Row) -> Cells:
-    return [cell(metric, row.metrics.get(metric.name)) for metric in shown]
+def _cells(shown: Sequence[Metric], row: ResultRow) -> Cells:
+    return [format_cell(metric, row.metrics.get(metric.name)) for metric in shown]
 
 
-def _there(place: Place, table: Sequence[Row]) -> list[Metric]:
+def _shown_metrics(place: Place, table: Sequence[ResultRow]) -> list[Metric]:
     """What is shown at a place of these rows: accuracies that one of them has, and losses."""
     return [m for m in columns(place) if m.unit != "%" or any(m.name in r.metrics for r in table)]
 
@@ -95,32 +95,32 @@ def _losses() -> list[Metric]:
     return [metric for metric in columns("run") if metric.unit == "nats"]
 
 
-def _sizes(row: Row) -> Cells:
+def _sizes(row: ResultRow) -> Cells:
     return [f"{row.up_bytes:,.0f}", f"{row.down_bytes:,.0f}", f"{row.train_s:.1f}"]
 
 
-def _late(late: Sequence[Row], metrics: Sequence[Metric]) -> tuple[Cells, list[Cells]]:
-    shown = [m for m in metrics if m.unit != "%" or any(m.name in r.metrics for r in late)]
+def _newcomers(newcomers: Sequence[ResultRow], metrics: Sequence[Metric]) -> tuple[Cells, list[Cells]]:
+    shown = [m for m in metrics if m.unit != "%" or any(m.name in r.metrics for r in newcomers)]
     heads = ["method", "moment", *(metric.heading for metric in shown), "down B"]
-    rows = [[r.method, r.state.replace("_", " "), *_cells(shown, r), f"{r.down_bytes:,.0f}"] for r in late]
+    rows = [[r.method, r.state.replace("_", " "), *_cells(shown, r), f"{r.down_bytes:,.0f}"] for r in newcomers]
     return heads, rows
 
 
-def late_as_rich(late: Sequence[Row]) -> Table:
+def newcomers_as_rich(newcomers: Sequence[ResultRow]) -> Table:
     """Late clients for a terminal: a row for each method and moment."""
-    heads, rows = _late(late, columns("core"))
+    heads, rows = _newcomers(newcomers, columns("core"))
     narrow = [[name, moment, *(text.replace(" ", "") for text in cells)] for name, moment, *cells in rows]
     return grid.terminal(heads, narrow, "clients that joined after the last round, mean over them", left=(0, 1))
 
 
-def as_rich(table: Sequence[Row], title: str) -> Table:
+def as_rich(table: Sequence[ResultRow], title: str) -> Table:
     """The reported states for a terminal of 100 columns; the best values stand out."""
     reported = [row for row in table if row.reported]
     shown = [metric for metric in columns("terminal") if any(metric.name in r.metrics for r in table)]
     best = {m.name: max(r.metrics[m.name].mean for r in reported if m.name in r.metrics) for m in shown}
 
     def text(metric: Metric, v: Value | None) -> Text:
-        narrow = cell(metric, v).replace(" ", "")
+        narrow = format_cell(metric, v).replace(" ", "")
         return Text(narrow, style="bold" if v is not None and v.mean == best[metric.name] else "")
 
     heads = ["method", *(metric.heading for metric in shown), "up B", "down B", "train s"]
@@ -131,7 +131,7 @@ def as_rich(table: Sequence[Row], title: str) -> Table:
     return grid.terminal(heads, rows, title)
 
 
-def cell(metric: Metric, v: Value | None) -> str:
+def format_cell(metric: Metric, v: Value | None) -> str:
     """`87.2 ± 1.3`, `87.2` with one seed, `-` where the metric does not exist; a loss with three digits."""
     if v is None:
         return "-"

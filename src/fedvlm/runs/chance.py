@@ -27,15 +27,15 @@ def zero_shot_check(
     Every class has the same number of images in the sample as far as there are enough, so that answering with the
     most frequent class is no better than guessing.
     """
-    sample = balanced(federation, most)
+    sample = balanced_sample(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
-    batch = devices.evaluated(experiment.evaluation.batch, activations.device)
+    batch = devices.evaluation_batch(experiment.evaluation.batch, activations.device)
     site = Site(tuner, None, federation, activations, batch)
     logits, labels = site.logits(tuner, {}, {}, sample), site.labels(sample)
     return float((logits.argmax(-1) == labels).double().mean()), len(sample), len(federation.base)
 
 
-def balanced(federation: Federation, most: int) -> list[int]:
+def balanced_sample(federation: Federation, most: int) -> list[int]:
     """About `most` base test images, equally many of each class as far as there are enough; in rising order."""
     indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
     by_class: dict[int, list[int]] = {}
@@ -45,7 +45,7 @@ def balanced(federation: Federation, most: int) -> list[int]:
     return sorted(index for members in by_class.values() for index in members[:each])
 
 
-def above_chance(count: int, classes: int) -> float:
+def chance_threshold(count: int, classes: int) -> float:
     """The accuracy that guessing would exceed about once in a thousand times (normal approximation, 3.1 sigma)."""
     chance = 1 / classes
     return chance + 3.1 * math.sqrt(chance * (1 - chance) / count)

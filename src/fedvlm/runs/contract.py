@@ -18,7 +18,7 @@ from fedvlm.methods.base import MEAN
 
 
 @dataclass(frozen=True)
-class Terms:
+class MethodTerms:
     """One method's line. Counts are numbers (float32 entries), bytes are per client and round."""
 
     method: str
@@ -38,15 +38,15 @@ class Terms:
     """What other clients get to see of it; nothing where nothing leaves."""
 
 
-def terms(name: str, run: Simulation) -> Terms:
+def method_terms(name: str, run: Simulation) -> MethodTerms:
     """What a method trains, keeps and sends, read off the tensors themselves."""
     method, initial = run.spec.method, run.spec.initial
-    up = run.spec.message
-    return Terms(
+    up = run.spec.uplink_template
+    return MethodTerms(
         name,
         method.title,
         tensors.count(initial),
-        tensors.count(messages.private(method, initial)),
+        tensors.count(messages.private_tensors(method, initial)),
         tensors.count(up),
         tensors.nbytes(up),
         method.downlink_bytes(tensors.nbytes(up), len(run.site.federation.trained)),
@@ -57,11 +57,11 @@ def terms(name: str, run: Simulation) -> Terms:
     )
 
 
-def text(
+def contract_text(
     experiment: Experiment,
     clip: FrozenCLIP,
     federation: Federation,
-    lines: Sequence[Terms],
+    lines: Sequence[MethodTerms],
     faults: Mapping[str, Sequence[str]] | None = None,
     place: Path | None = None,
 ) -> str:
@@ -73,20 +73,24 @@ def text(
     head = [
         f"experiment  {experiment.name}, digest {experiment.digest()[:12]}, seeds {_seeds(experiment.seeds)}",
         f"model       {clip.name}, sha256 {clip.digest[:12]}, weights {clip.weights[:12]}, all frozen",
-        f"clients     {_clients(federation.trained)}{_dealt(experiment.seeds)}",
-        *([f"late        {_late(federation.late, experiment.partition.kind)}"] if federation.late else []),
+        f"clients     {_clients(federation.trained)}{_seed_note(experiment.seeds)}",
+        *(
+            [f"late        {_newcomers(federation.newcomers, experiment.partition.kind)}"]
+            if federation.newcomers
+            else []
+        ),
         f"classes     {len(federation.base)} base, {len(federation.novel)} novel (trained by nobody)",
         f"rounds      {experiment.rounds}, {share} of the clients in each; last evaluation reported",
     ]
-    head += _kept(experiment, place)
+    head += _storage_lines(experiment, place)
     rows = ["", *_columns([_HEADS, *map(_cells, lines)])]
     sent = ["", "what leaves a client, per round, besides its number of images:"]
     sent += [f"  {t.method}: {_brief(t.leaves)}" for t in lines]
     count = round_size(experiment.participation, len(federation.trained))
-    return "\n".join(_loud(faults or {}) + head + rows + sent + _seen(lines, count))
+    return "\n".join(_fault_lines(faults or {}) + head + rows + sent + _exposure_lines(lines, count))
 
 
-def _kept(experiment: Experiment, place: Path | None) -> list[str]:
+def _storage_lines(experiment: Experiment, place: Path | None) -> list[str]:
     """What stays on this machine, and where."""
     told = []
     if place is not None:
@@ -102,12 +106,12 @@ def _kept(experiment: Experiment, place: Path | None) -> list[str]:
     return told
 
 
-def _dealt(seeds: Sequence[int]) -> str:
+def _seed_note(seeds: Sequence[int]) -> str:
     """Numbers of images are of the first seed; others deal anew."""
     return f" (seed {seeds[0]}; each seed deals anew)" if len(seeds) > 1 else ""
 
 
-def _seen(lines: Sequence[Terms], count: int) -> list[str]:
+def _exposure_lines(lines: Sequence[MethodTerms], count: int) -> list[str]:
     """Who sees what leaves, for `count` clients in a round."""
     kinds: dict[str, list[str]] = {}
     for line in lines:
@@ -123,7 +127,7 @@ def _seen(lines: Sequence[Terms], count: int) -> list[str]:
     return told
 
 
-def _loud(faults: Mapping[str, Sequence[str]]) -> list[str]:
+def _fault_lines(faults: Mapping[str, Sequence[str]]) -> list[str]:
     if not faults:
         return []
     told = [line for name, each in faults.items() for line in (f"  {name}", *(f"    {fault}" for fault in each))]
@@ -133,7 +137,7 @@ def _loud(faults: Mapping[str, Sequence[str]]) -> list[str]:
 _HEADS = ("method", "trained", "private", "shared", "up B", "down B", "local training", "evaluated")
 
 
-def _cells(t: Terms) -> tuple[str, ...]:
+def _cells(t: MethodTerms) -> tuple[str, ...]:
     counts = (f"{count:,}" for count in (t.trained, t.private, t.shared, t.up_bytes))
     return (t.method, *counts, _range(t.down_bytes), t.budget, t.evaluated)
 
@@ -151,10 +155,10 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _clients(clients: Sequence[Client]) -> str:
     images, classes = [len(c.train) for c in clients], [len(c.classes) for c in clients]
-    return f"{len(clients)}, each with {_span(images)} training images of {_span(classes)} classes"
+    return f"{len(clients)}, each with {_value_range(images)} training images of {_value_range(classes)} classes"
 
 
-def _late(clients: Sequence[Client], kind: str) -> str:
+def _newcomers(clients: Sequence[Client], kind: str) -> str:
     """Natural clients are people or sites, whose names are not told."""
     # A client of a domain is called after it.
     told = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
@@ -167,7 +171,7 @@ def _late(clients: Sequence[Client], kind: str) -> str:
     return f"{len(clients)} {do} measured apart{names}"
 
 
-def _span(values: Sequence[int]) -> str:
+def _value_range(values: Sequence[int]) -> str:
     return _range((min(values), max(values)))
 
 

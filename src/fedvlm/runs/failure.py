@@ -23,35 +23,35 @@ Failures = dict[str, dict[int, Failure]]
 """By method and seed, of those that failed."""
 
 
-def words(failures: Mapping[int, Failure], seeds: int) -> str:
+def describe(failures: Mapping[int, Failure], seeds: int) -> str:
     """What stands in a table in the place of numbers, such as `diverged (2 of 11 seeds)`."""
     what = "diverged" if all(one.diverged for one in failures.values()) else "failed"
     return f"{what} ({len(failures)} of {seeds} seed{'s' * (seeds > 1)})"
 
 
-def in_words(failures: Failures, seeds: int) -> dict[str, str]:
-    """`words` by method."""
-    return {name: words(by_seed, seeds) for name, by_seed in failures.items()}
+def describe_all(failures: Failures, seeds: int) -> dict[str, str]:
+    """`describe` by method."""
+    return {name: describe(by_seed, seeds) for name, by_seed in failures.items()}
 
 
-def reasons(failures: Failures, name: str) -> str:
+def reason(failures: Failures, name: str) -> str:
     """Why one method has no numbers, in one line."""
     every = list(failures[name].values())
     if len({one.message for one in every}) == 1 and not every[0].diverged:
         return every[0].message  # what cannot be run with these settings cannot with any seed
-    return listed(told({name: failures[name]}), 3)
+    return listed(failure_lines({name: failures[name]}), 3)
 
 
-def told(failures: Failures) -> list[str]:
+def failure_lines(failures: Failures) -> list[str]:
     """A line for every failed point."""
     return [f"seed {seed} {name}: {one.message}" for name, by_seed in failures.items()
             for seed, one in by_seed.items()]  # fmt: skip
 
 
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 
-def attempt(work: Callable[[], Done]) -> Done | Failure:
+def attempt(work: Callable[[], Result]) -> Result | Failure:
     """What `work` gives, or what it failed with: a fault of one method is no reason to stop the others.
 
     Raises `StorageError`, after which nothing more could be kept.

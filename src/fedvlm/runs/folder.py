@@ -22,23 +22,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from fedvlm import durable, plain
+from fedvlm import durable, overrides
 from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
-from fedvlm.federation.records import RoundRecord
-from fedvlm.runs import belongings, result
-from fedvlm.runs.belongings import LOCK
+from fedvlm.federation.records import RoundRecord, from_json
+from fedvlm.runs import owned_files, result
 from fedvlm.runs.machine import Machine, differences, versions
+from fedvlm.runs.owned_files import LOCK
 from fedvlm.runs.result import PointResult
 
-RESULTS = 3
+RESULTS_VERSION = 3
 """Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
-UNCHANGED = 2
-"""The number of experiments whose results are still those of that version (`results`)."""
+UNCHANGED_VERSION = 2
+"""The number of experiments whose results are still those of that version (`results_version`)."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,16 @@ class Point:
                 durable.keep_private(own)
             yield
 
-    def claim(self, method: str, settings: dict[str, Any], results: int = RESULTS, *, write: bool = True) -> None:
+    def check_settings(
+        self, method: str, settings: dict[str, Any], results_version: int = RESULTS_VERSION, *, write: bool = True
+    ) -> None:
         """Write down whose point this is, or refuse the one that is there if it is another's."""
-        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results}
+        file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results_version}
         if not file.exists():
             if write:
                 durable.write_json(file, own)
             return
-        before, now = plain.flat(dict(durable.read_json(file))), plain.flat(own)
+        before, now = overrides.flatten(dict(durable.read_json(file))), overrides.flatten(own)
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
@@ -88,16 +88,16 @@ class Point:
         file = self.folder / "result.json"
         return result.read(file) if file.exists() else None
 
-    def finish(self, found: PointResult) -> PointResult:
+    def finish(self, point_result: PointResult) -> PointResult:
         """Write the result, which marks the point finished."""
-        return result.write(self.folder / "result.json", found)
+        return result.write(self.folder / "result.json", point_result)
 
     def log(self, record: RoundRecord) -> int:
         """Append a round: a line per visit, then the round's line. Gives the ledger's length in bytes."""
         for visit in record.visits:
             line = {"kind": "visit", "round": record.round, **asdict(visit)}
             durable.append_line(self.ledger, line, sync=False, private=True)
-        line = {key: value for key, value in asdict(record).items() if key != "visits"}
+        line = {key: value for key, value in record.as_json().items() if key != "visits"}
         return durable.append_line(self.ledger, {"kind": "round", **line}, private=True)
 
     def records(self) -> list[RoundRecord]:
@@ -108,15 +108,12 @@ class Point:
             if line["kind"] == "visit":
                 visits.append(line)
             else:
-                found.append(_RECORD.validate_python(line | {"visits": visits}))
+                found.append(from_json(line | {"visits": visits}))
                 visits = []
         return found
 
 
-_RECORD = TypeAdapter(RoundRecord)
-
-
-def results(experiment: Experiment) -> int:
+def results_version(experiment: Experiment) -> int:
     """The number that a point's results are known by.
 
     What changed with 3: rows of a published CLIP are one thread's work, the last product of half precision is in
@@ -124,7 +121,7 @@ def results(experiment: Experiment) -> int:
     """
     plain_scenes = experiment.data.source == "scenes" and experiment.model.name == "embedded"
     unchanged = plain_scenes and experiment.compute.dtype == "float32" and experiment.partition.kind != "domain"
-    return UNCHANGED if unchanged else RESULTS
+    return UNCHANGED_VERSION if unchanged else RESULTS_VERSION
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,9 @@ class RunFolder:
 
     def machine(self) -> dict[str, str]:
         """The machine that the run was begun on; empty where there is no run, or one that does not tell."""
-        return dict(self._known().get("machine", {}))
+        return dict(self._saved_settings().get("machine", {}))
 
-    def _known(self) -> dict[str, Any]:
+    def _saved_settings(self) -> dict[str, Any]:
         """What is written of the run that is there; empty without one. Raises `FedvlmError` for a damaged file."""
         file = self.path / "experiment.json"
         found = durable.read_json(file) if file.exists() else {}
@@ -153,9 +150,9 @@ class RunFolder:
         """Refuse a folder that `open` would refuse; nothing is changed."""
         file = self.path / "experiment.json"
         if overwrite and file.exists():
-            belongings.check(self.path)
+            owned_files.check(self.path)
         elif file.exists():
-            self._refuse(self._known(), experiment, clip, resume=resume)
+            self._refuse(self._saved_settings(), experiment, clip, resume=resume)
         elif any(not there.name.startswith(".") for there in self.path.iterdir()):
             raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
 
@@ -168,8 +165,8 @@ class RunFolder:
         """
         self.check(experiment, clip, resume=resume, overwrite=overwrite)
         if overwrite:
-            belongings.clear(self.path)
-        found, here = self._known(), {"versions": versions(), "machine": machine.as_json()}
+            owned_files.clear(self.path)
+        found, here = self._saved_settings(), {"versions": versions(), "machine": machine.as_json()}
         # What an older run does not tell is from now on what it goes on with.
         begun: dict[str, Any] = {key: now | found.get(key, {}) for key, now in here.items()}
         changed = [line for key, now in here.items() for line in differences(begun[key], now)]
@@ -182,21 +179,21 @@ class RunFolder:
             durable.write_json(self.path / "experiment.json", known)
         return changed
 
-    def _refuse(self, found: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
+    def _refuse(self, saved: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
         """Refuse a run that is there and is not to be continued, or is of other settings or another model."""
         if not resume:
             raise FedvlmError(
                 f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
                 "--out names another folder"
             )
-        if "basis" not in found:
+        if "basis" not in saved:
             raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
-        if found["basis"] != experiment.basis():
-            raise FedvlmError(f"{self.path} holds a run with other settings: {_changes(found, experiment)}")
-        if found.get("weights") != clip.weights:
+        if saved["basis"] != experiment.basis():
+            raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(saved, experiment)}")
+        if saved.get("weights") != clip.weights:
             raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
         # Older runs tell their weights alone.
-        if found.get("model", clip.digest) != clip.digest:
+        if saved.get("model", clip.digest) != clip.digest:
             raise FedvlmError(
                 f"{self.path} holds a run with the same weights in another model: its configuration, tokenizer or "
                 "preprocessing was another one. Put it back as it was, or name another folder with --out"
@@ -216,8 +213,8 @@ class RunFolder:
             yield
 
 
-def _changes(found: dict[str, Any], experiment: Experiment) -> str:
-    before, now = plain.flat(found.get("experiment", {})), plain.flat(experiment.resolved())
+def _changed_settings(saved: dict[str, Any], experiment: Experiment) -> str:
+    before, now = overrides.flatten(saved.get("experiment", {})), overrides.flatten(experiment.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if key not in ("name", "methods", "seeds") and not key.startswith("method.")]
     return ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])

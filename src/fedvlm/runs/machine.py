@@ -20,6 +20,8 @@ import torch
 from fedvlm.training import device as devices
 from fedvlm.training.device import ComputeSection, Device
 
+_KEYS = {"clients_per_step": "together"}
+"""Keys of run folders, where they are not the fields' names."""
 _PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
 
 
@@ -28,13 +30,13 @@ class Machine:
     """The part that settings decide, where they say nothing by the machine, and where it is computed."""
 
     threads: int
-    together: int
+    clients_per_step: int
     device: str
     processor: str
 
     def as_json(self) -> dict[str, str]:
         """Words by name, as the run folder keeps them."""
-        return {name: str(value) for name, value in vars(self).items()}
+        return {_KEYS.get(name, name): str(value) for name, value in vars(self).items()}
 
 
 def versions() -> dict[str, str]:
@@ -43,7 +45,7 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
-def decide(
+def choose_machine(
     settings: ComputeSection, device: Device, width: int, before: Mapping[str, str] | None = None, processes: int = 1
 ) -> Machine:
     """Threads and clients together: as set, else as the run was begun (`before`), else by the CLIP and the machine.
@@ -52,15 +54,17 @@ def decide(
     `width`: of the text encoder. `processes` play at the same time and share the cores.
     """
     begun = before if before and before.get("device") == str(device.device) else {}
-    threads = settings.threads or _number(begun, "threads") or devices.threads(width, processes)
-    together = settings.clients_per_step or _number(begun, "together") or devices.together(device, width)
-    return Machine(threads, together, str(device.device), _processor(device))
+    threads = settings.threads or _number(begun, "threads") or devices.default_threads(width, processes)
+    clients_per_step = (
+        settings.clients_per_step or _number(begun, "together") or devices.default_clients_per_step(device, width)
+    )
+    return Machine(threads, clients_per_step, str(device.device), _processor(device))
 
 
 def _number(begun: Mapping[str, str], name: str) -> int | None:
     """What a run folder tells, if it is a number that the setting of that name could have."""
-    told = begun.get(name, "")
-    return int(told) if re.fullmatch(r"[1-9]\d{0,2}", told) else None
+    text = begun.get(name, "")
+    return int(text) if re.fullmatch(r"[1-9]\d{0,2}", text) else None
 
 
 def _processor(device: Device) -> str:
@@ -70,7 +74,7 @@ def _processor(device: Device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def crowded(machine: Machine, processes: int) -> str:
+def crowding_warning(machine: Machine, processes: int) -> str:
     """A warning where threads fight for the cores, because they are set or the run was begun with so many."""
     cores = os.cpu_count() or 1
     if machine.threads == 1 or machine.threads * processes <= cores:

@@ -35,13 +35,13 @@ class Reporter:
         if self.moving:
             self.bar.stop()
 
-    def say(self, text: str = "", style: str | None = None) -> None:
+    def info(self, text: str = "", style: str | None = None) -> None:
         """One line or block, as it is."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning."""
-        self.say(f"warning: {text}", "yellow")
+        self.info(f"warning: {text}", "yellow")
 
     def point(self, method: str, seed: int, rounds: int, done: int) -> PointReporter:
         """The reporter of one method and seed."""
@@ -63,20 +63,20 @@ class PointReporter:
             self.parent.bar.update(self.task, completed=record.round or self.rounds, news=news)
         elif record.means or time.monotonic() - self.spoken > 10:
             self.spoken = time.monotonic()
-            self.parent.say(f"{self.name}  round {record.round}/{self.rounds}  {news}")
+            self.parent.info(f"{self.name}  round {record.round}/{self.rounds}  {news}")
 
     def close(self) -> None:
         """Leave one line of the bar behind."""
         if self.task is not None:
             news = self.parent.bar.tasks[self.parent.bar.task_ids.index(self.task)].fields["news"]
             self.parent.bar.remove_task(self.task)
-            self.parent.say(f"{self.name:28}{news}")
+            self.parent.info(f"{self.name:28}{news}")
 
 
 def _news(record: RoundRecord) -> str:
     losses = [loss for visit in record.visits for loss in visit.losses]
     words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else []
     for means in list(record.means.values())[:1]:
-        shown = [metric.name for metric in metrics.known() if "rounds" in metric.shown and metric.name in means]
+        shown = [metric.name for metric in metrics.all_metrics() if "rounds" in metric.shown and metric.name in means]
         words += [f"{name} {means[name] * 100:.1f}" for name in shown]
     return "  ".join(words)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
-from fedvlm.federation.records import ClientRecord, LateRecord, Moment, RoundRecord
+from fedvlm.federation.records import KEYS, ClientRecord, Moment, NewcomerRecord, RoundRecord
 from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods.base import EvalPoint
 from fedvlm.training.metrics import Metrics
@@ -20,7 +20,7 @@ Curve = list[tuple[int, float]]
 """A metric over rounds: pairs of an evaluated round and the value after it."""
 CLOCK = ("train_s", "evaluate_s", "peak_memory_bytes")
 """What of a result depends on the clock and the machine's other work; its digest does not cover it."""
-_OPTIONAL = ("late", "faults", "round")
+_OPTIONAL = ("newcomers", "faults", "round")
 """What stands in `result.json` only where there is any of it."""
 
 
@@ -55,7 +55,7 @@ class PointResult:
     up_bytes_per_visit: float
     """Bytes that a client sends in a round, on average."""
     down_bytes_per_visit: float
-    late: dict[Moment, LateRecord] = field(default_factory=dict)
+    newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     """Faults of released code that were built in."""
     round: int | None = None
@@ -75,7 +75,9 @@ class PointResult:
     def as_json(self) -> dict[str, object]:
         """The table that `result.json` holds."""
         return {
-            key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value not in (None, (), {})
+            KEYS.get(name, name): value
+            for name, value in asdict(self).items()
+            if name not in _OPTIONAL or value not in (None, (), {})
         }
 
 
@@ -84,8 +86,8 @@ _RESULT = TypeAdapter(PointResult)
 
 def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRecord]) -> PointResult:
     """The result of a run that is over, from all records of its rounds and its last state."""
-    late = {client.name for client in run.site.federation.late}
-    visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in late]
+    newcomers = {client.name for client in run.site.federation.newcomers}
+    visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in newcomers]
     evaluated = [record for record in ledger if record.means]
     own = [record.means[run.spec.reported] for record in evaluated]
     kept = evaluated[run.procedure.result(own)]
@@ -94,16 +96,16 @@ def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRec
     return PointResult(
         state=run.spec.reported,
         final=kept.means,
-        mean_of_last_five_evaluations={m: _last_five(line) for m, line in curve.items()},
-        best_round_on_test=_best(curve["local"]) if "local" in curve else None,
+        mean_of_last_five_evaluations={m: _mean_of_last_five(line) for m, line in curve.items()},
+        best_round_on_test=_best_round(curve["local"]) if "local" in curve else None,
         curve=curve,
         clients=kept.clients,
         tensors=Digests(tensors.digest(state.server), _digests(state)),
         up_bytes_per_visit=_per_visit(sent),
         down_bytes_per_visit=_per_visit(received),
         tradeoff=evaluated[-1].curves,
-        bytes_by_round=_by_round(visits),
-        late={moment: one for record in ledger for moment, one in record.late.items()},
+        bytes_by_round=_bytes_by_round(visits),
+        newcomers={moment: one for record in ledger for moment, one in record.newcomers.items()},
         faults=run.faults,
         round=kept.round if run.faults else None,
         train_s=sum(record.train_s for record in ledger),
@@ -118,7 +120,7 @@ def write(file: Path, result: PointResult) -> PointResult:
     table = result.as_json()
     table["digest"] = _digest(table)
     durable.write_json(file, table, private=True)
-    return _RESULT.validate_python(table)
+    return _parse(table)
 
 
 def read(file: Path) -> PointResult:
@@ -128,9 +130,14 @@ def read(file: Path) -> PointResult:
     if not isinstance(table, dict) or table.get("digest") != _digest(table):
         raise FedvlmError(f"{file} was changed after it was written (its digest does not fit): {again}")
     try:
-        return _RESULT.validate_python(table)
+        return _parse(table)
     except ValidationError as error:
         raise FedvlmError(f"{file} is no result of this version ({error.errors()[0]['msg']}): {again}") from error
+
+
+def _parse(table: Mapping[str, object]) -> PointResult:
+    names = {key: name for name, key in KEYS.items()}
+    return _RESULT.validate_python({names.get(key, key): value for key, value in table.items()})
 
 
 def _digest(table: Mapping[str, object]) -> str:
@@ -141,16 +148,16 @@ def _digests(state: FederationState) -> dict[str, str]:
     return {name: tensors.digest(state.personal[name]) for name in sorted(state.personal)}
 
 
-def _last_five(curve: Curve) -> float:
+def _mean_of_last_five(curve: Curve) -> float:
     return sum(value for _, value in curve[-5:]) / len(curve[-5:])
 
 
-def _best(curve: Curve) -> int:
+def _best_round(curve: Curve) -> int:
     """The first of the rounds with the highest accuracy."""
     return max(curve, key=lambda pair: (pair[1], -pair[0]))[0]
 
 
-def _by_round(visits: Sequence[tuple[int, ClientRecord]]) -> list[tuple[int, int]]:
+def _bytes_by_round(visits: Sequence[tuple[int, ClientRecord]]) -> list[tuple[int, int]]:
     sizes: dict[int, int] = {}
     for round_, visit in visits:
         both = sum(visit.up_bytes.values()) + sum(visit.down_bytes.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm.experiment import Experiment
-from fedvlm.federation.records import LateRecord, Moment
+from fedvlm.federation.records import Moment, NewcomerRecord
 from fedvlm.methods.base import EvalPoint
 from fedvlm.runs import failure
 from fedvlm.runs.failure import Failures
@@ -40,19 +40,19 @@ class Results:
         return {name: by_seed for name, by_seed in self.points.items() if name not in self.failed}
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """The rows of the table, the state that each method is judged by first."""
-        return rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
+        return result_rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
 
     @property
-    def late(self) -> list[Row]:
+    def newcomers(self) -> list[ResultRow]:
         """The rows of the clients that joined after the last round."""
-        return late_rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
+        return newcomer_rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
 
     @property
     def failures(self) -> dict[str, str]:
         """What stands in a table in the place of a failed method's numbers."""
-        return failure.in_words(self.failed, len(self.experiment.seeds))
+        return failure.describe_all(self.failed, len(self.experiment.seeds))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A method in one evaluated state. Bytes are means per client visit; seconds are of the whole training.
 
     The state of late clients is the moment at which they were measured; their bytes down are those of their arrival.
@@ -81,7 +81,7 @@ class Row:
     train_s: float
 
 
-def rows(results: Mapping[str, Sequence[PointResult]]) -> list[Row]:
+def result_rows(results: Mapping[str, Sequence[PointResult]]) -> list[ResultRow]:
     """Rows from the finished results of every method (one per seed), the reported state of each first."""
     found = []
     for method, points in results.items():
@@ -92,32 +92,32 @@ def rows(results: Mapping[str, Sequence[PointResult]]) -> list[Row]:
     return sorted(found, key=lambda row: not row.reported)
 
 
-def _row(method: str, state: EvalPoint, reported: bool, points: Sequence[PointResult]) -> Row:
+def _row(method: str, state: EvalPoint, reported: bool, points: Sequence[PointResult]) -> ResultRow:
     means = _values([point.final[state] for point in points])
     up, down = (statistics.fmean(sizes) for sizes in zip(
         *((point.up_bytes_per_visit, point.down_bytes_per_visit) for point in points), strict=True))  # fmt: skip
-    return Row(method, state, reported, len(points), means, up, down, statistics.fmean(p.train_s for p in points))
+    return ResultRow(method, state, reported, len(points), means, up, down, statistics.fmean(p.train_s for p in points))
 
 
-def late_rows(results: Mapping[str, Sequence[PointResult]]) -> list[Row]:
+def newcomer_rows(results: Mapping[str, Sequence[PointResult]]) -> list[ResultRow]:
     """Rows of the clients that joined after the last round: every method on their arrival, then after their visits."""
-    moments = dict.fromkeys(moment for points in results.values() for point in points for moment in point.late)
-    each = [(method, moment, [point.late[moment] for point in points if moment in point.late])
+    moments = dict.fromkeys(moment for points in results.values() for point in points for moment in point.newcomers)
+    each = [(method, moment, [point.newcomers[moment] for point in points if moment in point.newcomers])
             for moment in moments for method, points in results.items()]  # fmt: skip
-    return [_late_row(method, moment, records) for method, moment, records in each if records]
+    return [_newcomer_row(method, moment, records) for method, moment, records in each if records]
 
 
-def _late_row(method: str, moment: Moment, records: Sequence[LateRecord]) -> Row:
+def _newcomer_row(method: str, moment: Moment, records: Sequence[NewcomerRecord]) -> ResultRow:
     down = [sum(sizes.values()) for record in records for sizes in record.down_bytes.values()]
     means = _values([record.means for record in records])
-    return Row(method, moment, False, len(records), means, 0.0, statistics.fmean(down), 0.0)
+    return ResultRow(method, moment, False, len(records), means, 0.0, statistics.fmean(down), 0.0)
 
 
 def _values(each: Sequence[Mapping[str, float]]) -> dict[str, Value]:
     names = dict.fromkeys(name for means in each for name in means)
-    return {name: value([means[name] for means in each if name in means]) for name in names}
+    return {name: mean_and_std([means[name] for means in each if name in means]) for name in names}
 
 
-def value(numbers: Sequence[float]) -> Value:
+def mean_and_std(numbers: Sequence[float]) -> Value:
     """Mean and sample standard deviation."""
     return Value(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)

@@ -21,12 +21,12 @@ from fedvlm.federation.simulation import Simulation
 from fedvlm.methods import Method
 from fedvlm.runs import chance, contract, machine, workers
 from fedvlm.runs.failure import Failure, Failures, attempt
-from fedvlm.runs.folder import Point, RunFolder, results
+from fedvlm.runs.folder import Point, RunFolder, results_version
 from fedvlm.runs.machine import Machine
 from fedvlm.runs.progress import Reporter
 from fedvlm.runs.result import PointResult, summarise
 from fedvlm.runs.results import Points, Results
-from fedvlm.training.device import enough_memory
+from fedvlm.training.device import explain_memory_errors
 
 
 @dataclass
@@ -68,61 +68,65 @@ def run(
     folder = RunFolder(out)
     with ExitStack() as stack:
         begun = {} if overwrite else folder.machine()
-        opened = _opened(experiment, folder, reporter or Reporter(quiet=True))
+        opened = _open(experiment, folder, reporter or Reporter(quiet=True))
         clip = opened.loaded.clip
-        opened.compute(machine.decide(experiment.compute, opened.loaded.device, clip.text.width, begun, processes))
+        opened.compute(
+            machine.choose_machine(experiment.compute, opened.loaded.device, clip.text.width, begun, processes)
+        )
         stack.enter_context(folder.locked())
         folder.check(experiment, clip, resume=resume, overwrite=overwrite)
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
-                _claim(opened, seed, name, write=False)
+                _check_settings(opened, seed, name, write=False)
         # Before anything is deleted or trained: data that can be dealt with every seed, methods that fit the CLIP.
         for seed in experiment.seeds:
             opened.loaded.federation(seed)
         said, terms = _contract(opened, opened.loaded.seed(experiment.seeds[0]))
         changed = folder.open(experiment, clip, opened.machine, resume=resume, overwrite=overwrite)
         for seed in experiment.seeds:
-            _save(opened, seed, opened.loaded.federation(seed))
+            _save_partition(opened, seed, opened.loaded.federation(seed))
         stack.enter_context(opened.reporter)
         if changed:
             what = listed(changed)
             opened.reporter.warn(f"the run was begun elsewhere or with other versions ({what}): results may differ")
-        if crowded := machine.crowded(opened.machine, processes):
+        if crowded := machine.crowding_warning(opened.machine, processes):
             opened.reporter.warn(crowded)
         _announce(opened, said, terms)
-        points = _play(opened, processes)
+        points = _run_points(opened, processes)
         return Results(experiment, folder.path, points, opened.failed, said, opened.labels)
 
 
-def _opened(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
+def _open(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
     """Everything that is loaded once in a process."""
     faults.check(experiment)
     made = {name: methods.build(name, experiment.method) for name in experiment.methods}
     # A method with faults has them in its name from here on: in folders, tables, figures and results.
-    labels = {name: faults.label(name, method, experiment) for name, method in made.items()}
+    labels = {name: faults.method_label(name, method, experiment) for name, method in made.items()}
     by_label = {labels[name]: method for name, method in made.items()}
     return _Run(setup.load(experiment), folder, reporter, by_label, labels)
 
 
-def _play(run: _Run, processes: int) -> Points:
+def _run_points(run: _Run, processes: int) -> Points:
     """Every finished point's result, by method and seed."""
     seeds, names = run.experiment.seeds, list(run.methods)
     left = {seed: [name for name in names if run.folder.point(seed, name).result() is None] for seed in seeds}
     if processes > 1 and any(left.values()):
         todo = workers.chunks(left, processes)
-        run.failed = workers.play(run.experiment, run.folder.path, todo, run.reporter, processes, run.machine, work)
+        run.failed = workers.run_points(
+            run.experiment, run.folder.path, todo, run.reporter, processes, run.machine, open_worker
+        )
     points: Points = {name: {} for name in names}
     # Seed by seed: a seed's images are drawn and encoded once for all methods.
     for seed in seeds:
         for name in names:
-            if seed not in run.failed.get(name, {}) and (found := _tried(run, seed, name)):
+            if seed not in run.failed.get(name, {}) and (found := _attempt_point(run, seed, name)):
                 points[name][seed] = found
     return points
 
 
-def _tried(run: _Run, seed: int, name: str) -> PointResult | None:
+def _attempt_point(run: _Run, seed: int, name: str) -> PointResult | None:
     """A point's result; None if it failed, which is remembered and told."""
-    found = attempt(partial(_point, run, seed, name))
+    found = attempt(partial(_finish_point, run, seed, name))
     if not isinstance(found, Failure):
         return found
     run.failed.setdefault(name, {})[seed] = found
@@ -130,14 +134,14 @@ def _tried(run: _Run, seed: int, name: str) -> PointResult | None:
     return None
 
 
-def work(experiment: Experiment, folder: Path, machine: Machine) -> Callable[[int, str], None]:
+def open_worker(experiment: Experiment, folder: Path, machine: Machine) -> Callable[[int, str], None]:
     """What another process does with its points of a run whose folder is open: play them one after another."""
-    opened = _opened(experiment, RunFolder(folder), Reporter(quiet=True))
+    opened = _open(experiment, RunFolder(folder), Reporter(quiet=True))
     opened.compute(machine)
-    return lambda seed, name: (_point(opened, seed, name), None)[1]
+    return lambda seed, name: (_finish_point(opened, seed, name), None)[1]
 
 
-def _save(run: _Run, seed: int, federation: Federation) -> None:
+def _save_partition(run: _Run, seed: int, federation: Federation) -> None:
     """Keep who has which images, with a picture; where a run is taken up again, it must be the same."""
     folder = run.folder.path / f"seed-{seed}"
     saved = folder / "partition.json"
@@ -154,60 +158,60 @@ def _save(run: _Run, seed: int, federation: Federation) -> None:
         durable.keep_private(file)
 
 
-def _contract(run: _Run, seed: SeedSetup) -> tuple[str, list[contract.Terms]]:
+def _contract(run: _Run, seed: SeedSetup) -> tuple[str, list[contract.MethodTerms]]:
     """What is said before training, and each method's line of it."""
     runs = {name: _simulation(run, seed, name) for name in run.methods}
-    lines = [contract.terms(name, each) for name, each in runs.items()]
+    lines = [contract.method_terms(name, each) for name, each in runs.items()]
     place, clip = run.folder.path, run.loaded.clip
-    return contract.text(run.experiment, clip, seed.federation, lines, _wrong(runs), place), lines
+    return contract.contract_text(run.experiment, clip, seed.federation, lines, _fault_lines(runs), place), lines
 
 
-def _announce(run: _Run, text: str, lines: Sequence[contract.Terms]) -> None:
+def _announce(run: _Run, text: str, lines: Sequence[contract.MethodTerms]) -> None:
     """Say and keep the contract, tell what the data could not satisfy, and whether zero-shot is above chance."""
     seed = run.loaded.seed(run.experiment.seeds[0])
     durable.write_text(run.folder.path / "contract.txt", text + "\n")
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
-    run.reporter.say(text)
-    run.reporter.say()
+    run.reporter.info(text)
+    run.reporter.info()
     for note in seed.federation.notes:
         run.reporter.warn(note)
     found, count, classes = chance.zero_shot_check(run.loaded.clip, seed.federation, seed.activations, run.experiment)
-    run.reporter.say(f"zero-shot on {count} sampled base images: {found:.1%} (chance {1 / classes:.1%})")
-    if found < chance.above_chance(count, classes):
+    run.reporter.info(f"zero-shot on {count} sampled base images: {found:.1%} (chance {1 / classes:.1%})")
+    if found < chance.chance_threshold(count, classes):
         run.reporter.warn(chance.AT_CHANCE)
-    run.reporter.say()
+    run.reporter.info()
 
 
-def _wrong(runs: Mapping[str, Simulation]) -> dict[str, list[str]]:
+def _fault_lines(runs: Mapping[str, Simulation]) -> dict[str, list[str]]:
     """For every method with faults a line for each of them."""
-    known = faults.known()
+    known = faults.all_faults()
     return {name: [f"{fault}: {known[fault].title}" for fault in r.faults] for name, r in runs.items() if r.faults}
 
 
 def _simulation(run: _Run, seed: SeedSetup, name: str) -> Simulation:
     """A method with a seed, with its faults."""
     method = run.methods[name]
-    built = faults.Built(method, run.experiment)
+    built = faults.FaultSet(method, run.experiment)
     dealt = built.federation(seed.federation, seed.seed)
-    right = setup.simulation(run.loaded, seed, method, federation=dealt, clients_per_step=run.machine.together)
+    right = setup.simulation(run.loaded, seed, method, federation=dealt, clients_per_step=run.machine.clients_per_step)
     return built.simulation(right)
 
 
-def _point(run: _Run, seed: int, name: str) -> PointResult:
+def _finish_point(run: _Run, seed: int, name: str) -> PointResult:
     """One method with one seed: taken up where it stands, logged and made durable after every round."""
     point = run.folder.point(seed, name)
     with point.locked():
-        _claim(run, seed, name, write=True)
-        with enough_memory(name):
+        _check_settings(run, seed, name, write=True)
+        with explain_memory_errors(name):
             return point.result() or _run_point(run, run.loaded.seed(seed), name, point)
 
 
-def _claim(run: _Run, seed: int, name: str, *, write: bool) -> None:
+def _check_settings(run: _Run, seed: int, name: str, *, write: bool) -> None:
     """Refuse a point that was made with other settings of its method."""
     method = run.methods[name]
-    wrong = [fault.name for fault in faults.of(method, run.experiment)]
-    settings = method.config.kept() | ({"faults": wrong} if wrong else {})
-    run.folder.point(seed, name).claim(method.name, settings, results(run.experiment), write=write)
+    wrong = [fault.name for fault in faults.select_faults(method, run.experiment)]
+    settings = method.config.dump() | ({"faults": wrong} if wrong else {})
+    run.folder.point(seed, name).check_settings(method.name, settings, results_version(run.experiment), write=write)
 
 
 def _run_point(run: _Run, seed: SeedSetup, name: str, point: Point) -> PointResult:
@@ -216,7 +220,7 @@ def _run_point(run: _Run, seed: SeedSetup, name: str, point: Point) -> PointResu
     checkpoint = point.checkpoint(int(run.experiment.compute.client_cache_gib * setup.GIB))
     # What faults pass from client to client is stored nowhere: such a point starts from its first round.
     saved = None if made.faults else checkpoint.load()
-    state, length = saved or (simulation.start(made, checkpoint.clients()), 0)
+    state, length = saved or (simulation.start(made, checkpoint.empty_clients()), 0)
     durable.truncate(point.ledger, length)
     progress = run.reporter.point(name, seed.seed, made.spec.last_round, state.round)
     try:

@@ -41,9 +41,9 @@ def chunks(left: Mapping[int, Sequence[str]], processes: int) -> list[Chunk]:
     return result
 
 
-Place = tuple[int, str]
+PointKey = tuple[int, str]
 """A seed and a method's name."""
-News = tuple[Place | None, Failure | None]
+News = tuple[PointKey | None, Failure | None]
 """A point that is over, failed or not; without a place, why a worker could not begin or nothing more can be kept."""
 
 
@@ -51,7 +51,7 @@ Work = Callable[[Experiment, Path, Machine], Callable[[int, str], None]]
 """Opens a run in a process of its own, and gives what runs one of its points."""
 
 
-def play(
+def run_points(
     experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int, machine: Machine,
     work: Work,
 ) -> Failures:  # fmt: skip
@@ -93,7 +93,7 @@ def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> F
         seed, name = place
         over += 1
         if failure is None:
-            reporter.say(f"seed {seed} {name} done ({over}/{points}, {time.monotonic() - begun:,.0f} s)")
+            reporter.info(f"seed {seed} {name} done ({over}/{points}, {time.monotonic() - begun:,.0f} s)")
         else:
             failed.setdefault(name, {})[seed] = failure
             reporter.warn(f"seed {seed} {name}: {failure.message}")
@@ -104,7 +104,7 @@ def _worker(
     work: Work, settings: dict[str, Any], folder: str, machine: Machine, waiting: Any, news: Any, parent: int
 ) -> None:
     """Run chunks until there are none. Ends when the parent does, however that ended."""
-    threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to tell
     try:
         point = work(parse(settings), Path(folder), machine)
@@ -124,7 +124,7 @@ def _worker(
                 return
 
 
-def _outlive(parent: int) -> None:
+def _end_with(parent: int) -> None:
     """A killed parent cannot end its children: they look after it themselves."""
     while os.getppid() == parent:
         time.sleep(0.3)

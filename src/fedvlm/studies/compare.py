@@ -40,12 +40,16 @@ def write(done: Results, against: str, target: Target | None = None) -> Comparis
     experiment, folder = done.experiment, done.folder
     found = comparison.compare(experiment.name, done.complete, done.labels[against], target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
-    notes = *drawn(list(partitions.values()), experiment.participation), *budgets(experiment), *told(partitions)
+    notes = (
+        *seed_differences(list(partitions.values()), experiment.participation),
+        *budget_notes(experiment),
+        *data_notes(partitions),
+    )
     found = replace(found, notes=notes, failed=done.failures)
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
-    figure.tradeoff(found, folder)
+    figure.draw_tradeoff(found, folder)
     return found
 
 
@@ -58,7 +62,7 @@ def reference(experiment: Experiment, against: str | None) -> str:
     return chosen
 
 
-def drawn(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:
+def seed_differences(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:
     """What differs between seeds, which is what the intervals are about, from their saved partitions."""
     if len(partitions) < 2:
         return []
@@ -76,7 +80,7 @@ def drawn(partitions: Sequence[Mapping[str, Any]], participation: float) -> list
     return [f"Seeds differ in {', '.join([*changed, 'first tensors'])} and the order of training{ending}"]
 
 
-def budgets(experiment: Experiment) -> list[str]:
+def budget_notes(experiment: Experiment) -> list[str]:
     """A warning where methods do not train alike."""
     by_budget: dict[str, list[str]] = {}
     for name in experiment.methods:
@@ -84,11 +88,11 @@ def budgets(experiment: Experiment) -> list[str]:
             by_budget.setdefault(budget, []).append(name)
     if len(by_budget) < 2:
         return []
-    told = "; ".join(f"{budget}: {listed(names, 40)}" for budget, names in by_budget.items())
-    return [f"Clients do not train alike (epochs of a round x images of a batch): {told}."]
+    texts = "; ".join(f"{budget}: {listed(names, 40)}" for budget, names in by_budget.items())
+    return [f"Clients do not train alike (epochs of a round x images of a batch): {texts}."]
 
 
-def told(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
+def data_notes(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """What the data of each seed could not satisfy."""
     by_note: dict[str, list[int]] = {}
     for seed, saved in partitions.items():
@@ -98,7 +102,7 @@ def told(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
             for note, those in by_note.items()]  # fmt: skip
 
 
-def target(words: str) -> Target | None:
+def parse_target(words: str) -> Target | None:
     """`local=80` as an accuracy to be reached; None for no words."""
     if not words:
         return None

@@ -51,16 +51,16 @@ class Outcome:
     """Whether the methods could not be run together and were run one by one."""
 
 
-def single(experiment: Experiment, folder: Path | None = None) -> Plan:
+def single_plan(experiment: Experiment, folder: Path | None = None) -> Plan:
     """An experiment by itself; its folder is named after it by default."""
     return Plan(experiment, folder or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
 
 
 def run(plan: Plan, options: Options) -> Results:
     """Carry out a run and write its tables. Raises `FedvlmError` if no method has a result with every seed."""
-    found = _played(plan, options)
+    found = _run_plan(plan, options)
     if not found.complete:
-        raise FedvlmError(_nothing(found))
+        raise FedvlmError(_no_results(found))
     return table.write(found)
 
 
@@ -71,18 +71,18 @@ def attempt(plan: Plan, options: Options) -> Outcome:
     """
     error, apart = "", False
     try:
-        found = _played(plan, options)
+        found = _run_plan(plan, options)
     except StorageError:
         raise
     except FedvlmError as why:
         error, apart = str(why), len(plan.experiment.methods) > 1
         found = _one_by_one(plan, options) if apart else _refused(plan, why)
     if not found.complete:
-        return Outcome(found, error or _nothing(found), apart)
+        return Outcome(found, error or _no_results(found), apart)
     return Outcome(table.write(found), "", apart)
 
 
-def _played(plan: Plan, options: Options) -> Results:
+def _run_plan(plan: Plan, options: Options) -> Results:
     return runner.run(plan.experiment, plan.folder, resume=options.resume, overwrite=options.overwrite,
                       reporter=options.reporter, processes=options.processes)  # fmt: skip
 
@@ -93,7 +93,7 @@ def _one_by_one(plan: Plan, options: Options) -> Results:
     for name in plan.experiment.methods:
         alone = replace(plan, experiment=plan.experiment.model_copy(update={"methods": [name]}))
         try:
-            parts.append(_played(alone, options))
+            parts.append(_run_plan(alone, options))
         except StorageError:
             raise
         except FedvlmError as why:
@@ -115,5 +115,5 @@ def _refused(plan: Plan, why: FedvlmError) -> Results:
     return Results(plan.experiment, plan.folder, {name: {}}, {name: failed}, "", {name: name})
 
 
-def _nothing(found: Results) -> str:
-    return "\n".join(["no method has a result with every seed:", *failure.told(found.failed)])
+def _no_results(found: Results) -> str:
+    return "\n".join(["no method has a result with every seed:", *failure.failure_lines(found.failed)])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvlm import durable, experiment, methods, plain
+from fedvlm import durable, experiment, methods, overrides
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
 from fedvlm.reports import figure, grid
@@ -47,23 +47,23 @@ class Sweep:
     name: str
     key: str
     values: list[Any]
-    found: list[Comparison]
+    comparisons: list[Comparison]
     failed: dict[str, str] = field(default_factory=dict)
     """Why a value has no comparison, by value as it is written."""
 
     @property
     def complete(self) -> bool:
         """Whether every method has numbers at every value."""
-        return not self.failed and not any(one.failed for one in self.found)
+        return not self.failed and not any(one.failed for one in self.comparisons)
 
     @property
     def methods(self) -> list[str]:
         """Those that have numbers at some value, in the order of the rows."""
-        return list(dict.fromkeys(row.method for one in self.found for row in one.rows))
+        return list(dict.fromkeys(row.method for one in self.comparisons for row in one.rows))
 
     def __iter__(self) -> Iterator[tuple[str, Comparison]]:
         """Values as they are written, and what was found at them."""
-        return zip(map(plain.text, self.values), self.found, strict=True)
+        return zip(map(overrides.format_value, self.values), self.comparisons, strict=True)
 
     def corrected(self, metric: str) -> dict[tuple[str, str], float | None]:
         """p by value and method, corrected for all of them together (Holm)."""
@@ -90,29 +90,29 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
     Raises `FedvlmError` if there is none or more than one, for fewer than two values, for a value that is invalid, and
     for values that make no difference to these methods.
     """
-    key, values = plain.several(over) if over else _only(settings.get("sweep", {}))
-    values = [value if isinstance(value, list) or key not in plain.LISTS else [value] for value in values]
+    key, values = overrides.parse_values(over) if over else _single_setting(settings.get("sweep", {}))
+    values = [value if isinstance(value, list) or key not in overrides.LIST_SETTINGS else [value] for value in values]
     if key.split(".")[0] in FIXED:
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
-    base = plain.override({**settings, "sweep": {key: values}}, words)
+    base = overrides.apply_words({**settings, "sweep": {key: values}}, words)
     if "sweep" not in base:
         raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
     del base["sweep"]
-    experiment.tell_renamed(base)
+    experiment.warn_renamed(base)
     if len(values) < 2:
         raise FedvlmError(f"a sweep needs two or more values of '{key}', not {values}")
     planned: list[Experiment] = []
     for value in values:
         varied = copy.deepcopy(base)
-        plain.put(varied, key, value)
+        overrides.set_value(varied, key, value)
         planned.append(experiment.parse(varied))
     if planned[0].faults or key == "faults":
         raise FedvlmError("a sweep is of right runs only: fedvlm audit says what faults are worth")
-    _distinct(key, [plain.text(value) for value in values], planned)
+    _check_distinct(key, [overrides.format_value(value) for value in values], planned)
     return SweepPlan(planned[0].name, key, values, planned)
 
 
-def _only(table: Any) -> tuple[str, list[Any]]:
+def _single_setting(table: Any) -> tuple[str, list[Any]]:
     """The one setting of a table `[sweep]`."""
     if not isinstance(table, dict) or len(table) != 1 or not isinstance(next(iter(table.values())), list):
         raise FedvlmError(
@@ -123,7 +123,7 @@ def _only(table: Any) -> tuple[str, list[Any]]:
     return key, values
 
 
-def _distinct(key: str, texts: Sequence[str], planned: Sequence[Experiment]) -> None:
+def _check_distinct(key: str, texts: Sequence[str], planned: Sequence[Experiment]) -> None:
     """Refuse values that are the same experiment for these methods, or would have the same folder."""
     seen: dict[tuple[object, ...], str] = {}
     for text, one in zip(texts, planned, strict=True):
@@ -158,22 +158,22 @@ def sweep(
         raise FedvlmError(f"{folder} holds a sweep of '{before['key']}': choose another --out for '{planned.key}'")
     swept = Sweep(planned.name, planned.key, [], [])
     for value, one in zip(planned.values, planned.experiments, strict=True):
-        text = plain.text(value)
+        text = overrides.format_value(value)
         named = one.model_copy(update={"name": f"{one.name} {planned.key}={text}"})
         outcome = study.attempt(Plan(named, folder / _folder(planned.key, text)), options or Options())
         if outcome.error:
             swept.failed[text] = outcome.error
             continue
         swept.values.append(value)
-        swept.found.append(comparing.write(outcome.results, chosen))
-    if not swept.found:
+        swept.comparisons.append(comparing.write(outcome.results, chosen))
+    if not swept.comparisons:
         raise FedvlmError("\n".join(f"{planned.key}={text}: {error}" for text, error in swept.failed.items()))
     _write(swept, folder)
     return swept
 
 
 def _write(swept: Sweep, folder: Path) -> None:
-    tables, told = tabled(swept), notes(swept)
+    tables, told = sweep_tables(swept), reading_notes(swept)
     text = [f"# {swept.name}: {swept.key}", "", *(f"{title}\n\n{grid.markdown(*t)}\n" for title, t in tables.items())]
     durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in told)]) + "\n")
     latex = [f"% {title}\n{grid.latex(*table)}\n" for title, table in tables.items()]
@@ -181,19 +181,19 @@ def _write(swept: Sweep, folder: Path) -> None:
     records = [{swept.key: value, **record} for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", grid.csv(records, comparison_text.REACHED))
     durable.write_json(folder / "sweep.json", swept.as_json())
-    figure.sweep(swept.key, dict(swept), swept.name, folder)
+    figure.draw_sweep(swept.key, dict(swept), swept.name, folder)
 
 
-def tabled(swept: Sweep, *, short: bool = False) -> Tables:
+def sweep_tables(swept: Sweep, *, short: bool = False) -> Tables:
     """A metric's accuracies, methods by values, then the differences from the reference; `short`: p not corrected."""
     by_value = {value: {row.method: row for row in one.rows} for value, one in swept}
     failed = {value: one.failed for value, one in swept}
-    first = swept.found[0]
+    first = swept.comparisons[0]
     heads = [swept.key, *by_value]
     tables: Tables = {}
-    for metric in columns("sweep", {name for one in swept.found for row in one.rows for name in row.values}):
+    for metric in columns("sweep", {name for one in swept.comparisons for row in one.rows for name in row.values}):
         tables[metric.heading] = heads, [
-            [method, *(comparison_text.accuracy(metric, rows[method].estimate(metric.name)) if method in rows
+            [method, *(comparison_text.format_accuracy(metric, rows[method].estimate(metric.name)) if method in rows
                        else failed[value][method] for value, rows in by_value.items())]
             for method in swept.methods
         ]  # fmt: skip
@@ -203,7 +203,7 @@ def tabled(swept: Sweep, *, short: bool = False) -> Tables:
     for metric in columns("subtracted"):
         name, over_all = metric.name, swept.corrected(metric.name)
         tables[f"{metric.heading} less that of {first.against}{brackets}"] = heads, [
-            [method, *(_difference(rows[method].differences[name], None if short else over_all[value, method])
+            [method, *(_format_difference(rows[method].differences[name], None if short else over_all[value, method])
                        if method in rows and name in rows[method].differences else "-"
                        for value, rows in by_value.items())]
             for method in swept.methods if method != first.against
@@ -211,17 +211,17 @@ def tabled(swept: Sweep, *, short: bool = False) -> Tables:
     return tables
 
 
-def _difference(one: Difference, corrected: float | None) -> str:
-    words, _ = comparison_text.difference(one)
+def _format_difference(one: Difference, corrected: float | None) -> str:
+    words, _ = comparison_text.format_difference(one)
     if one.p is None:
         return words
     return f"{words} ({one.p:.2g})" if corrected is None else f"{words} ({one.p:.2g}; {corrected:.2g})"
 
 
-def notes(swept: Sweep) -> list[str]:
+def reading_notes(swept: Sweep) -> list[str]:
     """What a reader has to know: how to read the tables, and what the data said at which value."""
-    rows = [row for one in swept.found for row in one.rows]
-    seeds, tested = len(swept.found[0].seeds), len(swept.corrected(columns("subtracted")[0].name))
+    rows = [row for one in swept.comparisons for row in one.rows]
+    seeds, tested = len(swept.comparisons[0].seeds), len(swept.corrected(columns("subtracted")[0].name))
     text = [f"{swept.key}={value} failed: {error}" for value, error in swept.failed.items()]
     text += [f"{swept.key}={value}, {method}: {words}; no mean over the other seeds."
              for value, one in swept for method, words in one.failed.items()]  # fmt: skip
@@ -246,5 +246,5 @@ def notes(swept: Sweep) -> list[str]:
         for note in one.notes:
             by_note.setdefault(note, []).append(value)
     for note, values in by_note.items():
-        text.append(note if len(values) == len(swept.found) else f"At {', '.join(values)}: {note}")
+        text.append(note if len(values) == len(swept.comparisons) else f"At {', '.join(values)}: {note}")
     return text

@@ -48,20 +48,20 @@ class Case:
         return tiny.simulation(method or self.brief(), self.clip, federation or self.federation, **how)
 
 
-Which = Literal["all", "trained", "shared"]
+Scope = Literal["all", "trained", "shared"]
 
 
 @dataclass(frozen=True)
 class Promise:
-    """One promise, and of which methods it is asked."""
+    """One promise, and the methods that have to keep it (`scope`)."""
 
     name: str
-    of: Which
+    scope: Scope
     function: Callable[[Case], None]
 
     def applies(self, kind: type[Method]) -> bool:
         """Whether it is asked of a method: of all, of those that train, of those that share something."""
-        return self.of == "all" or (kind.trains and (self.of == "trained" or bool(kind.shared)))
+        return self.scope == "all" or (kind.trains and (self.scope == "trained" or bool(kind.shared)))
 
     def check(self, case: Case) -> None:
         """Raises `AssertionError` if the method does not keep it."""
@@ -81,11 +81,11 @@ PROMISES: list[Promise] = []
 """All promises, in the order of their files."""
 
 
-def promise(of: Which) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+def promise(scope: Scope) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
     """Add a function to the promises that are asked of all methods, of those that train, or of those that share."""
 
     def add(function: Callable[[Case], None]) -> Callable[[Case], None]:
-        PROMISES.append(Promise(function.__name__, of, function))
+        PROMISES.append(Promise(function.__name__, scope, function))
         return function
 
     return add

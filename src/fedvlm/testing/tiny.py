@@ -223,11 +223,11 @@ def method(kind: str | type[Method], **settings: Any) -> Method:
     return kind(usual | SETTINGS.get(kind.name, {}) | settings)
 
 
-def site(chosen: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Site:
+def site(method_: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Site:
     """A new site with all clients: nothing remembered from before."""
     return Site(
-        chosen.tuner(frozen, fed.base_names, "a photo of a {}."),
-        chosen.tuner(frozen, fed.novel_names, "a photo of a {}."),
+        method_.tuner(frozen, fed.base_names, "a photo of a {}."),
+        method_.tuner(frozen, fed.novel_names, "a photo of a {}."),
         fed,
         Activations(frozen, fed.source.records, device, limit),
         256,
@@ -240,22 +240,22 @@ def random(tuner: Tuner, scale: float, draw: torch.Generator) -> Named:
 
 
 def simulation(
-    chosen: Method, frozen: FrozenCLIP, fed: Federation, *, rounds: int = 3, seed: int = 1, limit: int = 1 << 30,
+    method_: Method, frozen: FrozenCLIP, fed: Federation, *, rounds: int = 3, seed: int = 1, limit: int = 1 << 30,
     device: Device = CPU, views: str | int = "none", report: EvalPoint | None = None, participation: float = 1.0,
     every: int = 1, clients_per_step: int = 1, **more: Any,
 ) -> Simulation:  # fmt: skip
     """A new simulation, as a new process would make it. `more`: fields of `Simulation`."""
-    place = site(chosen, frozen, fed, limit=limit, device=device)
+    place = site(method_, frozen, fed, limit=limit, device=device)
     place.activations.prepare(site_keys(fed, "none"), place.base.entry)
-    spec = RunSpec(chosen, place.base.init(torch_stream(seed, "init")), seed, rounds, views, report)
+    spec = RunSpec(method_, place.base.init(torch_stream(seed, "init")), seed, rounds, views, report)
     return Simulation(spec, place, Schedule(participation, every, clients_per_step), **more)
 
 
-def run(chosen: Simulation, state: FederationState | None = None) -> tuple[FederationState, list[RoundRecord]]:
+def run(simulated: Simulation, state: FederationState | None = None) -> tuple[FederationState, list[RoundRecord]]:
     """Run what is left of a simulation."""
-    begun, records = state or start(chosen), []
+    begun, records = state or start(simulated), []
     last = begun
-    for last, record in run_rounds(chosen, begun):  # noqa: B007
+    for last, record in run_rounds(simulated, begun):  # noqa: B007
         records.append(record)
     return last, records
 

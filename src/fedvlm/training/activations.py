@@ -17,14 +17,14 @@ from fedvlm.data.pixels import read_images
 from fedvlm.data.record import Record, Stored
 from fedvlm.streams import stream
 from fedvlm.training.device import Device
-from fedvlm.training.store import Shelf, Store
+from fedvlm.training.disk_cache import CacheTable, DiskCache
 
 ENCODING = 1
 """Raised whenever the image encoder, a transform or the decoding of files would give other rows for the same facts:
 rows of an older number on disk are then not read any more."""
 CHUNK = 128
 """Images decoded and encoded at a time: bounds memory for any number of images."""
-FEWEST = 8
+MIN_BATCH = 8
 """Rows of the smallest batch of fresh views: products of very few rows round differently."""
 TEST = -1
 """The view under the test transform; 0, 1, ... are views of the bank, drawn once per image with the augmentation."""
@@ -60,7 +60,7 @@ class Memory:
             return block.index_select(0, self.device.send(torch.tensor([row for _, row in places])))
         return torch.stack([self.blocks[block][row] for block, row in places])
 
-    def only(self, keys: Iterable[Key]) -> Memory:
+    def subset(self, keys: Iterable[Key]) -> Memory:
         """A memory that holds of these keys those that this one holds."""
         kept, new = [key for key in keys if key in self.places], Memory(self.device)
         if kept:
@@ -72,7 +72,7 @@ class Activations:
     """Activations of a source's images at any entry of the image encoder, up to `limit_bytes` of them in memory.
 
     `prepare` encodes everything a run will ask for, in one fixed order, so that rounding does not depend on who asks
-    first or on where an interrupted run is taken up. With a `store`, rows of image files are also kept on disk and
+    first or on where an interrupted run is taken up. With a `disk_cache`, rows of image files are also kept on disk and
     taken from there. What is held nowhere is computed when asked for. Rows are float32 on the CLIP's device, and the
     same bit for bit whether they were held or not, with any number of threads.
     """
@@ -83,18 +83,20 @@ class Activations:
         records: Sequence[Record],
         device: Device,
         limit_bytes: int,
-        store: Store | None = None,
-        kept_as: torch.dtype = torch.float32,
+        disk_cache: DiskCache | None = None,
+        cache_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.clip = clip
         self.records = records
         self.device = device
         self.limit_bytes = limit_bytes
         # What has no bytes of its own to be known by, such as a drawn image, is not kept on disk.
-        self.store = store if records and all(isinstance(record.image, Stored) for record in records) else None
-        self.kept_as = kept_as
+        self.disk_cache = (
+            disk_cache if records and all(isinstance(record.image, Stored) for record in records) else None
+        )
+        self.cache_dtype = cache_dtype
         self.memory: dict[Entry, Memory] = {}
-        self.shelves: dict[Entry, Shelf] = {}
+        self.tables: dict[Entry, CacheTable] = {}
         self.identities: dict[int, str] = {}
 
     @property
@@ -113,11 +115,11 @@ class Activations:
         for start in range(0, len(missing), CHUNK):
             rows = self._rows(missing[start : start + CHUNK], entry)
             if block is None:
-                block = rows.new_empty(self._room(entry, wanted, len(missing), rows[0]), *rows.shape[1:])
+                block = rows.new_empty(self._count_fitting(entry, wanted, len(missing), rows[0]), *rows.shape[1:])
             part = rows[: len(block) - filled]
             block[filled : filled + len(part)] = part
             filled += len(part)
-            if filled == len(block) and self._shelf(entry) is None:
+            if filled == len(block) and self._table(entry) is None:
                 break
         if filled:
             assert block is not None
@@ -138,7 +140,7 @@ class Activations:
         fresh |= dict(zip(rest, held.get(rest), strict=True)) if rest else {}
         return torch.stack([fresh[key] for key in keys])
 
-    def online(self, indices: Sequence[int], entry: Entry, seed: int, *names: int | str) -> Tensor:
+    def get_online(self, indices: Sequence[int], entry: Entry, seed: int, *names: int | str) -> Tensor:
         """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i).
 
         Nothing of it is held, so a batch is what training asks for, and may be cut among all threads.
@@ -147,51 +149,51 @@ class Activations:
             self.clip.preprocess.augment(image, stream(seed, *names, index))
             for index, image in zip(indices, self._read(indices), strict=True)
         ]
-        filled = views + views[-1:] * (FEWEST - len(views))
+        filled = views + views[-1:] * (MIN_BATCH - len(views))
         return self._batch(torch.stack(filled), entry)[: len(views)]
 
-    def _room(self, entry: Entry, wanted: Iterable[Key], count: int, row: Tensor) -> int:
+    def _count_fitting(self, entry: Entry, wanted: Iterable[Key], count: int, row: Tensor) -> int:
         """How many of `count` more rows fit, after what is not wanted has given way if it must."""
         size = row.numel() * row.element_size()
         if self.used_bytes + size * count > self.limit_bytes:
             self.memory = {entry: self.memory[entry]}
         if self.used_bytes + size * count > self.limit_bytes:
-            self.memory[entry] = self.memory[entry].only(wanted)
+            self.memory[entry] = self.memory[entry].subset(wanted)
         return min(count, max(0, self.limit_bytes - self.used_bytes) // size)
 
     def _rows(self, keys: Sequence[Key], entry: Entry) -> Tensor:
         """Rows `[B, ...]` of at most CHUNK distinct keys, from disk or from the encoder."""
-        shelf = self._shelf(entry)
-        if shelf is None:
-            return self._encode(self._pixels(keys), entry)
+        table = self._table(entry)
+        if table is None:
+            return self._encode(self._views(keys), entry)
         names = [self._name(key) for key in keys]
-        stored = shelf.read(sorted(shelf.find(names)))
+        stored = table.read(sorted(table.find(names)))
         missing = [place for place, name in enumerate(names) if name not in stored]
         rows = {place: stored[name] for place, name in enumerate(names) if name in stored}
         if missing:
-            fresh = self._encode(self._pixels([keys[place] for place in missing]), entry).to(self.kept_as)
+            fresh = self._encode(self._views([keys[place] for place in missing]), entry).to(self.cache_dtype)
             rows |= dict(zip(missing, fresh, strict=True))
-            shelf.add([names[place] for place in missing], fresh)
+            table.add([names[place] for place in missing], fresh)
         if missing:
             rows = {place: row.to(self.device.device) for place, row in rows.items()}
         return self.device.send(torch.stack([rows[place] for place in range(len(keys))])).float()
 
-    def _shelf(self, entry: Entry) -> Shelf | None:
-        if self.store is None:
+    def _table(self, entry: Entry) -> CacheTable | None:
+        if self.disk_cache is None:
             return None
-        if entry not in self.shelves:
+        if entry not in self.tables:
             # The finished feature was once known as the entry after the last block: rows on disk keep that name.
             name = self.clip.visual.depth + 1 if entry == FEATURE else entry if isinstance(entry, int) else str(entry)
             identity: dict[str, Any] = {
                 "model": self.clip.name, "weights": self.clip.weights, "encoding": ENCODING,
                 # Not the whole CLIP's digest: no row depends on texts.
                 "image encoder": facts(self.clip.config.vision) | {"embed": self.clip.config.embed},
-                "entry": name, "kept as": str(self.kept_as),
+                "entry": name, "kept as": str(self.cache_dtype),
                 "computed in": self.device.precision, "on": self.device.device.type,
                 "transform": self.clip.preprocess.identity, "torch": torch.__version__, "pillow": PIL.__version__,
             }  # fmt: skip
-            self.shelves[entry] = self.store.shelf(identity)
-        return self.shelves[entry]
+            self.tables[entry] = self.disk_cache.table(identity)
+        return self.tables[entry]
 
     def _name(self, key: Key) -> str:
         """A row's name on disk."""
@@ -204,7 +206,7 @@ class Activations:
             self.identities[index] = image.digest() if isinstance(image, Stored) else image.key
         return self.identities[index]
 
-    def _pixels(self, keys: Sequence[Key]) -> list[Tensor]:
+    def _views(self, keys: Sequence[Key]) -> list[Tensor]:
         indices = list(dict.fromkeys(index for index, _ in keys))
         images = dict(zip(indices, self._read(indices), strict=True))
         return [self._view(images[index], index, view) for index, view in keys]
@@ -219,11 +221,11 @@ class Activations:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
 
     def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
-        """Rows `[B, ...]` that depend on their own image alone: see `Device.rows` and `Device.each`."""
-        size = self.device.rows
+        """Rows `[B, ...]` that depend on their own image alone: see `Device.batch_rows` and `Device.map`."""
+        size = self.device.batch_rows
         filled = pixels + pixels[-1:] * (-len(pixels) % size)
         batches = [torch.stack(filled[start : start + size]) for start in range(0, len(filled), size)]
-        return torch.cat(self.device.each(partial(self._batch, entry=entry), batches))[: len(pixels)]
+        return torch.cat(self.device.map(partial(self._batch, entry=entry), batches))[: len(pixels)]
 
     @torch.no_grad()
     def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:

@@ -46,8 +46,8 @@ class ComputeSection(Section):
     """Precision of activations on disk. Half precision halves them, and changes results in the third digit."""
 
 
-Part = TypeVar("Part")
-Done = TypeVar("Done")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,11 +67,11 @@ class Device:
         return tensor.to(self.device)
 
     @property
-    def rows(self) -> int:
+    def batch_rows(self) -> int:
         """Images of a batch whose rows are remembered. Always so many: a product's last bits depend on its shape."""
         return 8 if self.device.type == "cpu" else 64
 
-    def each(self, work: Callable[[Part], Done], parts: Sequence[Part]) -> list[Done]:
+    def map(self, work: Callable[[Item], Result], parts: Sequence[Item]) -> list[Result]:
         """`work` on every part, in their order. A CPU gives each part one thread, and does several parts at once.
 
         Threads that share a product cut it into pieces, and a row's last bits depend on where it lies in a piece. On
@@ -97,7 +97,7 @@ class Device:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def choose(settings: ComputeSection) -> Device:
+def choose_device(settings: ComputeSection) -> Device:
     """The device asked for; `auto` takes a GPU when present. Raises `FedvlmError` where it cannot be used."""
     name = settings.device
     if name == "auto":
@@ -121,32 +121,32 @@ def configure_process(device: Device, *, keep_freed: bool = True) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = device.precision == "tf32"
 
 
-SMALL = 256
+SMALL_WIDTH = 256
 """Text widths below this are small: the embedded model has 128, the published ones 512 and 768."""
 
 
-def threads(width: int, processes: int = 1) -> int:
+def default_threads(width: int, processes: int = 1) -> int:
     """Threads where nothing is set: a process's share of the cores for a published CLIP, and one for a small one.
 
     A small model's operations take microseconds. Two threads win a quarter on an idle machine and lose a factor of
     ten as soon as anything else runs, because they wait for each other by spinning.
     """
-    return 1 if width < SMALL else max(1, (os.cpu_count() or 1) // processes)
+    return 1 if width < SMALL_WIDTH else max(1, (os.cpu_count() or 1) // processes)
 
 
-TOGETHER = 8
+CLIENTS_PER_STEP = 8
 """Clients that train together where it pays by default."""
 
 
-def together(device: Device, width: int) -> int:
+def default_clients_per_step(device: Device, width: int) -> int:
     """How many clients train together where nothing is set: many small operations become few large ones.
 
     The price is memory. A large CLIP on a CPU is busy with one client's step already.
     """
-    return TOGETHER if width < SMALL or device.device.type != "cpu" else 1
+    return CLIENTS_PER_STEP if width < SMALL_WIDTH or device.device.type != "cpu" else 1
 
 
-def evaluated(batch: int | None, device: Device) -> int:
+def evaluation_batch(batch: int | None, device: Device) -> int:
     """How many images are evaluated at a time."""
     return batch or (32 if device.device.type == "cpu" else 256)
 
@@ -165,7 +165,7 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(what: str) -> Iterator[None]:
+def explain_memory_errors(what: str) -> Iterator[None]:
     """Turn what allocators raise when a request cannot be met into one sentence that names `what`."""
     try:
         yield

@@ -14,7 +14,17 @@ from fedvlm.config import Count, Section
 from fedvlm.data import Client
 from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
-from fedvlm.training.metrics import METRICS, Mean, Metric, Metrics, Outputs, Scored, Statistic, measured, pooled
+from fedvlm.training.metrics import (
+    METRICS,
+    Mean,
+    Metric,
+    Metrics,
+    Outputs,
+    Scored,
+    Statistic,
+    measure_all,
+    pool_statistics,
+)
 from fedvlm.training.site import Site, Tuners
 
 
@@ -44,7 +54,7 @@ class ClientMetrics:
     statistics: dict[str, Statistic]
     """By metric."""
     by_weight: dict[float, dict[str, Statistic]] = field(default_factory=dict)
-    """Those of `Metric.moved`, with logits moved towards zero-shot's by each weight."""
+    """Those of `Metric.on_tradeoff`, with logits moved towards zero-shot's by each weight."""
 
     @property
     def values(self) -> Metrics:
@@ -52,14 +62,16 @@ class ClientMetrics:
         return {name: one.value for name, one in self.statistics.items() if isinstance(one, Mean)}
 
 
-def outputs(site: Site, client: Client, tensors: Named, received: Named, tuners: Tuners | None = None) -> Outputs:
+def compute_outputs(
+    site: Site, client: Client, tensors: Named, received: Named, tuners: Tuners | None = None
+) -> Outputs:
     """What the tuners (by default the site's) predict on one client's evaluation images under its tensors."""
     base, novel = tuners or (site.base, site.novel)
     shared = site.federation.tests[client.base]
     place = {index: row for row, index in enumerate(shared)}
     others = [index for index in client.local if index not in place]
     place |= {index: len(shared) + row for row, index in enumerate(others)}
-    logits = site.logits(base, tensors, received, client.base, others, own=site.own(client, base.entry))
+    logits = site.logits(base, tensors, received, client.base, others, support_set=site.support_set(client, base.entry))
     labels = site.labels([*shared, *others])
     local = None
     if client.local:
@@ -72,36 +84,43 @@ def outputs(site: Site, client: Client, tensors: Named, received: Named, tuners:
 
 
 def evaluate(
-    found: Outputs, metrics: Sequence[Metric] = METRICS, zero: Outputs | None = None, weights: Sequence[float] = ()
+    outputs: Outputs,
+    metrics: Sequence[Metric] = METRICS,
+    zero_shot: Outputs | None = None,
+    weights: Sequence[float] = (),
 ) -> ClientMetrics:
-    """The metrics of one client. `weights`: at which logits are moved towards those of `zero` besides."""
-    moved = [metric for metric in metrics if metric.moved]
-    curve = {weight: measured(mixed(found, zero, weight), moved) for weight in weights if zero is not None}
-    return ClientMetrics(measured(found, metrics), curve)
+    """The metrics of one client. `weights`: at which logits are moved towards those of `zero_shot` besides."""
+    moved = [metric for metric in metrics if metric.on_tradeoff]
+    curve = {
+        weight: measure_all(mix_outputs(outputs, zero_shot, weight), moved)
+        for weight in weights
+        if zero_shot is not None
+    }
+    return ClientMetrics(measure_all(outputs, metrics), curve)
 
 
-def summary(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> Metrics:
+def pool_metrics(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> Metrics:
     """The federation's metrics, from what every client told."""
-    return pooled({name: one.statistics for name, one in clients.items()}, metrics)
+    return pool_statistics({name: one.statistics for name, one in clients.items()}, metrics)
 
 
-def tradeoff(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> list[Metrics]:
+def tradeoff_curve(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> list[Metrics]:
     """The federation's metrics at every weight of zero-shot, each with its `weight`."""
     weights = dict.fromkeys(weight for one in clients.values() for weight in one.by_weight)
     return [
-        {"weight": weight} | pooled({name: one.by_weight[weight] for name, one in clients.items()}, metrics)
+        {"weight": weight} | pool_statistics({name: one.by_weight[weight] for name, one in clients.items()}, metrics)
         for weight in weights
     ]
 
 
-def mixed(own: Outputs, zero: Outputs, weight: float) -> Outputs:
-    """Logits moved towards zero-shot's: (1 - weight) own + weight zero. No training, no message."""
+def mix_outputs(trained: Outputs, zero_shot: Outputs, weight: float) -> Outputs:
+    """Logits moved towards zero-shot's: (1 - weight) trained + weight zero_shot. No training, no message."""
 
     def mix(one: Scored | None, other: Scored | None) -> Scored | None:
         if one is None or other is None:
             return None
         return Scored(torch.lerp(one.logits, other.logits, weight), one.labels)
 
-    base = mix(own.base, zero.base)
+    base = mix(trained.base, zero_shot.base)
     assert base is not None
-    return Outputs(base, mix(own.local, zero.local), mix(own.novel, zero.novel), own.classes)
+    return Outputs(base, mix(trained.local, zero_shot.local), mix(trained.novel, zero_shot.novel), trained.classes)

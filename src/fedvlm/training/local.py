@@ -13,8 +13,8 @@ from torch import Tensor
 from fedvlm.errors import DivergenceError, FedvlmError
 from fedvlm.methods.base import Config, Method, Step
 from fedvlm.tensors import Named
-from fedvlm.training.descent import OptimizerFactory, StackedOptimizer, optimizer
 from fedvlm.training.device import Device
+from fedvlm.training.optimizers import OptimizerFactory, StackedOptimizer, make_optimizer
 from fedvlm.tuners.base import Tuner, predict
 
 Batch = tuple[Tensor, Tensor]
@@ -36,17 +36,17 @@ def train(
     received: Named,
     batches: Iterable[Batch],
     device: Device,
-    factor: float = 1.0,
-    factory: OptimizerFactory = optimizer,
+    lr_factor: float = 1.0,
+    factory: OptimizerFactory = make_optimizer,
 ) -> Trained:
     """Descend from `tensors` over `batches`, with a fresh optimizer; nothing passed in is changed.
 
-    `factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the loss
-    is no longer a number.
+    `lr_factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the
+    loss is no longer a number.
     """
     leaves = {name: device.send(tensor.detach()).clone().requires_grad_() for name, tensor in tensors.items()}
     received = {name: device.send(tensor) for name, tensor in received.items()}
-    descent = factory(method, leaves, factor)
+    optimizer = factory(method, leaves, lr_factor)
     with device.autocast():
         constants = tuner.prepare(received)
     losses: list[Tensor] = []
@@ -55,11 +55,11 @@ def train(
             classifier = tuner.classifier(leaves, constants)
             logits, beside = predict(tuner, leaves, classifier, hidden)
         loss = method.loss(Step(logits, labels, leaves, received, classifier, beside))
-        descent.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        descent.step()
+        optimizer.step()
         losses.append(loss.detach())
-    return _finished(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
+    return _collect(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
 
 
 def check_precision(method: Method, device: Device) -> None:
@@ -72,7 +72,7 @@ def check_precision(method: Method, device: Device) -> None:
         )
 
 
-def _finished(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:
+def _collect(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:
     # One synchronisation with a GPU per visit, not one per step.
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
     *values, sound = torch.cat([*(loss.float()[None] for loss in losses), finite.all().float()[None]]).tolist()
@@ -93,8 +93,8 @@ class LocalJob:
 
 
 def train_together(
-    method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, factor: float = 1.0,
-    factory: OptimizerFactory = optimizer,
+    method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, lr_factor: float = 1.0,
+    factory: OptimizerFactory = make_optimizer,
 ) -> list[Trained]:  # fmt: skip
     """`train` for several clients, whose steps of equal shape become one batched step; the same up to rounding.
 
@@ -102,39 +102,41 @@ def train_together(
     the sum holds every client's own. Clients with fewer batches are done earlier; a batch that no other client's
     matches goes alone. With another factory all clients do.
     """
-    if len(jobs) == 1 or factory is not optimizer:
-        return [train(method, tuner, v.tensors, v.received, v.batches, device, factor, factory) for v in jobs]
+    if len(jobs) == 1 or factory is not make_optimizer:
+        return [train(method, tuner, v.tensors, v.received, v.batches, device, lr_factor, factory) for v in jobs]
     received = [{name: device.send(tensor) for name, tensor in one.received.items()} for one in jobs]
     with device.autocast():
         constants = [tuner.prepare(own) for own in received]
     stacked = {n: device.send(torch.stack([one.tensors[n].detach() for one in jobs]))
                for n in jobs[0].tensors}  # fmt: skip
-    descent = StackedOptimizer(method, stacked, factor)
+    optimizer = StackedOptimizer(method, stacked, lr_factor)
     losses: list[list[Tensor]] = [[] for _ in jobs]
-    supplies = [iter(one.batches) for one in jobs]
-    while any(batches := [next(supply, None) for supply in supplies]):
-        for members in _alike(batches, constants, received):
+    iterators = [iter(one.batches) for one in jobs]
+    while any(batches := [next(each, None) for each in iterators]):
+        for members in _group_by_shape(batches, constants, received):
             own = [received[place] for place in members]
             fixed = {n: torch.stack([constants[place][n] for place in members]) for n in constants[members[0]]}
             hidden, labels = (
                 torch.stack(part) for part in zip(*(batches[place] or () for place in members), strict=True)
             )
             rows = device.send(torch.tensor(members))
-            leaves = descent.leaves(rows)
+            leaves = optimizer.leaves(rows)
             with device.autocast():
                 classifier = tuner.classifier(leaves, fixed)
                 logits, beside = predict(tuner, leaves, classifier, hidden)
-            each = [method.loss(_step(row, logits, labels, leaves, own[row], classifier, beside))
+            each = [method.loss(_client_step(row, logits, labels, leaves, own[row], classifier, beside))
                     for row in range(len(members))]  # fmt: skip
             torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
-            descent.step(rows, leaves)
+            optimizer.step(rows, leaves)
             for place, loss in zip(members, each, strict=True):
                 losses[place].append(loss.detach())
-    return [_finished(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place], place)
+    return [_collect(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place], place)
             for place in range(len(jobs))]  # fmt: skip
 
 
-def _alike(batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]) -> list[list[int]]:
+def _group_by_shape(
+    batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]
+) -> list[list[int]]:
     """Places of the clients that have a batch, grouped by the shapes of what goes into their step."""
     groups: dict[object, list[int]] = {}
     for place, batch in enumerate(batches):
@@ -145,7 +147,7 @@ def _alike(batches: Sequence[Batch | None], constants: Sequence[Named], received
     return list(groups.values())
 
 
-def _step(
+def _client_step(
     row: int, logits: Tensor, labels: Tensor, leaves: Named, received: Named, classifier: Named, beside: Named
 ) -> Step:
     """One client's part of what was computed for several."""
@@ -153,7 +155,7 @@ def _step(
     return Step(logits[row], labels[row], mine, received, made, more)
 
 
-def lr_factor(config: Config, round_: int, rounds: int) -> float:
+def schedule_factor(config: Config, round_: int, rounds: int) -> float:
     """Factor on the learning rate in round `round_` (from 0) of `rounds`: 1, or half a cosine from 1 towards 0.
 
     Visits after the last round have its factor.

@@ -101,10 +101,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> Mean:
     return Mean(float((logits.argmax(-1) == labels).sum()), len(labels))
 
 
-def own_accuracy(logits: Tensor, labels: Tensor, own: Sequence[int]) -> Mean:
+def own_class_accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Mean:
     """`accuracy` with the arg-max over the client's own classes only."""
-    own_ids = torch.tensor(sorted(own), device=logits.device)
-    return Mean(float((own_ids[logits[:, own_ids].argmax(-1)] == labels).sum()), len(labels))
+    class_ids = torch.tensor(sorted(classes), device=logits.device)
+    return Mean(float((class_ids[logits[:, class_ids].argmax(-1)] == labels).sum()), len(labels))
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> Mean:
@@ -176,8 +176,8 @@ def harmonic_mean_of(*names: str) -> Pool:
 
     def pool(clients: Clients) -> float | None:
         means = [mean_of(name)(clients) for name in names]
-        known = [mean for mean in means if mean is not None]
-        return harmonic_mean(known) if len(known) == len(names) else None
+        present = [mean for mean in means if mean is not None]
+        return harmonic_mean(present) if len(present) == len(names) else None
 
     return pool
 
@@ -186,19 +186,19 @@ def _values(clients: Clients, name: str) -> list[float]:
     return [one[name].value for one in clients.values() if name in one]
 
 
-def _on(part: Literal["base", "local", "novel"], function: Callable[[Tensor, Tensor], Statistic]) -> Measure:
+def _measure_on(part: Literal["base", "local", "novel"], function: Callable[[Tensor, Tensor], Statistic]) -> Measure:
     """A function of logits and labels, measured on one part of a client's images."""
 
-    def measure(found: Outputs) -> Statistic | None:
-        scored: Scored | None = getattr(found, part)
+    def measure(outputs: Outputs) -> Statistic | None:
+        scored: Scored | None = getattr(outputs, part)
         return None if scored is None else function(scored.logits, scored.labels)
 
     return measure
 
 
-def _own(found: Outputs) -> Mean | None:
-    local = found.local
-    return None if local is None else own_accuracy(local.logits, local.labels, found.classes)
+def _measure_own_classes(outputs: Outputs) -> Mean | None:
+    local = outputs.local
+    return None if local is None else own_class_accuracy(local.logits, local.labels, outputs.classes)
 
 
 Unit = Literal["%", "nats", "weight"]
@@ -227,7 +227,7 @@ class Metric:
     pool: Pool | None = None
     """How clients' statistics become the federation's value; None: it is no metric of a round, but of a whole run."""
     unit: Unit = "%"
-    moved: bool = False
+    on_tradeoff: bool = False
     """Whether it is also measured with logits moved towards zero-shot's."""
     shown: Mapping[Place, int] = field(default_factory=dict)
     """The places where it is shown, with its rank among what is shown there."""
@@ -236,31 +236,31 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "local", "Local", "accuracy on the client's own test images over all base classes",
-        _on("local", accuracy), mean_of("local"), moved=True,
+        _measure_on("local", accuracy), mean_of("local"), on_tradeoff=True,
         shown={"run": 1, "terminal": 1, "core": 1, "rounds": 1, "compare": 1, "compare terminal": 1, "tested": 4,
                "sweep": 2, "subtracted": 2},
     ),
     Metric(
         "base", "Base", "accuracy on test images of all base classes",
-        _on("base", accuracy), mean_of("base"), moved=True,
+        _measure_on("base", accuracy), mean_of("base"), on_tradeoff=True,
         shown={"run": 2, "terminal": 2, "core": 2, "rounds": 2, "compare": 2, "compare terminal": 2, "sweep": 3},
     ),
     Metric(
         "novel", "Novel", "accuracy on test images of classes that no client has, over those classes",
-        _on("novel", accuracy), mean_of("novel"), moved=True,
+        _measure_on("novel", accuracy), mean_of("novel"), on_tradeoff=True,
         shown={"run": 3, "terminal": 3, "core": 3, "rounds": 3, "compare": 3, "compare terminal": 3, "sweep": 4},
     ),
     Metric(
         "local_own", "Own only", "accuracy on the client's own test images over its own classes only",
-        _own, mean_of("local_own"), shown={"run": 6},
+        _measure_own_classes, mean_of("local_own"), shown={"run": 6},
     ),
     Metric(
         "macro_f1", "Macro-F1", "mean over classes of F1 on the client's own test images",
-        _on("local", macro_f1), mean_of("macro_f1"), shown={"run": 7},
+        _measure_on("local", macro_f1), mean_of("macro_f1"), shown={"run": 7},
     ),
     Metric(
         "loss", "loss", "cross-entropy on the client's own test images",
-        _on("local", loss), mean_of("loss"), unit="nats", shown={"run": 8},
+        _measure_on("local", loss), mean_of("loss"), unit="nats", shown={"run": 8},
     ),
     Metric(
         "hm", "HM", "harmonic mean of the means of Local, Base and Novel",
@@ -275,7 +275,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "ece", "ECE", "expected calibration error on all clients' own test images together: 20 images in 15 bins would "
         "tell a perfectly calibrated client an error",
-        _on("local", calibration), total_of("ece"), shown={"compare": 6},
+        _measure_on("local", calibration), total_of("ece"), shown={"compare": 6},
     ),
 )  # fmt: skip
 """The metrics of a round, in the order in which they are recorded."""
@@ -287,29 +287,29 @@ _OUTSIDE: dict[str, Metric] = {}
 """Metrics of other packages that an experiment of this process has asked for, to be shown beside our own."""
 
 
-def known() -> tuple[Metric, ...]:
+def all_metrics() -> tuple[Metric, ...]:
     """Our own metrics, and those of other packages that were asked for in this process."""
     return (*METRICS, *_OUTSIDE.values())
 
 
-def chosen(names: Iterable[str]) -> tuple[Metric, ...]:
+def select_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
     """Our own metrics and those named. Raises `FedvlmError` if one of them cannot be had."""
     names = list(names)
     offered = plugins.entry_points(GROUP) if names else {}
-    found = [plugins.loaded(offered.get(name, name), Metric, "metric") for name in names]
-    for path, metric in zip(names, found, strict=True):
-        if any(metric.name == own.name for own in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:
+    added = [plugins.load_object(offered.get(name, name), Metric, "metric") for name in names]
+    for path, metric in zip(names, added, strict=True):
+        if any(metric.name == ours.name for ours in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:
             raise FedvlmError(f"metric '{path}' calls itself '{metric.name}', as another one does: rename it")
-    return (*METRICS, *found)
+    return (*METRICS, *added)
 
 
-def measured(found: Outputs, metrics: Iterable[Metric] = METRICS) -> dict[str, Statistic]:
+def measure_all(outputs: Outputs, metrics: Iterable[Metric] = METRICS) -> dict[str, Statistic]:
     """A client's statistics, of the metrics that its images can be measured by."""
-    each = {metric.name: metric.measure(found) for metric in metrics if metric.measure is not None}
+    each = {metric.name: metric.measure(outputs) for metric in metrics if metric.measure is not None}
     return {name: statistic for name, statistic in each.items() if statistic is not None}
 
 
-def pooled(clients: Clients, metrics: Iterable[Metric] = METRICS) -> Metrics:
+def pool_statistics(clients: Clients, metrics: Iterable[Metric] = METRICS) -> Metrics:
     """The federation's values, of the metrics for which clients have what they are made of."""
     each = {metric.name: metric.pool(clients) for metric in metrics if metric.pool is not None}
     return {name: value for name, value in each.items() if value is not None}

@@ -15,7 +15,7 @@ from fedvlm.tensors import Named, clone, equal
 from fedvlm.training.activations import Activations
 from fedvlm.tuners.base import Own, Tuner, predict
 
-CACHED = 8
+MAX_CACHED_MODELS = 8
 """Models whose predictions are cached: two class lists, with and without a client's own images, and what faults put
 in."""
 
@@ -36,11 +36,11 @@ class Site:
     activations: Activations
     batch: int
     """Images that are evaluated at a time."""
-    zero: Tuners | None = None
+    zero_shot: Tuners | None = None
     """Zero-shot over both class lists, towards which predictions may be moved."""
-    sets: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, init=False, repr=False)
+    test_features: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, init=False, repr=False)
     """Finished features of shared test sets, gathered once for all clients, by set and entry."""
-    cached: dict[tuple[int, bool], _CachedModel] = field(default_factory=dict, init=False, repr=False)
+    cached_models: dict[tuple[int, bool], _CachedModel] = field(default_factory=dict, init=False, repr=False)
     """The last model of each tuner, with or without a client's own images: clients with equal models are measured on
     shared test sets once."""
 
@@ -48,30 +48,35 @@ class Site:
         """Positions of the images' classes among the base (or the novel) classes, `[B]`."""
         return self.activations.device.send(torch.tensor(self.federation.labels(indices), dtype=torch.long))
 
-    def own(self, client: Client, entry: Entry) -> Own:
+    def support_set(self, client: Client, entry: Entry) -> Own:
         """A client's training images as a tuner may ask for them."""
         return lambda: (self.activations.get(client.train, entry), self.labels(client.train))
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def caching_predictions(self) -> Iterator[None]:
         """Predictions on shared test sets are cached inside of this context, and dropped at its end."""
         try:
             yield
         finally:
-            self.cached.clear()
+            self.cached_models.clear()
 
     @torch.no_grad()
     def logits(
-        self, tuner: Tuner, tensors: Named, received: Named, *images: Sequence[int] | str, own: Own | None = None
+        self,
+        tuner: Tuner,
+        tensors: Named,
+        received: Named,
+        *images: Sequence[int] | str,
+        support_set: Own | None = None,
     ) -> Tensor:
         """Logits `[B, K]` float32 under a client's tensors; the text features are computed once.
 
-        Images are indices, or the name of one of the federation's test sets; several follow each other. `own`: the
-        client's own training images, where the tuner's class list is theirs.
+        Images are indices, or the name of one of the federation's test sets; several follow each other.
+        `support_set`: the client's own training images, where the tuner's class list is theirs.
         """
-        model = self.cached.get((id(tuner), own is None))
+        model = self.cached_models.get((id(tuner), support_set is None))
         if model is None or not model.matches(tuner, tensors, received):
-            model = self._model(tuner, tensors, received, own)
+            model = self._model(tuner, tensors, received, support_set)
         parts = []
         for one in images:
             if isinstance(one, str):
@@ -82,26 +87,28 @@ class Site:
                 parts.append(self.predict(tuner, model.on_device, model.classifier, one))
         return torch.cat(parts)
 
-    def _model(self, tuner: Tuner, tensors: Named, received: Named, own: Own | None) -> _CachedModel:
+    def _model(self, tuner: Tuner, tensors: Named, received: Named, support_set: Own | None) -> _CachedModel:
         """A model ready to predict. It is cached unless it was made from the client's own images."""
-        asked = []
+        requests = []
 
-        def ask() -> tuple[Tensor, Tensor]:
-            asked.append(True)
-            assert own is not None
-            return own()
+        def request() -> tuple[Tensor, Tensor]:
+            requests.append(True)
+            assert support_set is not None
+            return support_set()
 
         device = self.activations.device
         # Copies, so that tensors changed in place are seen to have changed.
         tensors, received = clone(tensors), clone(received)
-        there, came = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
+        on_device, received_on_device = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
         with device.autocast():
-            classifier = tuner.classifier(there, tuner.prepare(came, ask if own else None))
-        model = _CachedModel(tuner, tensors, received, there, classifier)
-        if not asked:
-            while len(self.cached) >= CACHED:
-                self.cached.pop(next(iter(self.cached)))
-            self.cached[id(tuner), own is None] = model
+            classifier = tuner.classifier(
+                on_device, tuner.prepare(received_on_device, request if support_set else None)
+            )
+        model = _CachedModel(tuner, tensors, received, on_device, classifier)
+        if not requests:
+            while len(self.cached_models) >= MAX_CACHED_MODELS:
+                self.cached_models.pop(next(iter(self.cached_models)))
+            self.cached_models[id(tuner), support_set is None] = model
         return model
 
     @torch.no_grad()
@@ -119,9 +126,9 @@ class Site:
                     for start in range(0, len(images), self.batch))  # fmt: skip
         if entry != FEATURE or not self.federation.tests[images]:
             return self._hidden(self.federation.tests[images], entry)
-        if (images, entry) not in self.sets:
-            self.sets[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))
-        return self.sets[images, entry].split(self.batch)
+        if (images, entry) not in self.test_features:
+            self.test_features[images, entry] = torch.cat(list(self._hidden(self.federation.tests[images], entry)))
+        return self.test_features[images, entry].split(self.batch)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedvlm.checks.bench import protocols, report
-from fedvlm.checks.bench.protocols import Protocol
-from fedvlm.checks.bench.side import Parts, Side, Sizes
+from fedvlm.checks.bench.protocols import BenchProtocol
+from fedvlm.checks.bench.side import MeasuredSide, Sizes, Timings
 from fedvlm.errors import FedvlmError
 
 SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
@@ -19,7 +19,7 @@ SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.
 
 
 def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = Protocol("tiny", "pFedMoAP on six classes", "quickstart", "pfedmoap", SMALL, warm=1)
+    tiny = BenchProtocol("tiny", "pFedMoAP on six classes", "quickstart", "pfedmoap", SMALL, warm=1)
     monkeypatch.setitem(protocols.PROTOCOLS, "tiny", tiny)
     said: list[str] = []
     (row,) = report.bench(["tiny"], tmp_path, tmp_path, "embedded", Sizes(1, 4), said.append)
@@ -42,25 +42,25 @@ def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_run_is_put_together_from_its_parts() -> None:
     counts = {"rounds": 10.0, "steps per round": 20.0, "experts per round": 30.0, "prompts per round": 4.0,
               "clients": 5.0, "evaluations": 2.0}  # fmt: skip
-    slow = Parts(step_s=3.0, expert_s=2.0, test_s=7.0, counts=counts)
-    fast = Parts(
+    slow = Timings(step_s=3.0, expert_s=2.0, test_s=7.0, counts=counts)
+    fast = Timings(
         step_s=0.5, expert_s=0.25, test_s=1.0, remember_s=100.0, step_gflop=40.0, matmul_gflops=100.0, counts=counts
     )
-    row = report.Row("p", "P", slow, fast, 2.5, {"logits": 1e-6}, {"warm": 4, "whole": None})
+    row = report.BenchRow("p", "P", slow, fast, 2.5, {"logits": 1e-6}, {"warm": 4, "whole": None})
     assert row.rounds == (20 * 3.0 + 30 * 2.0 + 7.0, 20 * 0.5 + 4 * 0.25 + 1.0)
     assert row.seconds[1] == {"training": 10.0, "experts": 1.0, "evaluation": 1.0}
     assert row.runs == (1270.0, 220.0)
     assert row.over_floor == pytest.approx(1.25)
     assert row.ratios == pytest.approx({"warm": 127 / 12, "whole": 1270 / 220, "step": 6, "step, same allocator": 5})
-    assert report.quickstart([row, row]) is None
+    assert report.quickstart_ratio([row, row]) is None
     first = replace(row, title=f"x, {protocols.QUICKSTART}")
     second = replace(
         first,
         naive=replace(slow, round={"training": 900.0, "evaluation": 100.0}),
         exact=replace(fast, round={"training": 1.0}),
     )
-    assert report.quickstart([row, first]) is None
-    assert report.quickstart([first, second, row]) == pytest.approx((127 + 1000) / (12 + 1))
+    assert report.quickstart_ratio([row, first]) is None
+    assert report.quickstart_ratio([first, second, row]) == pytest.approx((127 + 1000) / (12 + 1))
     assert "one after another: 86.7x" in report.as_markdown([first, second])
 
 
@@ -68,7 +68,7 @@ def test_only_some_clients_take_part(tmp_path: Path) -> None:
     """Steps and experts are those of the clients of a round, evaluations those of all."""
     cifar = protocols.PROTOCOLS["moap-cifar"]
     tiny = replace(cifar, preset="quickstart", model=None, words=(*SMALL, "partition.clients=6", "participation=0.5"))
-    side = Side("exact", protocols.settings(tiny, tmp_path, None), Sizes(), tmp_path)
+    side = MeasuredSide("exact", protocols.protocol_experiment(tiny, tmp_path, None), Sizes(), tmp_path)
     counts = side.measure().counts
     assert counts["steps per round"] == 3 * side.run.spec.method.config.epochs  # type: ignore[attr-defined]
     assert (counts["experts per round"], counts["prompts per round"], counts["clients"]) == (3 * 3, 3, 6)
@@ -77,16 +77,16 @@ def test_only_some_clients_take_part(tmp_path: Path) -> None:
 def test_results_that_differ_are_seen() -> None:
     one = {"a/logits": torch.tensor([1.0, -2.0]), "a/x": torch.tensor([4.0])}
     other = {"a/logits": torch.tensor([1.5, -2.0]), "a/x": torch.tensor([4.0])}
-    assert report._apart(one, other) == {"logits": 0.25, "tensors": 0.0}
+    assert report._largest_differences(one, other) == {"logits": 0.25, "tensors": 0.0}
     with pytest.raises(FedvlmError, match="different tensors"):
-        report._apart(one, {"a/x": torch.tensor([4.0])})
+        report._largest_differences(one, {"a/x": torch.tensor([4.0])})
 
 
 def test_every_protocol_is_an_experiment() -> None:
     for protocol in protocols.PROTOCOLS.values():
-        made = protocols.settings(protocol, Path("/data"), "/model")
+        made = protocols.protocol_experiment(protocol, Path("/data"), "/model")
         assert made.methods == [protocol.method]
         assert made.evaluation.every == 1
         assert asdict(protocol)["name"] == protocol.name
     with pytest.raises(FedvlmError, match="did you mean 'moap'"):
-        protocols.named("moapp")
+        protocols.find_protocol("moapp")

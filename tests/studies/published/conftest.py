@@ -16,6 +16,6 @@ def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
-    inventory.look.cache_clear()
+    inventory.load_weights.cache_clear()
     yield folder
-    inventory.look.cache_clear()
+    inventory.load_weights.cache_clear()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.errors import FedvlmError
 from fedvlm.studies.published import inventory, library, plan, report
-from fedvlm.studies.published.plan import Ask
-from fedvlm.studies.published.reproduce import Made
+from fedvlm.studies.published.plan import Request
+from fedvlm.studies.published.reproduce import JobResults
 
 RN50, VIT = "timm/resnet50_clip.openai", "openai/clip-vit-base-patch16"
 
@@ -25,13 +25,13 @@ def coop(root: Path, *names: str) -> Path:
 
 @pytest.mark.parametrize("name", ["caltech-101", "caltech101"])
 def test_a_data_set_is_found_under_either_name(name: str, tmp_path: Path) -> None:
-    found = inventory.find(library.catalogue().data["caltech"], coop(tmp_path, name))
+    found = inventory.find_dataset(library.catalogue().data["caltech"], coop(tmp_path, name))
     assert (found.path, found.missing) == (tmp_path / name, None)
 
 
 def test_a_folder_without_the_split_file_is_not_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "caltech-101").mkdir()
-    found = inventory.find(library.catalogue().data["caltech"], tmp_path)
+    found = inventory.find_dataset(library.catalogue().data["caltech"], tmp_path)
     assert found.missing is not None
     for words in ("caltech-101", "caltech101", "split_zhou_*.json", "DATASETS.md"):
         assert words in found.missing
@@ -51,24 +51,26 @@ def test_weights_are_published_by_hub_id_or_cache_folder_only(tmp_path: Path, mo
 
 
 def test_nothing_there_is_said_in_full(tmp_path: Path) -> None:
-    made = plan.plan("pfedmoap-1", Ask(tmp_path, offline=True))
+    made = plan.plan("pfedmoap-1", Request(tmp_path, offline=True))
     assert len(made.cells) == 55
     assert not made.possible
-    said = "\n".join(report.missing(report.report(made, Made())))
+    said = "\n".join(report.missing(report.build_report(made, JobResults())))
     for words in (f"hf download {RN50}", "--model DIR", str(tmp_path / "caltech101"), "split_zhou_OxfordPets.json"):
         assert words in said
     assert said.startswith("weights")
 
 
 def test_a_command_is_the_experiment_that_would_run(tmp_path: Path) -> None:
-    made = plan.plan("pfedmoap-1", Ask(coop(tmp_path, "dtd"), "embedded", seeds=[3, 4], words=["method.all.lr=0.5"]))
+    made = plan.plan(
+        "pfedmoap-1", Request(coop(tmp_path, "dtd"), "embedded", seeds=[3, 4], words=["method.all.lr=0.5"])
+    )
     jobs = [job for job in made.jobs if job.ready]
     assert {job.run for job in jobs} == {"dtd"}
     assert {row for job in jobs for row in job.rows} == {row for row, column in made.possible}
     for job in jobs:
         program, verb, preset, *words = shlex.split(job.command)
         assert (program, verb, preset) == ("fedvlm", "run", "few_shot")
-        typed = experiment.parse(plain.override(presets.settings(preset), words))
+        typed = experiment.parse(overrides.apply_words(presets.settings(preset), words))
         assert typed.digest() == job.experiment().digest()
         assert typed.seeds == [3, 4]
     main = next(job for job in jobs if "pfedmoap_0" in job.rows)
@@ -81,19 +83,19 @@ def test_a_command_is_the_experiment_that_would_run(tmp_path: Path) -> None:
 
 
 def test_asked_words_stand_last(tmp_path: Path) -> None:
-    made = plan.plan("pfedmoap-1", Ask(coop(tmp_path, "dtd"), "embedded", ["coop"], ["dtd"], words=["rounds=2"]))
+    made = plan.plan("pfedmoap-1", Request(coop(tmp_path, "dtd"), "embedded", ["coop"], ["dtd"], words=["rounds=2"]))
     assert [job.experiment().rounds for job in made.jobs] == [2]
     assert "other settings: not the published protocol (rounds=2)" in report.heading(made)
 
 
 def test_settings_that_change_no_result_are_no_other_protocol() -> None:
     words = ["compute.device=cpu", "evaluation.every=2", "compute.dtype=bfloat16", "model.revision=x"]
-    assert Ask(words=words).changed == ["compute.dtype=bfloat16", "model.revision=x"]
+    assert Request(words=words).changed == ["compute.dtype=bfloat16", "model.revision=x"]
 
 
 def test_a_mean_over_data_sets_needs_all_of_them(tmp_path: Path) -> None:
     coop(tmp_path, "dtd", "sun397", "oxford_pets", "food101", "ucf101", "oxford_flowers")
-    ask = Ask(tmp_path, "embedded", ["zero_shot"])
+    ask = Request(tmp_path, "embedded", ["zero_shot"])
     made = plan.plan("pfedmma-main", ask)
     assert not made.possible
     assert not any(job.ready for job in made.jobs)
@@ -104,25 +106,25 @@ def test_a_mean_over_data_sets_needs_all_of_them(tmp_path: Path) -> None:
 
 
 def test_columns_are_named_by_themselves_or_by_their_run() -> None:
-    made = plan.plan("others-fedmgp-sets", Ask(rows=["promptfl"], columns=["dtd", "pets_novel"], offline=True))
+    made = plan.plan("others-fedmgp-sets", Request(rows=["promptfl"], columns=["dtd", "pets_novel"], offline=True))
     assert [column for _, column in made.cells] == ["dtd_local", "dtd_base", "dtd_novel", "pets_novel"]
 
 
 def test_unknown_methods_and_presets_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "known", lambda: {})
-    made = plan.plan("pfedmoap-1", Ask(rows=["coop"], columns=["dtd"], offline=True))
-    assert "this fedvlm has no method 'coop'" in report.missing(report.report(made, Made()))[-1]
+    made = plan.plan("pfedmoap-1", Request(rows=["coop"], columns=["dtd"], offline=True))
+    assert "this fedvlm has no method 'coop'" in report.missing(report.build_report(made, JobResults()))[-1]
     assert not made.jobs
     monkeypatch.setattr(presets, "names", lambda: [])
-    made = plan.plan("pfedmoap-5", Ask(rows=["train"], columns=["dtd"], offline=True))
-    assert "this fedvlm has no preset 'few_shot'" in report.missing(report.report(made, Made()))[-1]
+    made = plan.plan("pfedmoap-5", Request(rows=["train"], columns=["dtd"], offline=True))
+    assert "this fedvlm has no preset 'few_shot'" in report.missing(report.build_report(made, JobResults()))[-1]
 
 
 def test_a_setting_this_version_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     row = library.table("pfedmoap-9").rows["width_32"].model_copy(update={"settings": {"gate_widht": 32}})
     table = library.table("pfedmoap-9").model_copy(update={"rows": {"width_32": row}})
     monkeypatch.setattr(library, "table", lambda name: table)
-    made = plan.plan("pfedmoap-9", Ask(columns=["dtd"], offline=True))
+    made = plan.plan("pfedmoap-9", Request(columns=["dtd"], offline=True))
     kinds = {obstacle.kind for obstacles in made.cells.values() for obstacle in obstacles}
     assert kinds == {"data", "settings"}
 
@@ -130,23 +132,23 @@ def test_a_setting_this_version_does_not_know_is_told(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (Ask(rows=["cop"]), "no row 'cop' .did you mean 'coop'"),
-        (Ask(columns=["dtdd"]), "did you mean 'dtd'"),
-        (Ask(words=["roundz=3"]), "did you mean 'rounds'"),
-        (Ask(words=["method.pfedmoap.expert=3"]), "did you mean 'experts'"),
-        (Ask(words=["rounds"]), "not of the form key=value"),
-        (Ask(words=["data.path=x"]), "use --data"),
-        (Ask(words=["model.name=embedded"]), "use --model"),
-        (Ask(words=["methods=coop"]), "use --rows"),
+        (Request(rows=["cop"]), "no row 'cop' .did you mean 'coop'"),
+        (Request(columns=["dtdd"]), "did you mean 'dtd'"),
+        (Request(words=["roundz=3"]), "did you mean 'rounds'"),
+        (Request(words=["method.pfedmoap.expert=3"]), "did you mean 'experts'"),
+        (Request(words=["rounds"]), "not of the form key=value"),
+        (Request(words=["data.path=x"]), "use --data"),
+        (Request(words=["model.name=embedded"]), "use --model"),
+        (Request(words=["methods=coop"]), "use --rows"),
     ],
 )
-def test_a_mistake_in_what_is_asked(ask: Ask, message: str) -> None:
+def test_a_mistake_in_what_is_asked(ask: Request, message: str) -> None:
     with pytest.raises(FedvlmError, match=message):
         plan.plan("pfedmoap-1", ask)
 
 
 def test_tables_that_name_no_run_plan_nothing() -> None:
-    made = plan.plan("others-fedtpg", Ask(offline=True))
+    made = plan.plan("others-fedtpg", Request(offline=True))
     assert made.weights is None
     assert not made.jobs
     assert {obstacle.kind for obstacles in made.cells.values() for obstacle in obstacles} == {"not here"}
@@ -155,9 +157,9 @@ def test_tables_that_name_no_run_plan_nothing() -> None:
 @pytest.mark.parametrize("name", library.names())
 def test_every_table_can_be_planned(name: str, tmp_path: Path) -> None:
     """What no file here can mend is known beforehand: no crash, and nothing possible without data."""
-    made = plan.plan(name, Ask(tmp_path, offline=True))
+    made = plan.plan(name, Request(tmp_path, offline=True))
     assert not made.possible
     assert len(made.cells) == len(made.table.cells)
-    found = report.report(made, Made())
+    found = report.build_report(made, JobResults())
     assert not found.complete
     assert report.as_markdown(found).count("\n| ") == len(made.cells) + 1  # heading

@@ -9,14 +9,14 @@ from typing import Any
 import called
 import pytest
 from called import Done
-from points import point
+from fake_results import point
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.experiment import Experiment
 from fedvlm.runs.result import PointResult
 from fedvlm.studies.published import plan, report, reproduce
-from fedvlm.studies.published.plan import Ask, Job
-from fedvlm.studies.published.reproduce import Made, Ours
+from fedvlm.studies.published.plan import Job, Request
+from fedvlm.studies.published.reproduce import JobResults, OurNumber
 from fedvlm.studies.study import Options
 
 QUICK = ["rounds=1", "data.shots=1", "data.test_per_class=1", "method.all.epochs=1", "views=none"]
@@ -30,30 +30,32 @@ def made_point(**metrics: Any) -> PointResult:
 
 
 def test_a_mean_over_runs_then_over_seeds() -> None:
-    chosen = plan.plan("pfedmma-main", Ask(offline=True))
+    chosen = plan.plan("pfedmma-main", Request(offline=True))
     runs = list(chosen.table.runs)
-    made = Made()
+    made = JobResults()
     for place, run in enumerate(runs):
         made.points[run, "pfedmma"] = {0: made_point(hm=0.1 * place), 1: made_point(hm=0.1 * place + 0.02)}
-    found = reproduce.ours(chosen, made, "pfedmma", "hm")
-    assert isinstance(found, Ours)
+    found = reproduce.our_number(chosen, made, "pfedmma", "hm")
+    assert isinstance(found, OurNumber)
     # 0.1 * (0 + ... + 6) / 7 = 0.3, and 0.32 with the second seed
     assert found.value.mean == pytest.approx(0.31)
     assert found.value.std == pytest.approx(0.02 / 2**0.5)
     assert found.seeds == 2
-    assert reproduce.ours(chosen, made, "pfedmma", "novel") == "the run has no accuracy 'novel'"
-    assert reproduce.ours(chosen, made, "promptfl", "hm") is None
+    assert reproduce.our_number(chosen, made, "pfedmma", "novel") == "the run has no accuracy 'novel'"
+    assert reproduce.our_number(chosen, made, "promptfl", "hm") is None
     made.failures["dtd", "pfedmma"] = "diverged"
-    assert reproduce.ours(chosen, made, "pfedmma", "hm") == "diverged"
+    assert reproduce.our_number(chosen, made, "pfedmma", "hm") == "diverged"
 
 
 def test_a_domain_is_the_mean_over_its_clients() -> None:
-    chosen = plan.plan("pfedmoap-4", Ask(offline=True))
+    chosen = plan.plan("pfedmoap-4", Request(offline=True))
     domains = {"a": "dslr", "b": "dslr", "c": "amazon"}
     clients = {"a": {"local": 0.2}, "b": {"local": 0.4}, "c": {"local": 0.9}}
     key = "office", "coop"
-    made = Made({key: {0: made_point(local=0.5, clients=clients)}}, {key: {0: domains}})
-    means = {column: reproduce.ours(chosen, made, "coop", column) for column in ("dslr", "amazon", "avg", "webcam")}
+    made = JobResults({key: {0: made_point(local=0.5, clients=clients)}}, {key: {0: domains}})
+    means = {
+        column: reproduce.our_number(chosen, made, "coop", column) for column in ("dslr", "amazon", "avg", "webcam")
+    }
     assert [round(means[c].value.mean, 9) for c in ("dslr", "amazon", "avg")] == [0.3, 0.9, 0.5]
     assert means["webcam"] == "the run has no client of domain 'webcam' with accuracy 'local'"
 
@@ -61,10 +63,10 @@ def test_a_domain_is_the_mean_over_its_clients() -> None:
 def test_other_weights_give_no_difference_and_say_so_on_every_line(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     (tmp_path / "dtd" / "split_zhou_X.json").write_text("{}")
-    ask = Ask(tmp_path, "embedded", ["coop"], ["dtd"])
+    ask = Request(tmp_path, "embedded", ["coop"], ["dtd"])
     chosen = plan.plan("pfedmoap-1", ask)
-    made = Made({("dtd", "coop"): {0: made_point(local=0.5)}})
-    found = report.report(chosen, made)
+    made = JobResults({("dtd", "coop"): {0: made_point(local=0.5)}})
+    found = report.build_report(chosen, made)
     assert found.lines[0].mean == 50
     assert found.lines[0].difference is None
     page = report.as_markdown(found)
@@ -73,15 +75,15 @@ def test_other_weights_give_no_difference_and_say_so_on_every_line(tmp_path: Pat
 
 
 def test_published_weights_give_a_difference() -> None:
-    chosen = plan.plan("pfedmoap-1", Ask(rows=["coop", "promptfl_prox"], columns=["dtd"], offline=True))
-    made = Made(
+    chosen = plan.plan("pfedmoap-1", Request(rows=["coop", "promptfl_prox"], columns=["dtd"], offline=True))
+    made = JobResults(
         {("dtd", row): {0: made_point(local=0.5), 1: made_point(local=0.51)} for row in ("coop", "promptfl_prox")}
     )
-    coop, prox = report.report(chosen, made).lines
+    coop, prox = report.build_report(chosen, made).lines
     # 50.5 against 44.23
     assert coop.difference == pytest.approx(6.27)
     assert (coop.void, prox.void) == (False, True)
-    assert "50.50±0.71 (2 seeds) | +6.27 |" in report.as_markdown(report.report(chosen, made))
+    assert "50.50±0.71 (2 seeds) | +6.27 |" in report.as_markdown(report.build_report(chosen, made))
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -91,7 +93,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
     def experiment_of(job: Job) -> Experiment:
         return experiment.parse(
-            plain.override(presets.settings("quickstart"), [*usual, f"methods={','.join(job.rows)}", *words])
+            overrides.apply_words(presets.settings("quickstart"), [*usual, f"methods={','.join(job.rows)}", *words])
         )
 
     monkeypatch.setattr(Job, "experiment", experiment_of)
@@ -100,7 +102,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def test_one_failing_row_does_not_take_the_others_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Blocks that this CLIP has not: the whole run is refused, and each row is run by itself."""
     chosen(monkeypatch, "method.pfedmma.last_block=12")
-    made = Made()
+    made = JobResults()
     jobs = reproduce._run(Job("dtd", "quickstart", (), {"coop": (), "pfedmma": (), "zero_shot": ()}, ()), tmp_path, made,
                           Options())  # fmt: skip
     assert set(made.points) == {("dtd", "coop"), ("dtd", "zero_shot")}
@@ -116,7 +118,7 @@ def test_a_method_that_diverged_in_a_run_is_a_failure_and_the_others_have_number
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     chosen(monkeypatch, "method.coop.lr=1e30")
-    made = Made()
+    made = JobResults()
     job = Job("dtd", "quickstart", (), {"zero_shot": (), "coop": ()}, ())
     assert reproduce._run(job, tmp_path, made, Options()) == [job]
     assert set(made.points) == {("dtd", "zero_shot")}

@@ -11,7 +11,7 @@ import pytest
 import fedvlm
 from fedvlm.errors import FedvlmError
 from fedvlm.studies.published import library
-from fedvlm.studies.published.schema import Number
+from fedvlm.studies.published.schema import PublishedNumber
 
 CELLS = {
     "pfedmma-domains": 8, "pfedmma-main": 24, "pfedmoap-1": 55, "pfedmoap-2": 10, "pfedmoap-3": 35, "pfedmoap-4": 25,
@@ -101,7 +101,11 @@ def test_numbers_are_plausible() -> None:
 
 
 def test_a_number_is_kept_as_printed() -> None:
-    assert (Number("98.40±0.04").mean, Number("98.40±0.04").std, Number("76.36").std) == (98.4, 0.04, None)
+    assert (PublishedNumber("98.40±0.04").mean, PublishedNumber("98.40±0.04").std, PublishedNumber("76.36").std) == (
+        98.4,
+        0.04,
+        None,
+    )
 
 
 def written(folder: Path, text: str) -> Path:

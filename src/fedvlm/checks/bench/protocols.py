@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Protocol:
+class BenchProtocol:
     """One row: an experiment of one method, and the ratios asked of it."""
 
     name: str
@@ -36,41 +36,42 @@ _MMA = "10 clients, 50 base classes, 16 shots, E=2, batch 32"
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("moap", f"pFedMoAP, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
+        BenchProtocol("moap", f"pFedMoAP, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
                  "ViT-B/16", "caltech-101", whole=15, warm=25),
-        Protocol("moap-online", f"pFedMoAP, ViT-B/16, {_MOAP}, online", "few_shot", "pfedmoap", (),
+        BenchProtocol("moap-online", f"pFedMoAP, ViT-B/16, {_MOAP}, online", "few_shot", "pfedmoap", (),
                  "ViT-B/16", "caltech-101", warm=4),
-        Protocol("moap-rn50", f"pFedMoAP, RN50, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
+        BenchProtocol("moap-rn50", f"pFedMoAP, RN50, {_MOAP}, bank of 4", "few_shot", "pfedmoap", ("views=4",),
                  "RN50", "caltech-101", warm=15),
-        Protocol("moap-cifar", "pFedMoAP, RN50, 10 of 100 clients a round, 100 classes, 500 images each, E=5, batch 16",
+        BenchProtocol("moap-cifar",
+                 "pFedMoAP, RN50, 10 of 100 clients a round, 100 classes, 500 images each, E=5, batch 16",
                  "few_shot", "pfedmoap",
                  ("data.source=scenes", "data.base_classes=100", "data.novel_classes=0", "data.shots=500",
                   "data.test_per_class=100", "data.val_per_class=0", "partition.kind=dirichlet",
                   "partition.alpha=0.5", "partition.clients=100", "participation=0.1", "views=none"),
                  "RN50", None, warm=20),
-        Protocol("mma", f"pFedMMA, ViT-B/16, {_MMA}, bank of 4", "base_to_novel", "pfedmma",
+        BenchProtocol("mma", f"pFedMMA, ViT-B/16, {_MMA}, bank of 4", "base_to_novel", "pfedmma",
                  ("views=4",), "ViT-B/16", "caltech-101", warm=2),
-        Protocol("mma-online", f"pFedMMA, ViT-B/16, {_MMA}, online", "base_to_novel", "pfedmma", (),
+        BenchProtocol("mma-online", f"pFedMMA, ViT-B/16, {_MMA}, online", "base_to_novel", "pfedmma", (),
                  "ViT-B/16", "caltech-101", warm=1.5),
-        Protocol("promptfl", f"PromptFL, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "promptfl", ("views=4",),
+        BenchProtocol("promptfl", f"PromptFL, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "promptfl", ("views=4",),
                  "ViT-B/16", "caltech-101", warm=12),
-        Protocol("coop", f"CoOp, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "coop", ("views=4",),
+        BenchProtocol("coop", f"CoOp, ViT-B/16, {_MOAP}, bank of 4", "few_shot", "coop", ("views=4",),
                  "ViT-B/16", "caltech-101", warm=12),
-        *(Protocol(f"quickstart-{method}", f"{method}, {QUICKSTART}", "quickstart", method, (),
+        *(BenchProtocol(f"quickstart-{method}", f"{method}, {QUICKSTART}", "quickstart", method, (),
                    warm=4)
           for method in ("coop", "promptfl", "local_mma", "fedmma", "pfedmma", "pfedmoap")),
     )
 }  # fmt: skip
 
 
-def named(name: str) -> Protocol:
+def find_protocol(name: str) -> BenchProtocol:
     """A protocol by its name; FedvlmError with the nearest one otherwise."""
     if name not in PROTOCOLS:
         raise FedvlmError(f"no bench protocol '{name}'{nearest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-def settings(protocol: Protocol, data: Path, model: str | None) -> Experiment:
+def protocol_experiment(protocol: BenchProtocol, data: Path, model: str | None) -> Experiment:
     """The protocol's experiment on local data and a local model."""
     words = ["evaluation.every=1", *protocol.words, f"methods={protocol.method}", "seeds=0"]
     words += [f"data.path={data / protocol.data}"] if protocol.data else []
@@ -79,4 +80,4 @@ def settings(protocol: Protocol, data: Path, model: str | None) -> Experiment:
     if protocol.model and not protocol.data:
         # Drawn images instead of the preset's: nothing of how those were found or dealt out stays.
         base = {key: value for key, value in base.items() if key not in ("data", "partition")}
-    return experiment.parse(plain.override(base, words))
+    return experiment.parse(overrides.apply_words(base, words))

@@ -17,30 +17,30 @@ import torch
 
 from fedvlm import durable, tensors
 from fedvlm.checks.bench import protocols
-from fedvlm.checks.bench.side import Parts, Sizes
+from fedvlm.checks.bench.side import Sizes, Timings
 from fedvlm.clip.make import make
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One protocol: seconds and memory of both sides, ratios, and how far their results lie apart."""
 
     protocol: str
     title: str
-    naive: Parts
-    exact: Parts
+    naive: Timings
+    exact: Timings
     kept_step_s: float
     """A step of the released procedure with the allocator settings of the other side."""
     difference: dict[str, float]
     """Largest difference over the largest value, of trained tensors and of logits, after a shortened round."""
-    asked: dict[str, float | None]
+    target_ratios: dict[str, float | None]
 
     @property
     def seconds(self) -> tuple[dict[str, float], dict[str, float]]:
         """Seconds of a round by `training`, `experts`, `evaluation`, remembered activations there: naive and exact."""
-        return _round(self.naive, shares_experts=False), _round(self.exact, shares_experts=True)
+        return _round_seconds(self.naive, shares_experts=False), _round_seconds(self.exact, shares_experts=True)
 
     @property
     def rounds(self) -> tuple[float, float]:
@@ -67,7 +67,7 @@ class Row:
         return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
 
 
-def _round(parts: Parts, *, shares_experts: bool) -> dict[str, float]:
+def _round_seconds(parts: Timings, *, shares_experts: bool) -> dict[str, float]:
     if parts.round is not None:
         return parts.round
     counts = parts.counts
@@ -80,47 +80,47 @@ def _round(parts: Parts, *, shares_experts: bool) -> dict[str, float]:
 
 
 def bench(
-    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, say: Callable[[str], None]
-) -> Iterator[Row]:
+    names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, log: Callable[[str], None]
+) -> Iterator[BenchRow]:
     """Measure protocols one after another, giving each row when it is there.
 
     Each side runs in a fresh process, so that memory and caches are its own.
     """
-    for protocol in [protocols.named(name) for name in names]:
-        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, say))
-        settings = protocols.settings(protocol, data, model)
+    for protocol in [protocols.find_protocol(name) for name in names]:
+        model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, log))
+        settings = protocols.protocol_experiment(protocol, data, model)
         with tempfile.TemporaryDirectory() as place:
             order = Path(place) / "order.json"
-            told = {"experiment": settings.resolved(), "sizes": asdict(sizes), "cache": f"{place}/cache"}
-            durable.write_json(order, told)
-            found: dict[str, Parts] = {}
+            task = {"experiment": settings.resolved(), "sizes": asdict(sizes), "cache": f"{place}/cache"}
+            durable.write_json(order, task)
+            found: dict[str, Timings] = {}
             for side in ("naive", "exact"):
-                say(f"{protocol.name}: {side}")
-                found[side] = _measured(order, side)
-            say(f"{protocol.name}: naive with the other allocator settings")
-            apart = _apart(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
-            kept = _measured(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
-        asked = {"whole": protocol.whole, "warm": protocol.warm}
-        yield Row(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, asked)
+                log(f"{protocol.name}: {side}")
+                found[side] = _measure(order, side)
+            log(f"{protocol.name}: naive with the other allocator settings")
+            apart = _largest_differences(*(tensors.load(order.with_suffix(f".{side}.safetensors")) for side in found))
+            kept = _measure(order, "naive", "step", FEDVLM_BENCH_ALLOCATOR="kept").step_s
+        targets = {"whole": protocol.whole, "warm": protocol.warm}
+        yield BenchRow(protocol.name, protocol.title, found["naive"], found["exact"], kept, apart, targets)
 
 
-def _model(architecture: str, models: Path, tokenizer: str, say: Callable[[str], None]) -> Path:
+def _model(architecture: str, models: Path, tokenizer: str, log: Callable[[str], None]) -> Path:
     folder = models / architecture.replace("/", "-").lower()
     if not (folder / "preprocessor_config.json").exists():  # written last
-        say(f"{architecture}: random weights in {folder}")
+        log(f"{architecture}: random weights in {folder}")
         make(architecture, folder, tokenizer=tokenizer)
     return folder
 
 
-def _measured(order: Path, side: str, *only: str, **environment: str) -> Parts:
+def _measure(order: Path, side: str, *only: str, **environment: str) -> Timings:
     command = [sys.executable, "-m", "fedvlm.checks.bench.side", side, str(order), *only]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise FedvlmError(f"the {side} side failed:\n{done.stderr.strip()[-2000:]}")
-    return Parts(**json.loads(order.with_suffix(f".{side}.json").read_text()))
+    return Timings(**json.loads(order.with_suffix(f".{side}.json").read_text()))
 
 
-def _apart(naive: Named, exact: Named) -> dict[str, float]:
+def _largest_differences(naive: Named, exact: Named) -> dict[str, float]:
     """Largest absolute difference over the largest absolute value of its tensor, by kind."""
     if naive.keys() != exact.keys():
         raise FedvlmError(f"the two sides made different tensors: {sorted(naive.keys() ^ exact.keys())}")
@@ -144,16 +144,21 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def as_json(rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(rows: Sequence[BenchRow]) -> dict[str, Any]:
     """Everything measured, with the ratios."""
     return {"machine": machine(), "rows": [
-        asdict(row) | {"seconds_of_a_round": row.seconds, "run_s": row.runs, "over_floor": row.over_floor,
-                       "ratios": row.ratios}
+        _as_table(row) | {"seconds_of_a_round": row.seconds, "run_s": row.runs, "over_floor": row.over_floor,
+                          "ratios": row.ratios}
         for row in rows
-    ], "quickstart_ratio": quickstart(rows)}  # fmt: skip
+    ], "quickstart_ratio": quickstart_ratio(rows)}  # fmt: skip
 
 
-def quickstart(rows: Sequence[Row]) -> float | None:
+def _as_table(row: BenchRow) -> dict[str, Any]:
+    """The fields of a row by the keys of the file, in which the target ratios are `asked`."""
+    return {{"target_ratios": "asked"}.get(name, name): value for name, value in asdict(row).items()}
+
+
+def quickstart_ratio(rows: Sequence[BenchRow]) -> float | None:
     """How many times faster a round of all quickstart methods one after another is, if more than one was measured."""
     parts = [row.rounds for row in rows if row.title.endswith(protocols.QUICKSTART)]
     return sum(slow for slow, _ in parts) / sum(fast for _, fast in parts) if len(parts) > 1 else None
@@ -163,28 +168,29 @@ HEADER = ("protocol", "step s", "", "ratio", "same alloc.", "training s", "", "e
           "warm", "asked", "whole", "asked", "diff", "GiB", "", "GFLOP", "GFLOP/s", "over floor")  # fmt: skip
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def cells(row: Row) -> list[str]:
+def row_cells(row: BenchRow) -> list[str]:
     """One line of the table; in pairs naive, then exact."""
     slow, fast = row.naive, row.exact
     ratios = {name: f"{value:.1f}x" for name, value in row.ratios.items()}
-    asked = [f"{value:g}x" if value else "" for value in (row.asked["warm"], row.asked["whole"])]
+    targets = [f"{value:g}x" if value else "" for value in (row.target_ratios["warm"], row.target_ratios["whole"])]
     return [
-        row.protocol, _number(slow.step_s), _number(fast.step_s), ratios["step"], ratios["step, same allocator"],
-        *(_number(side.get(part, 0)) for part in ("training", "experts", "evaluation") for side in row.seconds),
-        ratios["warm"], asked[0], ratios["whole"], asked[1],
+        row.protocol, _format_number(slow.step_s), _format_number(fast.step_s), ratios["step"],
+        ratios["step, same allocator"],
+        *(_format_number(side.get(part, 0)) for part in ("training", "experts", "evaluation") for side in row.seconds),
+        ratios["warm"], targets[0], ratios["whole"], targets[1],
         f"{max(row.difference.values()):.0e}", f"{slow.peak_bytes / 2**30:.1f}", f"{fast.peak_bytes / 2**30:.1f}",
-        _number(fast.step_gflop), _number(fast.matmul_gflops), f"{row.over_floor:.2f}",
+        _format_number(fast.step_gflop), _format_number(fast.matmul_gflops), f"{row.over_floor:.2f}",
     ]  # fmt: skip
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[BenchRow]) -> str:
     """The table; columns without a name belong to the exact path, those before them to the released procedure."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    if (together := quickstart(rows)) is not None:
+    lines += ["| " + " | ".join(row_cells(row)) + " |" for row in rows]
+    if (together := quickstart_ratio(rows)) is not None:
         lines += ["", f"Quickstart, these methods one after another: {together:.1f}x"]
     return "\n".join(lines) + "\n"

@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedvlm import clip as clips
 from fedvlm import durable, methods, tensors
-from fedvlm.checks.bench.naive import Decoded, plain
+from fedvlm.checks.bench.released import UncachedPixels, released_tuner
 from fedvlm.clip import templates
-from fedvlm.data import Client, federate, load_source
+from fedvlm.data import Client, federate
 from fedvlm.experiment import Experiment, parse
 from fedvlm.federation import setup
-from fedvlm.federation.client import batches, train_client
+from fedvlm.federation.client import local_batches, train_client
 from fedvlm.federation.setup import GIB, Loaded, SeedSetup, prefetch_keys
 from fedvlm.federation.simulation import Simulation, run_rounds, sample_clients, start
 from fedvlm.methods.base import Config, Uplink
@@ -34,12 +34,12 @@ from fedvlm.streams import stream, torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training import device as devices
 from fedvlm.training.activations import TEST, Activations
+from fedvlm.training.disk_cache import DiskCache
 from fedvlm.training.local import epoch_batches, train
 from fedvlm.training.site import Site
-from fedvlm.training.store import Store
 
 Kind = Literal["naive", "exact"]
-TRIED = 2
+COMPARED_CLIENTS = 2
 """Clients in the round whose tensors are compared."""
 
 
@@ -54,7 +54,7 @@ class Sizes:
 
 
 @dataclass
-class Parts:
+class Timings:
     """Seconds of a run's parts, counts to multiply them with, memory, and the work that is necessary."""
 
     step_s: float = 0.0
@@ -80,37 +80,37 @@ def main() -> None:
     With `step`, only the training step is measured.
     """
     kind, order = sys.argv[1], Path(sys.argv[2])
-    told = json.loads(order.read_text())
-    side = Side(kind, parse(told["experiment"]), Sizes(**told["sizes"]), Path(told["cache"]))  # type: ignore[arg-type]
+    task = json.loads(order.read_text())
+    side = MeasuredSide(kind, parse(task["experiment"]), Sizes(**task["sizes"]), Path(task["cache"]))  # type: ignore[arg-type]
     if sys.argv[3:] == ["step"]:
-        durable.write_json(order.with_suffix(f".{kind}.json"), asdict(Parts(step_s=side.step()[0])))
+        durable.write_json(order.with_suffix(f".{kind}.json"), asdict(Timings(step_s=side.step()[0])))
         return
     durable.write_json(order.with_suffix(f".{kind}.json"), asdict(side.measure()))
     tensors.save(order.with_suffix(f".{kind}.safetensors"), side.outcome())
 
 
-class Side:
+class MeasuredSide:
     """The run of an experiment's only method, in the released or in our own way."""
 
     def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
         self.kind, self.settings, self.sizes = kind, settings, sizes
         allocator = os.environ.get("FEDVLM_BENCH_ALLOCATOR")
-        self.device = devices.choose(settings.compute)
+        self.device = devices.choose_device(settings.compute)
         devices.configure_process(self.device, keep_freed=kind == "exact" or allocator == "kept")
         clip = clips.load(settings.model.name).to(self.device.device)
-        torch.set_num_threads(settings.compute.threads or devices.threads(clip.text.width))
+        torch.set_num_threads(settings.compute.threads or devices.default_threads(clip.text.width))
         self.clip = clip
-        source = load_source(settings.data, settings.seeds[0], is_kept=settings.compute.disk_gib > 0)
+        source = settings.load_source(settings.seeds[0])
         self.federation = federate(source, settings, settings.seeds[0])
         limit = int(settings.compute.cache_gib * GIB)
-        store = Store(cache, 100 * GIB)
+        disk_cache = DiskCache(cache, 100 * GIB)
         self.activations: Activations = (
-            Activations(clip, source.records, self.device, limit, store)
+            Activations(clip, source.records, self.device, limit, disk_cache)
             if kind == "exact"
-            else Decoded(clip, source.records, self.device, 0)
+            else UncachedPixels(clip, source.records, self.device, 0)
         )
         self.run = self._simulation()
-        self.short = _shortened(self.run, sizes.steps)
+        self.short = _shorten(self.run, sizes.steps)
         self.entry = self.run.site.base.entry
 
     def _simulation(self) -> Simulation:
@@ -125,7 +125,7 @@ class Side:
         """The same in the released way: plain tuners, clients one by one, tests in batches of 100."""
         method, template = exact.spec.method, templates.template(self.settings.evaluation.template)
         base, novel = (
-            plain(method, self.clip, names, template) if names else None
+            released_tuner(method, self.clip, names, template) if names else None
             for names in (self.federation.base_names, self.federation.novel_names)
         )
         assert base is not None
@@ -147,9 +147,9 @@ class Side:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def measure(self) -> Parts:
+    def measure(self) -> Timings:
         """Every part, in the order in which a run meets them."""
-        parts = Parts(matmul_gflops=_rate(self.device.device))
+        parts = Timings(matmul_gflops=_matmul_rate(self.device.device))
         client = self.federation.clients[0]
         if self.kind == "exact":
             parts.remember_s = self._remember()
@@ -157,7 +157,7 @@ class Side:
         parts.expert_s = self._expert()
         parts.test_s = self._test(client)
         parts.counts = self._counts()
-        if self.clip.text.width < devices.SMALL:
+        if self.clip.text.width < devices.SMALL_WIDTH:
             parts.round = self._round()
         parts.peak_bytes = self._peak()
         return parts
@@ -166,7 +166,7 @@ class Side:
         """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
         result: Named = {}
         received, uplinks = self._received(2), []
-        for client in self.short.site.federation.clients[:TRIED]:
+        for client in self.short.site.federation.clients[:COMPARED_CLIENTS]:
             done = train_client(self.short.spec, self.short.site, 0, client, None, received)
             uplinks.append(Uplink(client.name, 1.0, done.uplink.tensors))
             result |= {f"{client.name}/{name}": tensor for name, tensor in done.personal.items()}
@@ -194,7 +194,7 @@ class Side:
         """Only what is measured: remembering everything takes long and changes no measured time."""
         client = self.federation.clients[0]
         found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
-        for one in self.short.site.federation.clients[:TRIED]:
+        for one in self.short.site.federation.clients[:COMPARED_CLIENTS]:
             found |= {(index, TEST) for index in list(self.federation.tests[one.base])[:8]}
             if self.settings.views != "online":
                 views = [TEST] if isinstance(self.settings.views, str) else range(self.settings.views)
@@ -204,7 +204,9 @@ class Side:
     def step(self) -> tuple[float, float]:
         """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
         client = self.short.site.federation.clients[0]
-        supply = chain.from_iterable(batches(self.short.spec, self.short.site, round_, client) for round_ in count())
+        supply = chain.from_iterable(
+            local_batches(self.short.spec, self.short.site, round_, client) for round_ in count()
+        )
         received, steps = self._received(2), self.sizes.steps
         train(self.run.spec.method, self.run.site.base, self.run.spec.initial, received, [next(supply)], self.device)
         begun = self._clock()
@@ -293,7 +295,7 @@ class Side:
         }
 
 
-def _shortened(run: Simulation, steps: int) -> Simulation:
+def _shorten(run: Simulation, steps: int) -> Simulation:
     """The run with one epoch and at most this many full batches of training images for each client."""
     config = run.spec.method.config
     assert isinstance(config, Config)
@@ -304,7 +306,7 @@ def _shortened(run: Simulation, steps: int) -> Simulation:
     return replace(run, spec=replace(run.spec, method=method), site=site)
 
 
-def _rate(device: torch.device) -> float:
+def _matmul_rate(device: torch.device) -> float:
     """Best of ten products of 2048 x 2048 matrices."""
     draw = torch_stream(0, "bench rate")
     a, b = (torch.empty(2048, 2048).normal_(generator=draw).to(device) for _ in range(2))

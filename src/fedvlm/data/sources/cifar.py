@@ -20,12 +20,12 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from fedvlm.data.decode import Seen
-from fedvlm.data.files import folder, inside, read_text
-from fedvlm.data.gather import gather
+from fedvlm.data.build import build_source
+from fedvlm.data.decode import ImageFacts
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import existing_folder, read_text, resolve_inside
 from fedvlm.data.record import Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
 
@@ -39,7 +39,7 @@ class CifarData(FileData):
     on_duplicate: Literal["once", "keep"] = "keep"
     """The published files are the benchmark, whatever they hold twice."""
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `cifar_source`."""
         return cifar_source(self)
 
@@ -100,7 +100,7 @@ class CifarImage:
     row: int
     offset: int
     """Of the first pixel in the file."""
-    seen: str
+    expected_digest: str
     """Digest of the pixels that were read with the labels: `open` refuses any others."""
 
     @property
@@ -115,18 +115,18 @@ class CifarImage:
 
     def digest(self) -> str:
         """Of the pixels."""
-        return self.seen
+        return self.expected_digest
 
-    def look(self, known: object) -> Seen:
+    def inspect(self, lookup: object) -> ImageFacts:
         """Its pixels' digest: the file as a whole was checked, and there is nothing to decode."""
-        return Seen(self.seen, self.seen, SIDE, SIDE, 8, 0, 255)
+        return ImageFacts(self.expected_digest, self.expected_digest, SIDE, SIDE, 8, 0, 255)
 
-    def settled(self, seen: Seen, bits: int) -> CifarImage:
+    def with_facts(self, facts: ImageFacts, bits: int) -> CifarImage:
         """The image as it is: it knows its pixels already."""
         return self
 
     def _bytes(self) -> bytes:
-        path = inside(self.root, self.file)
+        path = resolve_inside(self.root, self.file)
         try:
             with path.open("rb") as file:
                 file.seek(self.offset)
@@ -135,7 +135,7 @@ class CifarImage:
             raise FedvlmError(f"{path} cannot be read: {error.strerror or error}") from None
         if len(data) != _PIXELS:
             raise FedvlmError(f"{path} has become shorter since the run began: record {self.row} is cut off")
-        if _digest(data) != self.seen:
+        if _digest(data) != self.expected_digest:
             raise FedvlmError(f"{path} has changed since the run began: record {self.row} holds other pixels")
         return data
 
@@ -146,7 +146,7 @@ def _digest(pixels: bytes) -> str:
 
 def cifar_source(config: CifarData) -> Source:
     """All records of the edition found at the path, in the order of its files, with their original split."""
-    root, edition = _found(folder(config.path))
+    root, edition = _find_edition(existing_folder(config.path))
     names = _names(root / edition.names, edition.classes)
     coarse = _names(root / edition.coarse[0], edition.coarse[1]) if edition.coarse else None
     rows = [
@@ -154,22 +154,22 @@ def cifar_source(config: CifarData) -> Source:
         for name, split, count in edition.files
         for row in _rows(root, edition, name, count if config.complete else None, (names, coarse), split)
     ]
-    return gather(edition.title, rows, config, Remembered(), classnames=names)
+    return build_source(edition.title, rows, config, DecodeCache(), classnames=names)
 
 
 def _rows(
     root: Path, edition: Edition, name: str, count: int | None, words: tuple[list[str], list[str] | None], split: Split
-) -> Iterator[Row]:
+) -> Iterator[ImageRow]:
     names, coarse = words
     data = _records(root, edition, name, count)
     first = edition.record_bytes - _PIXELS
     for row, ids in enumerate(data[:, :first].tolist()):
         place = row * edition.record_bytes + first
         image = CifarImage(root, name, row, place, _digest(data[row, first:].tobytes()))
-        yield Row(image, names[ids[-1]], split=split, superclass=coarse[ids[0]] if coarse else None)
+        yield ImageRow(image, names[ids[-1]], split=split, superclass=coarse[ids[0]] if coarse else None)
 
 
-def _found(root: Path) -> tuple[Path, Edition]:
+def _find_edition(root: Path) -> tuple[Path, Edition]:
     """The folder that holds the files, `root` itself or the unpacked archive's in it, and what they are."""
     places = [(home, edition) for edition in EDITIONS for home in (root, root / edition.unpacked)]
     found = [(home, edition) for home, edition in places if (home / edition.files[0][0]).is_file()]
@@ -201,7 +201,7 @@ def _names(path: Path, count: int) -> list[str]:
 
 def _records(root: Path, edition: Edition, name: str, count: int | None) -> NDArray[np.uint8]:
     """Label bytes and pixels of every record `[R, 1 or 2 + 3072]`, the file's size and all labels checked."""
-    path, length = inside(root, name), edition.record_bytes
+    path, length = resolve_inside(root, name), edition.record_bytes
     try:
         _check_size(path, edition, path.stat().st_size, count)
         data = np.fromfile(path, np.uint8).reshape(-1, length)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvlm.data.files import FileImage, folder, read_text, subfolders
-from fedvlm.data.gather import gather
+from fedvlm.data.build import build_source
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import FileImage, existing_folder, read_text, subfolders
 from fedvlm.data.record import Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
 
@@ -32,9 +32,9 @@ class CoopData(FileData):
     on_duplicate: Literal["once", "keep"] = "keep"
     """The published lists are the protocol, whatever they hold twice."""
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `coop_source`."""
-        return coop_source(self, remembered)
+        return coop_source(self, decode_cache)
 
 
 _SAMPLES = 50
@@ -43,9 +43,9 @@ _SAMPLES = 50
 Entry = tuple[str, int, str]
 
 
-def coop_source(config: CoopData, remembered: Remembered) -> Source:
+def coop_source(config: CoopData, decode_cache: DecodeCache) -> Source:
     """The images of a split file; class names in the order of its label ids, missing files counted."""
-    root = folder(config.path)
+    root = existing_folder(config.path)
     path = _split_file(root, config.split_file)
     splits = _read(path)
     if not any(splits.values()):
@@ -53,11 +53,13 @@ def coop_source(config: CoopData, remembered: Remembered) -> Source:
     names = _classnames(path, splits)
     home = _image_folder(root, path, splits, config)
     rows = [
-        Row(FileImage(root, posixpath.normpath(posixpath.join(home, image)), config.max_megapixels), name, split=split)
+        ImageRow(
+            FileImage(root, posixpath.normpath(posixpath.join(home, image)), config.max_megapixels), name, split=split
+        )
         for split, entries in splits.items()
         for image, _, name in entries
     ]
-    return gather(path.stem.removeprefix("split_zhou_"), rows, config, remembered, classnames=names)
+    return build_source(path.stem.removeprefix("split_zhou_"), rows, config, decode_cache, classnames=names)
 
 
 def _split_file(root: Path, named: str | None) -> Path:
@@ -109,18 +111,18 @@ def _classnames(path: Path, splits: dict[Split, list[Entry]]) -> list[str]:
 def _image_folder(root: Path, path: Path, splits: dict[Split, list[Entry]], config: CoopData) -> str:
     """The folder, relative to `root`, under which most of a sample of the listed images lie."""
     if config.images is not None:
-        folder(root / config.images, "data.images")
+        existing_folder(root / config.images, "data.images")
         return config.images
     images = [image for entries in splits.values() for image, _, _ in entries]
     sample = images[:: max(1, len(images) // _SAMPLES)]
     candidates = [root, *subfolders(root)]
     candidates += [inner for outer in candidates[1:] for inner in subfolders(outer)]
-    best = max(candidates, key=lambda candidate: _found(candidate, sample))
-    if not _found(best, sample):
+    best = max(candidates, key=lambda candidate: _count_found(candidate, sample))
+    if not _count_found(best, sample):
         raise FedvlmError(f"no folder in {root} holds {images[0]} (the first of {path.name}): set data.images to the "
                           "folder that does")  # fmt: skip
     return best.relative_to(root).as_posix()
 
 
-def _found(candidate: Path, sample: Sequence[str]) -> int:
+def _count_found(candidate: Path, sample: Sequence[str]) -> int:
     return sum((candidate / image).is_file() for image in sample)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from fedvlm.data.files import SUFFIXES, FileImage, folder, shown, subfolders
-from fedvlm.data.gather import gather, split_named
+from fedvlm.data.build import build_source, parse_split
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import SUFFIXES, FileImage, existing_folder, is_shown, subfolders
 from fedvlm.data.lists import has_lists, listed_source
-from fedvlm.data.notes import counted
+from fedvlm.data.notes import counted_note
 from fedvlm.data.record import Source
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError
 
@@ -32,23 +32,23 @@ class FolderData(FileData):
     images: str | None = None
     """Folder below `path` that the paths in the lists start from."""
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `folder_source`."""
-        return folder_source(self, remembered)
+        return folder_source(self, decode_cache)
 
 
 _DEEPEST = 5
 """Folders below the root that are looked at: enough to say how deep the images lie."""
 
 
-def folder_source(config: FolderData, remembered: Remembered) -> Source:
+def folder_source(config: FolderData, decode_cache: DecodeCache) -> Source:
     """Every image at the depth the layout says, its class, domain or client being the folders it lies in.
 
     With `train_list` only the images that the lists name, in the split that they give.
     """
-    root = folder(config.path)
+    root = existing_folder(config.path)
     if has_lists(config):
-        return listed_source(root, config, remembered)
+        return listed_source(root, config, decode_cache)
     has_splits = _has_splits(root)
     depth = (1 if config.layout == "class" else 2) + has_splits
     files, empty = _walk(root, depth)
@@ -56,26 +56,26 @@ def folder_source(config: FolderData, remembered: Remembered) -> Source:
     fitting = [path for path in images if len(path.parts) == depth + 1]
     if not fitting:
         raise FedvlmError(_misfit(root, config, images, has_splits))
-    notes = _notes(files, images, fitting, [path for path in empty if len(path.parts) == depth])
+    notes = _describe_left_out(files, images, fitting, [path for path in empty if len(path.parts) == depth])
     rows = [_row(root, path, config, has_splits) for path in fitting]
-    return gather(root.name, rows, config, remembered, warned=notes)
+    return build_source(root.name, rows, config, decode_cache, warnings=notes)
 
 
-def _row(root: Path, path: PurePosixPath, config: FolderData, has_splits: bool) -> Row:
+def _row(root: Path, path: PurePosixPath, config: FolderData, has_splits: bool) -> ImageRow:
     above = path.parts[has_splits] if config.layout != "class" else None
-    return Row(
+    return ImageRow(
         FileImage(root, str(path), config.max_megapixels),
         name=path.parts[-2],
         domain=above if config.layout == "domain" else None,
         client=above if config.layout == "client" else None,
-        split=split_named(path.parts[0]) if has_splits else None,
+        split=parse_split(path.parts[0]) if has_splits else None,
     )
 
 
 def _has_splits(root: Path) -> bool:
     """Whether the folders at the top are the splits, `train` among them."""
     names = [entry.name for entry in subfolders(root)]
-    splits = [split_named(name) for name in names]
+    splits = [parse_split(name) for name in names]
     if "train" not in splits:
         return False
     if None in splits or len(set(splits)) < len(splits):
@@ -105,7 +105,7 @@ def _visit(
     """Each folder with its folders and files; `above` are the real paths of the folders on the way to it."""
     try:
         with os.scandir(root / where) as listing:
-            entries = [entry for entry in listing if shown(entry.name)]
+            entries = [entry for entry in listing if is_shown(entry.name)]
             kinds = [(_text(root, entry.name), entry.is_dir(), entry.is_symlink()) for entry in entries]
     except OSError as error:
         raise FedvlmError(f"the folder {root / where} cannot be read: {error.strerror or error}") from None
@@ -129,7 +129,7 @@ def _text(root: Path, name: str) -> str:
     return name
 
 
-def _notes(
+def _describe_left_out(
     files: list[PurePosixPath], images: list[PurePosixPath], fitting: list[PurePosixPath], empty: list[PurePosixPath]
 ) -> list[str]:
     notes = []
@@ -137,12 +137,12 @@ def _notes(
     stray = sorted(set(images) - set(fitting))
     if others:
         one, many = "file is named like no image", "files are named like no image"
-        notes.append(counted(others, one, many, before="left out: "))
+        notes.append(counted_note(others, one, many, before="left out: "))
     if stray:
         one, many = "image lies at another depth", "images lie at another depth"
-        notes.append(counted(stray, one, many, before="left out: "))
+        notes.append(counted_note(stray, one, many, before="left out: "))
     if empty:
-        notes.append(counted(empty, "class folder is empty", "class folders are empty"))
+        notes.append(counted_note(empty, "class folder is empty", "class folders are empty"))
     return notes
 
 

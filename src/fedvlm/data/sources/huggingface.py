@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import PIL.Image
 
-from fedvlm.data.decode import GREY_BITS, Problem, Seen, digest, look
-from fedvlm.data.files import identity, inside, opened
-from fedvlm.data.gather import gather
-from fedvlm.data.notes import counted
+from fedvlm.data.build import build_source
+from fedvlm.data.decode import GREY_BITS, ImageFacts, Problem, digest, inspect_bytes
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import image_identity, open_image, resolve_inside
+from fedvlm.data.notes import counted_note
 from fedvlm.data.record import Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
 
@@ -44,9 +44,9 @@ class HubData(FileData):
     """`none`: hold out `test_fraction` of the training images."""
     offline: bool = False
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `hub_source`."""
-        return hub_source(self, remembered)
+        return hub_source(self, decode_cache)
 
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -59,9 +59,9 @@ _OTHERS = ("domain", "client", "superclass")
 class HubImage:
     """An image in a row of a data set; its bytes are read from the memory-mapped table when they are needed."""
 
-    table: Table
+    table: HubTable
     row: int
-    seen: str = ""
+    expected_digest: str = ""
     """Digest of the bytes that were looked at: `open` refuses any others."""
     bits: int = GREY_BITS
     """Range of grey values of more than 8 bits."""
@@ -73,27 +73,29 @@ class HubImage:
 
     def open(self) -> PIL.Image.Image:
         """The decoded RGB image, upright. Raises FedvlmError naming the row if it cannot be decoded, or has changed."""
-        return opened(self.table.encoded(self.row), self.key, self.table.max_megapixels, self.seen, self.bits)
+        return open_image(
+            self.table.encoded(self.row), self.key, self.table.max_megapixels, self.expected_digest, self.bits
+        )
 
     def digest(self) -> str:
         """Of the bytes that were looked at, or are there now. Raises FedvlmError naming the row if there are none."""
-        return identity(self.seen or digest(self.table.encoded(self.row)), self.bits)
+        return image_identity(self.expected_digest or digest(self.table.encoded(self.row)), self.bits)
 
-    def look(self, known: Callable[[str], Seen | None]) -> Seen | Problem:
-        """What is in the image, decoded in full if it is not `known`; or why it cannot be used."""
+    def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
+        """What is in the image, decoded in full if it is not `lookup`; or why it cannot be used."""
         try:
             data = self.table.encoded(self.row)
         except FedvlmError as error:
             return Problem("missing", str(error))
-        return look(data, self.table.max_megapixels, known)
+        return inspect_bytes(data, self.table.max_megapixels, lookup)
 
-    def settled(self, seen: Seen, bits: int) -> HubImage:
+    def with_facts(self, facts: ImageFacts, bits: int) -> HubImage:
         """The same image, of the bytes that were looked at, with this range of grey values."""
-        return replace(self, seen=seen.digest, bits=bits)
+        return replace(self, expected_digest=facts.digest, bits=bits)
 
 
 @dataclass(frozen=True)
-class Table:
+class HubTable:
     """One split of a data set, its image column not decoded."""
 
     name: str
@@ -123,26 +125,30 @@ class Table:
             raise FedvlmError(f"{self.name}/{row}: {path}: {error.strerror}") from None
 
 
-def hub_source(config: HubData, remembered: Remembered) -> Source:
+def hub_source(config: HubData, decode_cache: DecodeCache) -> Source:
     """The images of the train, validation and test splits that the configuration names."""
     datasets = _library()
-    splits, homes = _opened(datasets, config)
-    chosen = _chosen(splits, config)
+    splits, homes = _open(datasets, config)
+    chosen = _select_splits(splits, config)
     features = next(iter(chosen.values()))[1].features
     image, label = _columns(datasets, features, config)
     names = getattr(features[label], "names", None)
-    rows: list[Row] = []
+    rows: list[ImageRow] = []
     unlabelled: list[str] = []
     for split, (name, data) in chosen.items():
         data = data.with_format(None).cast_column(image, datasets.Image(decode=False))
-        rows += _rows(Table(name, data, image, homes, config.max_megapixels), split or None, label, config, unlabelled)
-    notes = [counted(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
+        rows += _rows(
+            HubTable(name, data, image, homes, config.max_megapixels), split or None, label, config, unlabelled
+        )
+    notes = (
+        [counted_note(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
+    )
     if not names and all(row.name.lstrip("-").isdigit() for row in rows):
         notes.append(f"the column '{label}' holds numbers without names: zero-shot prompts will read '{rows[0].name}'")
-    return gather(config.path, rows, config, remembered, classnames=names, warned=notes)
+    return build_source(config.path, rows, config, decode_cache, classnames=names, warnings=notes)
 
 
-def _rows(table: Table, split: Any, label: str, config: HubData, unlabelled: list[str]) -> Iterator[Row]:
+def _rows(table: HubTable, split: Any, label: str, config: HubData, unlabelled: list[str]) -> Iterator[ImageRow]:
     """One row per image with its class name; rows without a label (None, or -1 as hidden test sets have) are told."""
     names = getattr(table.data.features[label], "names", None)
     columns = {key: table.data[column][:] for key, column in _roles(label, config).items()}
@@ -150,8 +156,8 @@ def _rows(table: Table, split: Any, label: str, config: HubData, unlabelled: lis
         if value is None or value == "" or (names and not 0 <= value < len(names)):
             unlabelled.append(f"{table.name}/{row}")
             continue
-        domain, client, above = (_word(columns[key][row]) if key in columns else None for key in _OTHERS)
-        yield Row(HubImage(table, row), names[value] if names else str(value), domain, client, split, above)
+        domain, client, above = (_optional_text(columns[key][row]) if key in columns else None for key in _OTHERS)
+        yield ImageRow(HubImage(table, row), names[value] if names else str(value), domain, client, split, above)
 
 
 def _roles(label: str, config: HubData) -> dict[str, str]:
@@ -159,7 +165,7 @@ def _roles(label: str, config: HubData) -> dict[str, str]:
     return {key: column for key, column in roles.items() if column is not None}
 
 
-def _word(value: Any) -> str | None:
+def _optional_text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
@@ -171,12 +177,12 @@ def _library() -> ModuleType:
     return datasets  # type: ignore[no-any-return]
 
 
-def _opened(datasets: ModuleType, config: HubData) -> tuple[dict[str, Any], tuple[Path, ...]]:
+def _open(datasets: ModuleType, config: HubData) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """All splits by name (a single saved table has the name "") and the folders its images may lie in."""
     local = Path(config.path).expanduser()
     homes = (local.resolve(),) if local.exists() else _caches(datasets)
     try:
-        found = _saved(datasets, local) if local.exists() else _fetched(datasets, config)
+        found = _load_saved(datasets, local) if local.exists() else _download(datasets, config)
     except FedvlmError:
         raise
     except Exception as error:  # the library raises its own, the hub's, HTTP and Arrow errors
@@ -187,14 +193,14 @@ def _opened(datasets: ModuleType, config: HubData) -> tuple[dict[str, Any], tupl
     return (dict(found) if isinstance(found, dict) else {"": found}), homes
 
 
-def _saved(datasets: ModuleType, local: Path) -> Any:
+def _load_saved(datasets: ModuleType, local: Path) -> Any:
     if not any((local / name).is_file() for name in _SAVED):
         raise FedvlmError(f"{local} was not written by save_to_disk (no {' or '.join(_SAVED)}): for a folder of images "
                           'set data.source = "folder"')  # fmt: skip
     return datasets.load_from_disk(str(local))
 
 
-def _fetched(datasets: ModuleType, config: HubData) -> Any:
+def _download(datasets: ModuleType, config: HubData) -> Any:
     options: dict[str, Any] = {"download_config": datasets.DownloadConfig(local_files_only=config.offline)}
     if "trust_remote_code" in signatures.signature(datasets.load_dataset).parameters:
         options["trust_remote_code"] = False  # releases before 4 would run a script found at the id
@@ -208,13 +214,13 @@ def _caches(datasets: ModuleType) -> tuple[Path, ...]:
 
 def _is_inside(home: Path, path: str) -> bool:
     try:
-        inside(home, path)
+        resolve_inside(home, path)
     except FedvlmError:
         return False
     return True
 
 
-def _chosen(splits: dict[str, Any], config: HubData) -> dict[Split | None, tuple[str, Any]]:
+def _select_splits(splits: dict[str, Any], config: HubData) -> dict[Split | None, tuple[str, Any]]:
     """The configured splits with their names; a single table is one split without a name, held out from later."""
     if list(splits) == [""]:
         return {None: ("all", splits[""])}
@@ -239,13 +245,13 @@ def _columns(datasets: ModuleType, features: Any, config: HubData) -> tuple[str,
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels = labels or [name for name in features if name in ("label", "labels")]
-    image = config.image or _only(images, "image", features, config)
+    image = config.image or _single(images, "image", features, config)
     if not isinstance(features[image], datasets.Image):
         raise FedvlmError(f"the column '{image}' of {config.path} holds no images; set data.image ({listed(images)})")
-    return image, config.label or _only(labels, "label", features, config)
+    return image, config.label or _single(labels, "label", features, config)
 
 
-def _only(found: Sequence[str], key: str, features: Any, config: HubData) -> str:
+def _single(found: Sequence[str], key: str, features: Any, config: HubData) -> str:
     if len(found) == 1:
         return found[0]
     what = f"several {key} columns ({listed(found)})" if found else f"no {key} column among {listed(features)}"

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from fedvlm.data.files import FileImage, folder, read_text
-from fedvlm.data.gather import SPLITS, gather, split_named
-from fedvlm.data.notes import counted
+from fedvlm.data.build import SPLITS, build_source, parse_split
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import FileImage, existing_folder, read_text
+from fedvlm.data.notes import counted_note
 from fedvlm.data.record import Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row
+from fedvlm.data.rows import ImageRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
 
@@ -35,14 +35,14 @@ class ManifestData(FileData):
     domain: str | None = None
     split: str | None = None
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `manifest_source`."""
-        return manifest_source(self, remembered)
+        return manifest_source(self, decode_cache)
 
 
-def manifest_source(config: ManifestData, remembered: Remembered) -> Source:
+def manifest_source(config: ManifestData, decode_cache: DecodeCache) -> Source:
     """The images a CSV names. Rows without a label are counted; a row that makes no sense is an error with its line."""
-    root = folder(config.path)
+    root = existing_folder(config.path)
     path = root / config.manifest
     if "{}" not in config.image_path:
         raise FedvlmError(f"data.image_path = '{config.image_path}' has no {{}} where the image's name goes")
@@ -55,15 +55,17 @@ def manifest_source(config: ManifestData, remembered: Remembered) -> Source:
     if not rows:
         why = "no row below its header has a label" if unlabelled else "it has no row below its header"
         raise FedvlmError(f"{path} lists no image: {why}")
-    notes = [counted(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
-    return gather(root.name, rows, config, remembered, warned=notes)
+    notes = (
+        [counted_note(unlabelled, "row has no label", "rows have no label", before="left out: ")] if unlabelled else []
+    )
+    return build_source(root.name, rows, config, decode_cache, warnings=notes)
 
 
-def _row(root: Path, path: Path, line: int, cells: dict[str, str], config: ManifestData) -> Row:
+def _row(root: Path, path: Path, line: int, cells: dict[str, str], config: ManifestData) -> ImageRow:
     if not cells[config.image]:
         raise FedvlmError(f"{path}, line {line}: the column '{config.image}' is empty")
     image = posixpath.normpath(config.image_path.replace("{}", cells[config.image]))
-    return Row(
+    return ImageRow(
         FileImage(root, image, config.max_megapixels),
         name=cells[config.label],
         domain=cells[config.domain] or None if config.domain else None,
@@ -75,7 +77,7 @@ def _row(root: Path, path: Path, line: int, cells: dict[str, str], config: Manif
 def _split(path: Path, line: int, cells: dict[str, str], config: ManifestData) -> Split | None:
     if config.split is None:
         return None
-    split = split_named(cells[config.split])
+    split = parse_split(cells[config.split])
     if split is None:
         cell = f"'{cells[config.split]}' in the column '{config.split}'"
         raise FedvlmError(f"{path}, line {line}: {cell} is no split ({', '.join(SPLITS)})")

@@ -11,8 +11,8 @@ import PIL.Image
 from pydantic import Field
 
 from fedvlm.config import Count
+from fedvlm.data.decode_cache import DecodeCache
 from fedvlm.data.record import Record, Source, Split
-from fedvlm.data.remember import Remembered
 from fedvlm.data.scenes.render import render
 from fedvlm.data.scenes.spec import FILLS, SHAPES, SceneSpec
 from fedvlm.data.scenes.styles import NEUTRAL, STYLES
@@ -38,11 +38,11 @@ class ScenesData(DataSource):
     seeded: ClassVar[bool] = True
     on_disk: ClassVar[bool] = False
 
-    def load(self, seed: int, remembered: Remembered) -> Source:
+    def load(self, seed: int, decode_cache: DecodeCache) -> Source:
         """See `scenes_source`."""
         return scenes_source(self, seed)
 
-    def bases(self, classes: int) -> int:
+    def base_count(self, classes: int) -> int:
         """As set."""
         return self.base_classes
 

@@ -43,10 +43,10 @@ def variants(experiment: Experiment) -> list[Variant]:
 
 def _members(experiment: Experiment, built: Mapping[str, Method]) -> dict[str, dict[str, Method]]:
     """By fault or group the methods that have it; a group counts where there are several faults in it."""
-    applying = {name: faults.applying(method, experiment) for name, method in built.items()}
+    applying = {name: faults.applicable_faults(method, experiment) for name, method in built.items()}
     found = {
         fault.name: {name: method for name, method in built.items() if fault in applying[name]}
-        for fault in faults.known().values()
+        for fault in faults.all_faults().values()
     }
     code = {name: [fault for fault in each if not fault.data] for name, each in applying.items()}
     for group, sizes in ((faults.ALL_BUT_DATA, code), (faults.ALL, applying)):
@@ -57,4 +57,4 @@ def _members(experiment: Experiment, built: Mapping[str, Method]) -> dict[str, d
 def _variant(key: str, experiment: Experiment, members: Mapping[str, Method]) -> Variant:
     update = {"methods": list(members), "faults": [] if key == RIGHT else [key]}
     chosen = experiment.model_copy(update=update | {"name": f"{experiment.name} {key}"})
-    return Variant(key, chosen, {name: faults.label(name, method, chosen) for name, method in members.items()})
+    return Variant(key, chosen, {name: faults.method_label(name, method, chosen) for name, method in members.items()})

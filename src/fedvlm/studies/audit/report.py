@@ -15,7 +15,7 @@ from fedvlm.reports import grid
 from fedvlm.reports.columns import columns
 from fedvlm.reports.statistics import Estimate, least_p
 from fedvlm.studies.audit.plan import variants
-from fedvlm.studies.audit.play import Cell, Line, play
+from fedvlm.studies.audit.run import AuditCell, AuditRow, run_variants
 from fedvlm.studies.study import Options
 from fedvlm.training.metrics import Metric
 
@@ -25,43 +25,43 @@ _READING = (
 )
 
 
-def audit(experiment: Experiment, out: Path, options: Options) -> list[Line]:
+def audit(experiment: Experiment, out: Path, options: Options) -> list[AuditRow]:
     """Carry out an audit in `out`, and write its tables after every variant."""
-    found: list[Line] = []
-    for found in play(variants(experiment), out, options):
-        _write(out, experiment, found)
-    return found
+    rows: list[AuditRow] = []
+    for rows in run_variants(variants(experiment), out, options):
+        _write(out, experiment, rows)
+    return rows
 
 
-def _write(out: Path, experiment: Experiment, found: Sequence[Line]) -> None:
-    durable.write_json(out / "audit.json", as_json(experiment, found))
-    durable.write_text(out / "audit.md", as_markdown(experiment, found))
-    durable.write_text(out / "audit.csv", as_csv(found))
+def _write(out: Path, experiment: Experiment, rows: Sequence[AuditRow]) -> None:
+    durable.write_json(out / "audit.json", as_json(experiment, rows))
+    durable.write_text(out / "audit.md", as_markdown(experiment, rows))
+    durable.write_text(out / "audit.csv", as_csv(rows))
 
 
-def as_json(experiment: Experiment, found: Sequence[Line]) -> dict[str, object]:
+def as_json(experiment: Experiment, rows: Sequence[AuditRow]) -> dict[str, object]:
     """Plain values, accuracies in 0..1, after the settings of the right run."""
     return {
         "experiment": experiment.resolved(),
         "digest": experiment.digest(),
         "reading": _READING,
-        "rows": [asdict(line) | {"faults": list(line.faults)} for line in found],
+        "rows": [asdict(row) | {"faults": list(row.faults)} for row in rows],
     }
 
 
-def as_csv(found: Sequence[Line]) -> str:
+def as_csv(rows: Sequence[AuditRow]) -> str:
     """One line per row; accuracies and differences in per cent."""
     return grid.csv([
-        {"method": line.label, "fault": line.fault, "faults": " ".join(line.faults),
-         "seeds": next((cell.value.seeds for cell in line.cells.values()), 0)}
-        | {f"{m.name}{part}": number for m in columns("core") for part, number in _numbers(line.cells.get(m.name))}
-        | {"train_s": "" if line.train_s is None else f"{line.train_s:.2f}", "code": line.code,
-           "failed": line.failed or ""}
-        for line in found
+        {"method": row.label, "fault": row.fault, "faults": " ".join(row.faults),
+         "seeds": next((cell.value.seeds for cell in row.cells.values()), 0)}
+        | {f"{m.name}{part}": number for m in columns("core") for part, number in _numbers(row.cells.get(m.name))}
+        | {"train_s": "" if row.train_s is None else f"{row.train_s:.2f}", "code": row.code,
+           "failed": row.failed or ""}
+        for row in rows
     ])  # fmt: skip
 
 
-def _numbers(cell: Cell | None) -> list[tuple[str, str]]:
+def _numbers(cell: AuditCell | None) -> list[tuple[str, str]]:
     """What stands in the columns of one metric, by the ending of their names."""
     value, gap, p = (None, None, None) if cell is None else (cell.value, cell.difference, cell.p)
     shown = []
@@ -71,69 +71,73 @@ def _numbers(cell: Cell | None) -> list[tuple[str, str]]:
     return [*shown, ("_p", "" if p is None else f"{p:.5f}")]
 
 
-def as_markdown(experiment: Experiment, found: Sequence[Line]) -> str:
+def as_markdown(experiment: Experiment, rows: Sequence[AuditRow]) -> str:
     """A heading and a table for every method."""
     seeds = ", ".join(map(str, experiment.seeds))
     text = [f"# Audit of {experiment.name}", "", f"{experiment.rounds} rounds, seeds {seeds}; {_READING}.", ""]
     for method in experiment.methods:
-        rows = [line for line in found if line.method == method]
-        shown = columns("core", {name for line in rows for name in line.cells})
+        own = [row for row in rows if row.method == method]
+        shown = columns("core", {name for row in own for name in row.cells})
         heads = [head for m in shown for head in (m.heading, "difference", "p")]
         heads = ["fault", *heads, "train s", "published code it is in"]
-        text += [f"## {method}", "", grid.markdown(heads, [_row(line, shown) for line in rows]), ""]
-    return "\n".join([*text, *notes(experiment, found), ""])
+        text += [f"## {method}", "", grid.markdown(heads, [_row(row, shown) for row in own]), ""]
+    return "\n".join([*text, *reading_notes(experiment, rows), ""])
 
 
-def _row(line: Line, shown: Sequence[Metric]) -> list[str]:
-    cells = [part for metric in shown for part in _parts(line.cells.get(metric.name))]
-    seconds = "-" if line.train_s is None else f"{line.train_s:.1f}"
-    return [line.fault, *cells, seconds, line.code]
+def _row(row: AuditRow, shown: Sequence[Metric]) -> list[str]:
+    cells = [part for metric in shown for part in _format_cell(row.cells.get(metric.name))]
+    seconds = "-" if row.train_s is None else f"{row.train_s:.1f}"
+    return [row.fault, *cells, seconds, row.code]
 
 
-def _parts(cell: Cell | None) -> tuple[str, str, str]:
+def _format_cell(cell: AuditCell | None) -> tuple[str, str, str]:
     """Value, difference and p as words."""
     if cell is None:
         return "-", "-", "-"
     gap, p = cell.difference, cell.p
-    return _words(cell.value), "-" if gap is None else _words(gap, "+"), "-" if p is None else f"{p:.3f}"
+    return (
+        _format_estimate(cell.value),
+        "-" if gap is None else _format_estimate(gap, "+"),
+        "-" if p is None else f"{p:.3f}",
+    )
 
 
-def _words(value: Estimate, sign: str = "") -> str:
+def _format_estimate(value: Estimate, sign: str = "") -> str:
     half = "" if value.half is None else f" ± {100 * value.half:.1f}"
     return f"{100 * value.mean:{sign}.1f}{half}"
 
 
-def as_rich(rows: Sequence[Line], title: str) -> RichTable:
+def as_rich(rows: Sequence[AuditRow], title: str) -> RichTable:
     """For a terminal of 120 columns: in every cell the accuracy, below it the difference and p."""
-    metrics = columns("core", {name for line in rows for name in line.cells})
+    metrics = columns("core", {name for row in rows for name in row.cells})
     heads = ["fault", *(metric.heading for metric in metrics), "train s", "published code it is in"]
     cells = [
-        [line.fault, *(_stacked(line.cells.get(metric.name)) for metric in metrics),
-         "-" if line.train_s is None else f"{line.train_s:.1f}", line.failed or line.code]
-        for line in rows
+        [row.fault, *(_stacked(row.cells.get(metric.name)) for metric in metrics),
+         "-" if row.train_s is None else f"{row.train_s:.1f}", row.failed or row.code]
+        for row in rows
     ]  # fmt: skip
     return grid.terminal(heads, cells, title, left=(0, -1))
 
 
-def _stacked(cell: Cell | None) -> str:
-    value, gap, p = _parts(cell)
+def _stacked(cell: AuditCell | None) -> str:
+    value, gap, p = _format_cell(cell)
     return value + ("" if gap == "-" else f"\n{gap}") + ("" if p == "-" else f"\np {p}")
 
 
-def notes(experiment: Experiment, found: Sequence[Line]) -> list[str]:
+def reading_notes(experiment: Experiment, rows: Sequence[AuditRow]) -> list[str]:
     """How to read it, what each fault is, what failed."""
-    known, seeds = faults.known(), len(experiment.seeds)
-    there = dict.fromkeys(line.fault for line in found if line.fault in known)
+    known, seeds = faults.all_faults(), len(experiment.seeds)
+    there = dict.fromkeys(row.fault for row in rows if row.fault in known)
     power = f"smallest possible p with {seeds} seeds: {least_p(seeds):.3f}" if seeds > 1 else "one seed: no intervals"
-    notes = [f"{_READING}; {power}", ""]
-    notes += [f"- {name}: {known[name].title}" for name in there]
-    return notes + [f"- {line.label} FAILED: {line.failed}" for line in found if line.failed]
+    lines = [f"{_READING}; {power}", ""]
+    lines += [f"- {name}: {known[name].title}" for name in there]
+    return lines + [f"- {row.label} FAILED: {row.failed}" for row in rows if row.failed]
 
 
 def catalogue() -> RichTable:
     """Every fault: what it does, the methods it is in, where it was read."""
     shown = RichTable("fault", "what it does", "methods", "read in", box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for name, fault in faults.known().items():
+    for name, fault in faults.all_faults().items():
         own = ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")
         shown.add_row(name, escape(fault.title), own, escape(f"{fault.code}: {fault.where}"))
     return shown

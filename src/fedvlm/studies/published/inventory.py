@@ -15,7 +15,7 @@ from fedvlm.studies.published.schema import Dataset
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetLocation:
     """A data set's folder, or where it was looked for."""
 
     title: str
@@ -25,14 +25,14 @@ class Found:
     """What was tried and how to get it."""
 
 
-def find(dataset: Dataset, root: Path) -> Found:
+def find_dataset(dataset: Dataset, root: Path) -> DatasetLocation:
     """The first folder of a data set below `root` that holds what it must."""
     tried = [root / name for name in dataset.folders]
     for folder in tried:
         if folder.is_dir() and any(next(folder.glob(pattern), None) for pattern in dataset.holds):
-            return Found(dataset.title, folder)
+            return DatasetLocation(dataset.title, folder)
     looked = f"none of {', '.join(map(str, tried))} holds {' or '.join(dataset.holds)}"
-    return Found(dataset.title, tried[0], f"{dataset.title}: {looked}. Get it: {dataset.get}")
+    return DatasetLocation(dataset.title, tried[0], f"{dataset.title}: {looked}. Get it: {dataset.get}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Weights:
         return is_published(self.name, self.ids)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """One line that stands above every result."""
         sha = f", sha256 {self.digest[:12]}" if self.digest else ", not loaded"
         if self.published:
@@ -72,7 +72,7 @@ def is_published(name: str, ids: Sequence[str]) -> bool:
 
 
 @cache
-def look(model: ModelSection, ids: tuple[str, ...]) -> Weights:
+def load_weights(model: ModelSection, ids: tuple[str, ...]) -> Weights:
     """Load the weights once to see that they can be used, and which they are."""
     try:
         clip = clips.load(model.name, revision=model.revision, offline=model.offline)

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from fedvlm import config, plain
+from fedvlm import config, overrides
 from fedvlm.config import Section
 from fedvlm.errors import FedvlmError, nearest
-from fedvlm.studies.published.schema import Catalogue, Table
+from fedvlm.studies.published.schema import Catalogue, PublishedTable
 
 FOLDER = Path(__file__).parent
 S = TypeVar("S", bound=Section)
@@ -23,7 +23,7 @@ def names() -> list[str]:
     return sorted(found, key=lambda name: (name.startswith("others"), name))
 
 
-def table(name: str) -> Table:
+def table(name: str) -> PublishedTable:
     """A published table by its name."""
     if name not in names():
         raise FedvlmError(f"no published table '{name}'{nearest(name, names())}; tables: {', '.join(names())}")
@@ -31,13 +31,13 @@ def table(name: str) -> Table:
 
 
 @cache
-def _table(name: str) -> Table:
+def _table(name: str) -> PublishedTable:
     return read(FOLDER / "tables" / f"{name}.toml")
 
 
-def read(file: Path) -> Table:
+def read(file: Path) -> PublishedTable:
     """A table's file; FedvlmError where it does not hold together, or names what reasons and catalogue do not have."""
-    found = _parse(file, Table)
+    found = _parse(file, PublishedTable)
     used = {*found.reasons, found.void}
     for row in found.rows.values():
         used |= {*row.reasons, row.void}
@@ -57,7 +57,7 @@ def read(file: Path) -> Table:
 @cache
 def reasons() -> dict[str, str]:
     """Why a correct run may not meet a published number, by name."""
-    return {name: str(text) for name, text in plain.read(FOLDER / "reasons.toml").items()}
+    return {name: str(text) for name, text in overrides.read_toml(FOLDER / "reasons.toml").items()}
 
 
 @cache
@@ -68,6 +68,6 @@ def catalogue() -> Catalogue:
 
 def _parse(file: Path, kind: type[S]) -> S:
     try:
-        return kind.model_validate(plain.read(file))
+        return kind.model_validate(overrides.read_toml(file))
     except ValidationError as error:
         raise FedvlmError(f"{file.name}: " + "; ".join(config.problems(error, kind))) from None

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedvlm import experiment, methods, plain, presets
+from fedvlm import experiment, methods, overrides, presets
 from fedvlm.clip import ModelSection
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.experiment import Experiment
 from fedvlm.studies.published import inventory, library
-from fedvlm.studies.published.inventory import Found, Weights
-from fedvlm.studies.published.schema import Row, Table, Value
+from fedvlm.studies.published.inventory import DatasetLocation, Weights
+from fedvlm.studies.published.schema import PublishedRow, PublishedTable, Value
 from fedvlm.training.device import ComputeSection
 
 _OURS = {"methods": "--rows", "seeds": "--seeds", "data": "--data", "data.path": "--data", "data.source": "--data",
@@ -28,7 +28,7 @@ _HARMLESS = {
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """What is asked of a table; None: everything, or as the table says."""
 
     data: Path = Path("data")
@@ -54,7 +54,7 @@ class Obstacle:
     text: str
 
     @property
-    def mendable(self) -> bool:
+    def fixable(self) -> bool:
         """Whether data or weights are all that lacks."""
         return self.kind in ("data", "weights")
 
@@ -97,12 +97,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReproductionPlan:
     """A table with what is asked of it: cells by row and column, each with what is in its way."""
 
     name: str
-    table: Table
-    ask: Ask
+    table: PublishedTable
+    request: Request
     weights: Weights | None
     """None where nothing needs any."""
     cells: Cells
@@ -119,61 +119,62 @@ class Plan:
         return self.weights is None or self.weights.published
 
 
-def plan(name: str, ask: Ask) -> Plan:
+def plan(name: str, request: Request) -> ReproductionPlan:
     """Look for everything a table needs. Raises FedvlmError for a mistake in what is asked; misses are obstacles."""
     table = library.table(name)
-    _check(ask)
-    rows, columns = _chosen("row", ask.rows, table.rows), _columns(table, ask.columns)
-    asked = [(row, column) for row, column in table.cells if row in rows and column in columns]
-    planner = _Planner(table, ask)
-    cells, weights = planner.weighed({(row, column): planner.obstacles(row, column) for row, column in asked})
-    return Plan(name, table, ask, weights, cells, tuple(planner.jobs(cells)))
+    _check(request)
+    rows, columns = _check_names("row", request.rows, table.rows), _columns(table, request.columns)
+    requested = [(row, column) for row, column in table.cells if row in rows and column in columns]
+    planner = _Planner(table, request)
+    cells, weights = planner.check_weights({(row, column): planner.obstacles(row, column) for row, column in requested})
+    return ReproductionPlan(name, table, request, weights, cells, tuple(planner.jobs(cells)))
 
 
 def _key(word: str) -> str:
     return word.partition("=")[0].strip()
 
 
-def _check(ask: Ask) -> None:
-    for word in ask.words:
+def _check(request: Request) -> None:
+    for word in request.words:
         key = _key(word)
         if key in _OURS:
             raise FedvlmError(f"'{word}': the table's runs set {key} themselves: use {_OURS[key]}")
 
 
-def _chosen(what: str, asked: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
-    for name in asked or ():
+def _check_names(what: str, requested: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
+    for name in requested or ():
         if name not in known:
             raise FedvlmError(f"the table has no {what} '{name}'{nearest(name, known)}; {what}s: {', '.join(known)}")
-    return list(known) if asked is None else list(asked)
+    return list(known) if requested is None else list(requested)
 
 
-def _columns(table: Table, asked: Sequence[str] | None) -> list[str]:
+def _columns(table: PublishedTable, requested: Sequence[str] | None) -> list[str]:
     """Columns by their names, or by the name of a run that they need."""
-    if asked is None:
+    if requested is None:
         return list(table.columns)
     known = {**dict.fromkeys(table.columns), **dict.fromkeys(table.runs)}
-    chosen = _chosen("column", asked, known)
+    chosen = _check_names("column", requested, known)
     return [name for name, column in table.columns.items() if name in chosen or set(chosen) & set(column.runs)]
 
 
 class _Planner:
     """Looks up each run's data and each row's method once."""
 
-    def __init__(self, table: Table, ask: Ask) -> None:
-        self.table, self.ask = table, ask
-        self.found: dict[str, Found] = {
-            name: inventory.find(library.catalogue().data[run.data], ask.data) for name, run in table.runs.items()
+    def __init__(self, table: PublishedTable, request: Request) -> None:
+        self.table, self.request = table, request
+        self.found: dict[str, DatasetLocation] = {
+            name: inventory.find_dataset(library.catalogue().data[run.data], request.data)
+            for name, run in table.runs.items()
         }
         self.known: dict[tuple[str, str], Obstacle | None] = {}
 
     @property
     def model(self) -> ModelSection:
         """The asked model, or the first of the published ids."""
-        name = self.ask.model or next(iter(self.ids), "embedded")
-        words = [word for word in self.ask.words if _key(word).startswith("model.")]
-        settings = plain.override({"model": {"name": name}}, words)
-        if self.ask.offline:
+        name = self.request.model or next(iter(self.ids), "embedded")
+        words = [word for word in self.request.words if _key(word).startswith("model.")]
+        settings = overrides.apply_words({"model": {"name": name}}, words)
+        if self.request.offline:
             settings["model"]["offline"] = True
         return experiment.parse(settings).model
 
@@ -215,8 +216,8 @@ class _Planner:
         try:
             self.job(run, [row]).experiment()
         except FedvlmError as error:
-            plain = _Planner(self.table, replace(self.ask, words=()))
-            if self.ask.words and plain._obstacle(run, row) is None:
+            plain = _Planner(self.table, replace(self.request, words=()))
+            if self.request.words and plain._obstacle(run, row) is None:
                 raise  # the asked words are to blame
             return Obstacle("settings", str(error))
         return None
@@ -225,15 +226,15 @@ class _Planner:
         """The run's, or the table's."""
         return self.table.runs[run].preset or self.table.preset or ""
 
-    def weighed(self, cells: Cells) -> tuple[Cells, Weights | None]:
+    def check_weights(self, cells: Cells) -> tuple[Cells, Weights | None]:
         """Cells with missing weights among their obstacles, and the weights if any cell that could run needs them."""
-        need = {cell for cell, found in cells.items() if self._trains(cell[0]) and all(o.mendable for o in found)}
+        need = {cell for cell, found in cells.items() if self._trains(cell[0]) and all(o.fixable for o in found)}
         if not need:
             return cells, None
         model = self.model
         if all(cells[cell] for cell in need):  # nothing would run: look, but fetch nothing
             model = model.model_copy(update={"offline": True})
-        weights = inventory.look(model, self.ids)
+        weights = inventory.load_weights(model, self.ids)
         lacking = () if weights.missing is None else (Obstacle("weights", weights.missing),)
         return {cell: (*found, *lacking) if cell in need else found for cell, found in cells.items()}, weights
 
@@ -244,7 +245,7 @@ class _Planner:
         """A run for every group of rows with the same settings, also where only data or weights lack."""
         ready: dict[tuple[str, str], bool] = {}
         for (row, column), obstacles in cells.items():
-            for run in self.table.columns[column].runs if all(o.mendable for o in obstacles) else ():
+            for run in self.table.columns[column].runs if all(o.fixable for o in obstacles) else ():
                 ready[run, row] = ready.get((run, row), False) or not obstacles
         groups: dict[tuple[str, tuple[str, ...], bool], list[str]] = {}
         for (run, row), can in sorted(ready.items(), key=lambda item: list(self.table.runs).index(item[0][0])):
@@ -258,16 +259,16 @@ class _Planner:
         counts = first.count is not None
         if not counts:
             head.append(f"model.name={self.model.name}")
-        seeds = [] if self.ask.seeds is None else [f"seeds={','.join(map(str, self.ask.seeds))}"]
+        seeds = [] if self.request.seeds is None else [f"seeds={','.join(map(str, self.request.seeds))}"]
         variants = {name: _variant(name, self.table.rows[name]) for name in rows}
-        return Job(run, self.preset(run), tuple(head), variants, (*seeds, *self.ask.words), counts)
+        return Job(run, self.preset(run), tuple(head), variants, (*seeds, *self.request.words), counts)
 
 
-def _variant(name: str, row: Row) -> tuple[str, ...]:
+def _variant(name: str, row: PublishedRow) -> tuple[str, ...]:
     """Words that make a row's method from another one's."""
     named = [f"method.{name}.method={row.method}"] if row.method not in (None, name) else []
-    return (*named, *(f"method.{name}.{key}={_literal(value)}" for key, value in row.settings.items()))
+    return (*named, *(f"method.{name}.{key}={_format_setting(value)}" for key, value in row.settings.items()))
 
 
-def _literal(value: Value) -> str:
+def _format_setting(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedvlm import durable
-from fedvlm.data import federate, load_source
+from fedvlm.data import federate
 from fedvlm.errors import FedvlmError
 from fedvlm.runs import failure
 from fedvlm.runs.result import PointResult
-from fedvlm.runs.results import Value, value
+from fedvlm.runs.results import Value, mean_and_std
 from fedvlm.studies import study
-from fedvlm.studies.published.plan import Job, Plan
-from fedvlm.studies.published.schema import Column
+from fedvlm.studies.published.plan import Job, ReproductionPlan
+from fedvlm.studies.published.schema import PublishedColumn
 from fedvlm.studies.study import Options
 
 
 @dataclass(frozen=True)
-class Ours:
+class OurNumber:
     """Our number: an accuracy in 0..1 or a count, over so many seeds."""
 
     value: Value
@@ -27,7 +27,7 @@ class Ours:
 
 
 @dataclass
-class Made:
+class JobResults:
     """What the jobs of a plan gave, by run and row."""
 
     points: dict[tuple[str, str], dict[int, PointResult]] = field(default_factory=dict)
@@ -40,16 +40,16 @@ class Made:
     """What was run in the end."""
 
 
-def make(plan: Plan, out: Path, options: Options | None = None) -> Made:
+def run_jobs(plan: ReproductionPlan, out: Path, options: Options | None = None) -> JobResults:
     """Run what can be run; a run that fails is an entry in `failures`, the others go on."""
-    made = Made()
+    results = JobResults()
     for job in plan.jobs:
         if job.ready:
-            made.jobs += _count(job, made) if job.counts else _run(job, out, made, options or Options())
-    return made
+            results.jobs += _count(job, results) if job.counts else _run(job, out, results, options or Options())
+    return results
 
 
-def _run(job: Job, out: Path, made: Made, options: Options) -> list[Job]:
+def _run(job: Job, out: Path, results: JobResults, options: Options) -> list[Job]:
     """Run a job; gives it back, or a job for each of its rows where they could not be run together."""
     chosen = job.experiment()
     folder = out / f"{job.run}-{chosen.digest()[:8]}"
@@ -58,10 +58,10 @@ def _run(job: Job, out: Path, made: Made, options: Options) -> list[Job]:
     for row in job.rows:
         label = found.labels[row]
         if label in found.failed:
-            made.failures[job.run, row] = failure.reasons(found.failed, label)
+            results.failures[job.run, row] = failure.reason(found.failed, label)
         else:
-            made.points[job.run, row] = found.points[label]
-            made.domains[job.run, row] = {seed: _domains(folder, seed) for seed in chosen.seeds}
+            results.points[job.run, row] = found.points[label]
+            results.domains[job.run, row] = {seed: _domains(folder, seed) for seed in chosen.seeds}
     return [replace(job, rows={row: words}) for row, words in job.rows.items()] if outcome.apart else [job]
 
 
@@ -71,49 +71,49 @@ def _domains(folder: Path, seed: int) -> dict[str, str]:
     return {client["name"]: client["domain"] for client in saved["clients"] if not client.get("late")}
 
 
-def _count(job: Job, made: Made) -> list[Job]:
+def _count(job: Job, results: JobResults) -> list[Job]:
     """Count training and own test images of all clients together."""
     try:
         chosen = job.experiment()
         seed = chosen.seeds[0]
-        clients = federate(load_source(chosen.data, seed, is_kept=chosen.compute.disk_gib > 0), chosen, seed).clients
+        clients = federate(chosen.load_source(seed), chosen, seed).clients
     except FedvlmError as error:
-        made.failures |= {(job.run, row): str(error) for row in job.rows}
+        results.failures |= {(job.run, row): str(error) for row in job.rows}
         return [job]
     counted = {"train": sum(len(client.train) for client in clients),
                "test": sum(len(client.local) for client in clients)}  # fmt: skip
-    made.counts |= {(job.run, row): counted for row in job.rows}
+    results.counts |= {(job.run, row): counted for row in job.rows}
     return [job]
 
 
-def ours(plan: Plan, made: Made, row: str, column: str) -> Ours | str | None:
+def our_number(plan: ReproductionPlan, results: JobResults, row: str, column: str) -> OurNumber | str | None:
     """Our number for a cell; what failed; None where nothing was run."""
     shape = plan.table.columns[column]
     keys = [(run, row) for run in shape.runs]
-    failed = [made.failures[key] for key in keys if key in made.failures]
+    failed = [results.failures[key] for key in keys if key in results.failures]
     if failed:
         return failed[0]
-    if not keys or not all(key in made.points or key in made.counts for key in keys):
+    if not keys or not all(key in results.points or key in results.counts for key in keys):
         return None
     count = plan.table.rows[row].count
     if count is not None:
-        return Ours(Value(sum(made.counts[key][count] for key in keys), None), 1)
-    seeds = list(made.points[keys[0]])
+        return OurNumber(Value(sum(results.counts[key][count] for key in keys), None), 1)
+    seeds = list(results.points[keys[0]])
     try:
-        means = [statistics.fmean(_accuracy(made, key, seed, shape) for key in keys) for seed in seeds]
+        means = [statistics.fmean(_accuracy(results, key, seed, shape) for key in keys) for seed in seeds]
     except LookupError as error:
         return f"the run has no {error.args[0]}"
-    return Ours(value(means), len(seeds))
+    return OurNumber(mean_and_std(means), len(seeds))
 
 
-def _accuracy(made: Made, key: tuple[str, str], seed: int, column: Column) -> float:
+def _accuracy(results: JobResults, key: tuple[str, str], seed: int, column: PublishedColumn) -> float:
     """The column's metric of one run with one seed, in the state that the method reports."""
-    point = made.points[key][seed]
+    point = results.points[key][seed]
     if column.domain is None:
         if column.metric not in point.reported:
             raise LookupError(f"accuracy '{column.metric}'")
         return point.reported[column.metric]
-    members = [name for name, domain in made.domains[key][seed].items() if domain == column.domain]
+    members = [name for name, domain in results.domains[key][seed].items() if domain == column.domain]
     values = [point.clients[point.state][name] for name in members]
     if not any(column.metric in metrics for metrics in values):
         raise LookupError(f"client of domain '{column.domain}' with accuracy '{column.metric}'")

@@ -12,10 +12,10 @@ from pydantic import AfterValidator, Field, model_validator
 from fedvlm.config import Section
 from fedvlm.training.metrics import METRICS
 
-Read = Literal["paper", "paper*", "review", "code"]
+ReadIn = Literal["paper", "paper*", "review", "code"]
 """Where a number was read: the paper; a third party's account of it; a review of it; a file in its repository."""
 
-MEANING: dict[Read, str] = {
+MEANING: dict[ReadIn, str] = {
     "paper": "in the paper itself",
     "paper*": "the paper's number as a third party gives it: check before quoting",
     "review": "in a published review of the paper",
@@ -23,7 +23,7 @@ MEANING: dict[Read, str] = {
 }
 
 
-def _of_a_client(name: str) -> str:
+def _check_metric(name: str) -> str:
     """Columns may hold one domain's clients only, so their metric is one that clients are measured by, or HM."""
     known = [metric.name for metric in METRICS if metric.unit == "%" and (metric.measure or metric.name == "hm")]
     if name not in known:
@@ -31,7 +31,7 @@ def _of_a_client(name: str) -> str:
     return name
 
 
-MetricName = Annotated[str, AfterValidator(_of_a_client)]
+MetricName = Annotated[str, AfterValidator(_check_metric)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Value = bool | int | float | str | list[str]
 Strings = Annotated[list[str], Field(default_factory=list)]
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:±(\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True)
-class Number:
+class PublishedNumber:
     """A published number as it is printed, such as `98.41±0.04`: accuracies in per cent."""
 
     text: str
@@ -56,7 +56,7 @@ class Number:
         return float(self.text.split("±")[1]) if "±" in self.text else None
 
 
-class Protocol(Section):
+class PublishedProtocol(Section):
     """How the published numbers were made, as far as it is stated."""
 
     backbone: Literal["RN50", "ViT-B/16", "not noted"] = "not noted"
@@ -70,7 +70,7 @@ class Protocol(Section):
     """The clients' state that was tested."""
 
 
-class Run(Section):
+class PublishedRun(Section):
     """The `fedvlm run` that makes a column."""
 
     data: str
@@ -81,7 +81,7 @@ class Run(Section):
     """Laid over the table's."""
 
 
-class Column(Section):
+class PublishedColumn(Section):
     """A column, the mean over its runs of one metric."""
 
     title: str
@@ -91,13 +91,13 @@ class Column(Section):
     """Only clients of this domain."""
     absent: str | None = None
     """Why no run here gives it."""
-    read: Read | None = None
+    read: ReadIn | None = None
     """Where it was read, unless where the table was."""
     void: str | None = None
     reasons: Strings
 
 
-class Row(Section):
+class PublishedRow(Section):
     """A method's row."""
 
     title: str
@@ -117,7 +117,7 @@ class Row(Section):
     reasons: Strings
 
     @model_validator(mode="after")
-    def _one_way(self) -> Row:
+    def _one_way(self) -> PublishedRow:
         if sum(way is not None for way in (self.method, self.count, self.absent)) != 1:
             raise ValueError(f"row '{self.title}' needs exactly one of method, count and absent")
         wrong = [cell for cell in self.cells if cell != "-" and not _NUMBER.fullmatch(cell)]
@@ -126,7 +126,7 @@ class Row(Section):
         return self
 
 
-class Table(Section):
+class PublishedTable(Section):
     """One published table."""
 
     title: str
@@ -135,7 +135,7 @@ class Table(Section):
     arxiv: str | None = None
     place: str
     """Which table of the paper."""
-    read: Read
+    read: ReadIn
     source: str
     """What exactly was read."""
     unit: Literal["%", "images"] = "%"
@@ -144,13 +144,13 @@ class Table(Section):
     """Laid over the preset."""
     void: str | None = None
     reasons: Strings
-    protocol: Protocol
-    runs: Annotated[dict[Identifier, Run], Field(default_factory=dict)]
-    columns: Annotated[dict[Identifier, Column], Field(min_length=1)]
-    rows: Annotated[dict[Identifier, Row], Field(min_length=1)]
+    protocol: PublishedProtocol
+    runs: Annotated[dict[Identifier, PublishedRun], Field(default_factory=dict)]
+    columns: Annotated[dict[Identifier, PublishedColumn], Field(min_length=1)]
+    rows: Annotated[dict[Identifier, PublishedRow], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _fits(self) -> Table:
+    def _fits(self) -> PublishedTable:
         for name, column in self.columns.items():
             if bool(column.runs) == (column.absent is not None):
                 raise ValueError(f"column '{name}' needs either runs or a reason why it is absent")
@@ -169,17 +169,17 @@ class Table(Section):
             raise ValueError("what is run needs a backbone")
         return self
 
-    def number(self, row: str, column: str) -> Number | None:
+    def number(self, row: str, column: str) -> PublishedNumber | None:
         """A cell; None where nothing was published."""
         text = self.rows[row].cells[list(self.columns).index(column)]
-        return None if text == "-" else Number(text)
+        return None if text == "-" else PublishedNumber(text)
 
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
         """Row and column of every published number."""
         return [(r, c) for r in self.rows for c in self.columns if self.number(r, c) is not None]
 
-    def read_at(self, column: str) -> Read:
+    def read_at(self, column: str) -> ReadIn:
         """Where a column's numbers were read."""
         return self.columns[column].read or self.read
 
@@ -206,7 +206,7 @@ class Dataset(Section):
     """Where it is to be had."""
 
 
-class Published(Section):
+class PublishedWeights(Section):
     """Published weights."""
 
     ids: Annotated[list[str], Field(min_length=1)]
@@ -217,4 +217,4 @@ class Catalogue(Section):
     """Data sets and weights by name."""
 
     data: dict[str, Dataset]
-    weights: dict[str, Published]
+    weights: dict[str, PublishedWeights]

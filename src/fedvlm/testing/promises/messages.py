@@ -47,7 +47,7 @@ def shared_and_private_are_disjoint_and_cover_all(case: Case) -> None:
     """Every trainable tensor is either shared or private, float32 and at first without a gradient."""
     method = case.brief()
     start = case.simulation(method).spec.initial
-    shared, private = messages.shared(method, start), messages.private(method, start)
+    shared, private = messages.shared_tensors(method, start), messages.private_tensors(method, start)
     assert not shared.keys() & private.keys()
     assert shared.keys() | private.keys() == start.keys()
     assert bool(start) == method.trains, "trains is true exactly where there are tensors to train"
@@ -62,11 +62,11 @@ def no_private_tensor_is_in_any_message(case: Case) -> None:
     method = case.brief()
     down, up = _spied(method)
     run = case.simulation(method)
-    declared = messages.template(method, run.spec.initial).keys()
+    declared = messages.uplink_template(method, run.spec.initial).keys()
     kept: list[bytes] = []
     for state, _ in simulation.run_rounds(run, simulation.start(run)):
         for own in state.personal.values():
-            private = messages.private(method, own).values()
+            private = messages.private_tensors(method, own).values()
             kept += [tensor.numpy().tobytes() for tensor in private if tensor.unique().numel() > 1]
     assert {one.client for one in up} == {client.name for client in case.federation.clients}
     for one in up:
@@ -74,7 +74,7 @@ def no_private_tensor_is_in_any_message(case: Case) -> None:
     crossed = b"|".join(tensor.numpy().tobytes() for message in [*(m for _, m in down), *(u.tensors for u in up)]
                         for tensor in message.values())  # fmt: skip
     assert not [data for data in kept if data in crossed], "a private tensor crossed"
-    assert bool(kept) == bool(messages.private(method, run.spec.initial))
+    assert bool(kept) == bool(messages.private_tensors(method, run.spec.initial))
 
 
 @promise("trained")
@@ -84,7 +84,7 @@ def what_comes_down_was_sent_up_or_made_by_the_server(case: Case) -> None:
     down, _ = _spied(method)
     run = case.simulation(method)
     tiny.run(run)
-    shapes = {tuple(tensor.shape) for tensor in messages.shared(method, run.spec.initial).values()}
+    shapes = {tuple(tensor.shape) for tensor in messages.shared_tensors(method, run.spec.initial).values()}
     assert down
     assert all(tuple(tensor.shape) in shapes for _, message in down for tensor in message.values())
 
@@ -96,7 +96,7 @@ def message_bytes_are_the_declared_ones(case: Case) -> None:
     down, up = _spied(method)
     run = case.simulation(method, every=100)
     _, records = tiny.run(run)
-    declared = {n: t.numel() * 4 for n, t in messages.template(method, run.spec.initial).items()}
+    declared = {n: t.numel() * 4 for n, t in messages.uplink_template(method, run.spec.initial).items()}
     assert not any(one.up_bytes for record in records if record.round > 3 for one in record.visits)
     visits = [one for record in records if record.round <= 3 for one in record.visits]
     clients = len(case.federation.clients)
@@ -117,7 +117,7 @@ def message_bytes_are_the_declared_ones(case: Case) -> None:
 def _uplinks(case: Case, method: Method, values: Sequence[float]) -> tuple[Named, list[Uplink]]:
     """The first server state, and a reply for each value that holds nothing else."""
     start = case.simulation(method).spec.initial
-    shared = messages.template(method, start)
+    shared = messages.uplink_template(method, start)
     sent = [Uplink(f"site-{n}", 3.0, {name: torch.full_like(t, value) for name, t in shared.items()})
             for n, value in enumerate(values)]  # fmt: skip
     return method.server(start), sent

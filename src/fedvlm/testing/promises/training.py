@@ -34,7 +34,7 @@ def _part(case: Case, folder: Path, count: int | None = None, **how: Any) -> tup
     run = case.simulation(**how)
     checkpoint, records = Checkpoint(folder, 0), list[RoundRecord]()  # clients' tensors on disk only
     found = checkpoint.load()
-    state = begun = simulation.start(run, checkpoint.clients()) if found is None else found[0]
+    state = begun = simulation.start(run, checkpoint.empty_clients()) if found is None else found[0]
     for state, record in simulation.run_rounds(run, begun):
         records.append(record)
         checkpoint.save(state, 0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.errors import FedvlmError
 
 VALUES = st.one_of(st.integers(-3, 3), st.floats(-2, 2), st.booleans(), st.sampled_from(["a", "none", "a photo of a"]))
@@ -49,7 +49,7 @@ def test_settings_of_another_method_replace_the_base_s_and_scenes_need_no_name(t
     file = tmp_path / "own.toml"
     file.write_text('like = "ablation_experts"\n[method.moap_random]\nmethod = "pfedmma"\nrank = 4\n')
     assert presets.settings(str(file))["method"]["moap_random"] == {"method": "pfedmma", "rank": 4}
-    assert plain.laid_over({"data": {"shots": 4}}, {"data": {"source": "scenes", "styles": ["fog"]}}) == {
+    assert overrides.merge({"data": {"shots": 4}}, {"data": {"source": "scenes", "styles": ["fog"]}}) == {
         "data": {"shots": 4, "source": "scenes", "styles": ["fog"]}
     }
 
@@ -80,12 +80,12 @@ def test_what_cannot_be_like(case: str, tmp_path: Path) -> None:
 
 @given(st.lists(VALUES, min_size=2, max_size=4))
 def test_values_are_read_as_they_are_written(values: list[Any]) -> None:
-    words = "key=" + ",".join(plain.text(value) for value in values)
-    assert plain.several(words) == ("key", values)
+    words = "key=" + ",".join(overrides.format_value(value) for value in values)
+    assert overrides.parse_values(words) == ("key", values)
 
 
 def test_a_value_for_what_is_swept_takes_the_place_of_the_sweep() -> None:
     base = {"rounds": 3, "data": {"source": "scenes", "styles": ["a"]}, "sweep": {"data.shots": [1, 2]}}
-    assert plain.with_tables(base, {"rounds": 4})["sweep"] == {"data.shots": [1, 2]}
-    chosen = plain.with_tables(base, {"data": {"shots": 2}})
+    assert overrides.merge_settings(base, {"rounds": 4})["sweep"] == {"data.shots": [1, 2]}
+    chosen = overrides.merge_settings(base, {"data": {"shots": 2}})
     assert chosen == {"rounds": 3, "data": {"source": "scenes", "styles": ["a"], "shots": 2}}

@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from fedvlm.data.decode import GREY_BITS
-from fedvlm.data.examine import grey_bits, tell_flat, usable
-from fedvlm.data.notes import counted
+from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.duplicates import drop_copies, drop_repeated
+from fedvlm.data.examine import grey_bits, inspect_rows, note_flat
+from fedvlm.data.notes import counted_note
 from fedvlm.data.record import Record, Source, Split
-from fedvlm.data.remember import Remembered
-from fedvlm.data.rows import Row, Usable
-from fedvlm.data.same import once_by_name, once_by_pixels
+from fedvlm.data.rows import ImageRow, InspectedRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed, nearest
 
@@ -23,53 +23,53 @@ SPLITS: dict[str, Split] = {
 """What folders and columns call the splits (lower case)."""
 
 
-def gather(
+def build_source(
     source: str,
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     config: FileData,
-    remembered: Remembered,
+    decode_cache: DecodeCache,
     classnames: Sequence[str] | None = None,
-    warned: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Source:
     """The source made of `rows`: labels left out, copies and unusable images dropped with a counted warning.
 
-    Every image is read once and decoded in full, unless `remembered` knows its bytes; its record's image refuses any
+    Every image is read once and decoded in full, unless `decode_cache` knows its bytes; its record's image refuses any
     other bytes later. `classnames` gives the class order where the source has one of its own; otherwise names are
     sorted. Raises FedvlmError for what cannot be meant: an unknown label to exclude, one photograph with two labels,
     no image left.
     """
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
-    notes = list(warned)
-    names = _kept_names(source, rows, config, classnames, notes)
+    notes = list(warnings)
+    names = _select_names(source, rows, config, classnames, notes)
     known = set(names)
     kept = [row for row in rows if row.name in known]
-    notes += _alike(names)
-    kept = once_by_name(kept, notes)
-    found = usable(source, kept, config, remembered, notes)
+    notes += _similar_names(names)
+    kept = drop_repeated(kept, notes)
+    found = inspect_rows(source, kept, config, decode_cache, notes)
     bits = grey_bits(found, config, notes)
-    tell_flat(found, bits, notes)
-    found = once_by_pixels(source, found, config, notes)
+    note_flat(found, bits, notes)
+    found = drop_copies(source, found, config, notes)
     kept = [item.row for item in found]
-    _tell_empty(names, kept, notes)
+    _note_empty_classes(names, kept, notes)
     ids = {name: label for label, name in enumerate(names)}
     records = tuple(_record(item, ids[item.row.name], bits) for item in found)
     return Source(source, tuple(names), records, tuple(notes), _superclasses(names, kept))
 
 
-def _record(item: Usable, label: int, bits: int) -> Record:
-    row, seen = item.row, item.seen
-    image = row.image.settled(seen, bits if seen.depth > 8 else GREY_BITS)
+def _record(item: InspectedRow, label: int, bits: int) -> Record:
+    row, facts = item.row, item.facts
+    image = row.image.with_facts(facts, bits if facts.depth > 8 else GREY_BITS)
     return Record(image, label, row.name, row.domain, row.client, row.split)
 
 
-def split_named(word: str) -> Split | None:
+def parse_split(word: str) -> Split | None:
     """The split a folder or a column's value stands for; None if it names none."""
     return SPLITS.get(word.strip().lower())
 
 
-def _kept_names(
-    source: str, rows: Sequence[Row], config: FileData, classnames: Sequence[str] | None, notes: list[str]
+def _select_names(
+    source: str, rows: Sequence[ImageRow], config: FileData, classnames: Sequence[str] | None, notes: list[str]
 ) -> list[str]:
     names = list(classnames) if classnames is not None else sorted({row.name for row in rows})
     if config.classes:
@@ -81,7 +81,7 @@ def _kept_names(
             )
         if others:
             what = "not in data.classes and left out"
-            notes.append(counted(others, f"class is {what}", f"classes are {what}", is_public=True))
+            notes.append(counted_note(others, f"class is {what}", f"classes are {what}", is_public=True))
         names = list(config.classes)
     for key, words in (("include", config.include), ("exclude", config.exclude)):
         for word in words:
@@ -99,7 +99,7 @@ def _kept_names(
     return kept
 
 
-def _superclasses(names: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:
+def _superclasses(names: Sequence[str], rows: Sequence[ImageRow]) -> tuple[str, ...]:
     """Super-class by label id; empty where no row has one. Raises FedvlmError for a class that is given two."""
     found: dict[str, str] = {}
     for row in rows:
@@ -111,20 +111,20 @@ def _superclasses(names: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(found.get(name, "") for name in names) if found else ()
 
 
-def _alike(names: Sequence[str]) -> list[str]:
+def _similar_names(names: Sequence[str]) -> list[str]:
     """Names that differ only in case, spaces or underscores make the same prompt: probably one class by mistake."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups["".join(name.replace("_", " ").split()).casefold()].append(name)
     pairs = [" = ".join(f"'{name}'" for name in group) for group in groups.values() if len(group) > 1]
     one, many = "class name occurs twice but for its spelling", "class names occur twice but for their spelling"
-    return [counted(pairs, one, many, is_public=True)] if pairs else []
+    return [counted_note(pairs, one, many, is_public=True)] if pairs else []
 
 
-def _tell_empty(names: Sequence[str], rows: Sequence[Row], notes: list[str]) -> None:
+def _note_empty_classes(names: Sequence[str], rows: Sequence[ImageRow], notes: list[str]) -> None:
     """Classes without images stay in the list: one damaged file must not move the border of base and novel classes."""
     present = {row.name for row in rows}
     empty = [name for name in names if name not in present]
     if empty:
         what = "no usable image (kept in the list of names)"
-        notes.append(counted(empty, f"class has {what}", f"classes have {what}", is_public=True))
+        notes.append(counted_note(empty, f"class has {what}", f"classes have {what}", is_public=True))

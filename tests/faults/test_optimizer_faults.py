@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 from fedvlm import faults
 from fedvlm.experiment import Experiment
-from fedvlm.faults.optimisers import swing
-from fedvlm.federation.client import batches
+from fedvlm.faults.optimizers import swing_factor
+from fedvlm.federation.client import local_batches
 from fedvlm.federation.simulation import Simulation, run_rounds, start
 from fedvlm.methods.base import Method
 from fedvlm.testing import tiny
-from fedvlm.training.descent import optimizer
+from fedvlm.training.optimizers import make_optimizer
 
 
 def faulty(name: str, task: Simulation, **settings: Any) -> Simulation:
     experiment = Experiment.model_validate({"faults": [name], **settings})
-    return faults.Built(task.spec.method, experiment).simulation(task)
+    return faults.FaultSet(task.spec.method, experiment).simulation(task)
 
 
 def prompt_task(**settings: Any) -> Simulation:
@@ -38,7 +38,7 @@ def gradients(task: Simulation, method: Method, start_: Tensor, client: int, rou
     prompt = squeeze(prompt)
     tuner = task.site.base
     for step, (hidden, labels) in enumerate(
-        batches(task.spec, task.site, round_, task.site.federation.clients[client])
+        local_batches(task.spec, task.site, round_, task.site.federation.clients[client])
     ):
         leaf = prompt.clone().requires_grad_()
         logits = tuner.logits({"prompt": leaf}, tuner.classifier({"prompt": leaf}, {}), hidden)
@@ -86,7 +86,7 @@ def test_momentum_passes_on_to_the_next_round() -> None:
 
 def test_the_rate_swings_as_released() -> None:
     """Section 3.3 of the notes on pFedMoAP: E = 5, 0.002, the first and second client of the stream."""
-    released = [0.002 * swing(k, 5) for k in range(21)]
+    released = [0.002 * swing_factor(k, 5) for k in range(21)]
     assert released[0] == pytest.approx(1e-5)
     odd = [1.809e-3, 2e-3, 1.809e-3, 1.309e-3, 0.691e-3]
     even = [0.191e-3, 0, 0.191e-3, 0.691e-3, 1.309e-3]
@@ -125,8 +125,8 @@ def test_the_gates_rate_does_not_swing() -> None:
 def test_a_gate_with_the_prompts_rate_does_not_swing_either() -> None:
     method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.05)
     wrong = faulty("oscillating_rate", tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=1))
-    made = wrong.procedure._made(  # type: ignore[attr-defined]
-        optimizer, wrong.spec.method, {n: t.clone().requires_grad_() for n, t in wrong.spec.initial.items()}, 1.0
+    made = wrong.procedure._make_optimizer(  # type: ignore[attr-defined]
+        make_optimizer, wrong.spec.method, {n: t.clone().requires_grad_() for n, t in wrong.spec.initial.items()}, 1.0
     )
     for group in made.param_groups:
         (leaf,) = group["params"]
@@ -162,7 +162,7 @@ def test_half_precision_step_by_step() -> None:
 def test_momentum_is_half_precision_too() -> None:
     task = faulty("half_precision", prompt_task())
     leaves = {"prompt": task.spec.initial["prompt"].clone().requires_grad_()}
-    made = task.procedure._made(optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
+    made = task.procedure._make_optimizer(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         leaves["prompt"].grad = torch.randn(leaves["prompt"].shape, generator=draw) * 1e-3
@@ -175,7 +175,7 @@ def test_small_steps_vanish_in_half_precision() -> None:
     """Near 0.02 one unit in the last place is 1.5e-5: a step of a tenth of it changes nothing."""
     task = faulty("half_precision", prompt_task(lr=1.0, momentum=0.0))
     leaves = {"prompt": torch.full((3, 24), 0.02).half().float().requires_grad_()}
-    made = task.procedure._made(optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
+    made = task.procedure._make_optimizer(make_optimizer, task.spec.method, leaves, 1.0)  # type: ignore[attr-defined]
     before = leaves["prompt"].detach().clone()
     leaves["prompt"].grad = torch.full((3, 24), 1.5e-6)
     made.step()

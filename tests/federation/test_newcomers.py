@@ -21,7 +21,7 @@ from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods import known
 from fedvlm.methods.base import Uplink
 from fedvlm.testing import tiny
-from fedvlm.training.evaluation import evaluate, outputs, summary
+from fedvlm.training.evaluation import compute_outputs, evaluate, pool_metrics
 
 EVERY = list(known())
 TRAINED = [name for name, kind in known().items() if kind.trains]
@@ -47,7 +47,7 @@ def fed() -> Federation:
 
 
 def late(fed: Federation, names: Sequence[str]) -> Federation:
-    return replace(fed, clients=tuple(replace(client, late=client.name in names) for client in fed.clients))
+    return replace(fed, clients=tuple(replace(client, is_newcomer=client.name in names) for client in fed.clients))
 
 
 def task(name: str, clip: FrozenCLIP, fed: Federation, visits: int = 1, **more: Any) -> Simulation:
@@ -104,31 +104,31 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     both = late(fed, [LATE, "site-3"])
     chosen = task(name, clip, both, every=5)
     last, records = tiny.run(chosen)
-    found = [record.late for record in records]
+    found = [record.newcomers for record in records]
     if not chosen.spec.method.trains:
         assert [list(moments) for moments in found] == [["on_arrival"]]
     else:
         assert [list(moments) for moments in found] == [[], ["on_arrival"], ["after_tuning"]]
     arrival = next(moments["on_arrival"] for moments in found if "on_arrival" in moments)
     expected = {}
-    for client in both.late:
+    for client in both.newcomers:
         state = replace(last, round=2)
         received = server.downlink(chosen.spec, state, client.name)
         own = chosen.spec.method.assemble(chosen.spec.initial, received)
-        expected[client.name] = evaluate(outputs(chosen.site, client, own, received))
+        expected[client.name] = evaluate(compute_outputs(chosen.site, client, own, received))
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in received.items()}
         assert arrival.down_bytes[client.name] == sizes
     assert arrival.clients == {name: one.values for name, one in expected.items()}
-    assert arrival.means.items() >= summary(expected).items()
+    assert arrival.means.items() >= pool_metrics(expected).items()
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
     whole, records = tiny.run(task(name, clip, fed, visits=2))
-    assert [list(record.late) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
+    assert [list(record.newcomers) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]
     for stop in (2, 3):
         first, checkpoint = task(name, clip, fed, visits=2), Checkpoint(tmp_path / str(stop), 0)
-        for state, _ in simulation.run_rounds(first, simulation.start(first, checkpoint.clients())):
+        for state, _ in simulation.run_rounds(first, simulation.start(first, checkpoint.empty_clients())):
             checkpoint.save(state, 0)
             if state.round == stop:
                 break
@@ -136,17 +136,17 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, f
         assert loaded is not None
         state, later = tiny.run(task(name, clip, fed, visits=2), loaded[0])
         assert tiny.fingerprint(state) == tiny.fingerprint(whole)
-        assert [record.late for record in later] == [record.late for record in records[stop:]]
+        assert [record.newcomers for record in later] == [record.newcomers for record in records[stop:]]
 
 
 def test_without_visits_of_its_own_it_is_measured_on_arrival_alone(clip: FrozenCLIP, fed: Federation) -> None:
     _, records = tiny.run(task("pfedmma", clip, fed, visits=0))
-    assert [list(record.late) for record in records] == [[], ["on_arrival"]]
+    assert [list(record.newcomers) for record in records] == [[], ["on_arrival"]]
 
 
 def test_without_late_clients_there_is_nothing_to_say(clip: FrozenCLIP, without: Federation) -> None:
     _, records = tiny.run(task("promptfl", clip, without))
-    assert not any(record.late for record in records)
+    assert not any(record.newcomers for record in records)
 
 
 def test_share_of_a_round_is_of_those_who_train(clip: FrozenCLIP) -> None:

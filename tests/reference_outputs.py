@@ -1,4 +1,4 @@
-"""Reference outputs of another shape than the published ones, from the formulas of `naive` in float64."""
+"""Reference outputs of another shape than the published ones, from the formulas of `formulas` in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import naive
+import formulas
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ def write(folder: Path, name: str, settings: dict[str, Any], outputs: dict[str, 
 
 
 def gradients(
-    loss: Callable[[naive.Weights], Tensor], start: naive.Weights, gain: float = 1.0
-) -> tuple[float, naive.Weights]:
-    leaves = naive.doubled(start, train=True)
+    loss: Callable[[formulas.Weights], Tensor], start: formulas.Weights, gain: float = 1.0
+) -> tuple[float, formulas.Weights]:
+    leaves = formulas.doubled(start, train=True)
     value = loss(leaves)
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return value.item(), {name: gain * g for name, g in zip(leaves, found, strict=True) if g is not None}
@@ -65,7 +65,7 @@ ROUNDS = {
 }
 
 
-def adapter_start() -> naive.Weights:
+def adapter_start() -> formulas.Weights:
     start = {}
     for block in (2, 3, 4):
         for tower, width in (("text", 32), ("vision", 48)):
@@ -79,41 +79,41 @@ def adapter_start() -> naive.Weights:
     return start
 
 
-def adapter_step(clip: FrozenCLIP, start: naive.Weights, truth: naive.Weights) -> dict[str, Tensor]:
+def adapter_step(clip: FrozenCLIP, start: formulas.Weights, truth: formulas.Weights) -> dict[str, Tensor]:
     """Logits, loss and gradients for the tensors `truth`, stored as if they belonged to `start`."""
-    w, scale = naive.weights(clip), ADAPTER["scale"]
+    w, scale = formulas.weights(clip), ADAPTER["scale"]
     images, labels = draw(7, 3, 20, 20, name="images"), torch.tensor([0, 5, 3, 1, 2, 4, 4])
 
-    def logits(tensors: naive.Weights) -> Tensor:
-        return naive.adapter_logits(clip, w, tensors, NAMES, images, 2, 4, scale, "this is {}!")
+    def logits(tensors: formulas.Weights) -> Tensor:
+        return formulas.adapter_logits(clip, w, tensors, NAMES, images, 2, 4, scale, "this is {}!")
 
-    value, found = gradients(lambda t: naive.cross_entropy(logits(t), labels), truth, 1 / scale)
-    out = {"images": images, "labels": labels, "logits": logits(naive.doubled(truth)), "loss": torch.tensor([value])}
+    value, found = gradients(lambda t: formulas.cross_entropy(logits(t), labels), truth, 1 / scale)
+    out = {"images": images, "labels": labels, "logits": logits(formulas.doubled(truth)), "loss": torch.tensor([value])}
     return out | {f"init/{name}": t for name, t in start.items()} | {f"grad/{name}": g for name, g in found.items()}
 
 
 def write_adapter(folder: Path, clip: FrozenCLIP) -> None:
     """pfedmma.md 2 and 3 in float64: true gradients divided by the scale, three clients, three rounds."""
-    w, start, scale = naive.weights(clip), adapter_start(), ADAPTER["scale"]
+    w, start, scale = formulas.weights(clip), adapter_start(), ADAPTER["scale"]
     images = draw(7, 3, 20, 20, name="images")
     out = adapter_step(clip, start, start)
 
-    def logits(tensors: naive.Weights, pixels: Tensor) -> Tensor:
-        return naive.adapter_logits(clip, w, tensors, NAMES, pixels, 2, 4, scale, "this is {}!")
+    def logits(tensors: formulas.Weights, pixels: Tensor) -> Tensor:
+        return formulas.adapter_logits(clip, w, tensors, NAMES, pixels, 2, 4, scale, "this is {}!")
 
     data = [(draw(n, 3, 20, 20, name=f"images{i}"), torch.arange(n) % 6) for i, n in enumerate(ROUNDS["client_sizes"])]
     own, shared, losses = (
-        [naive.doubled(start) for _ in data],
+        [formulas.doubled(start) for _ in data],
         {n: t.double() for n, t in start.items() if n.startswith("shared.")},
         [],
     )
     for _ in range(ROUNDS["rounds"]):
         for i, (pixels, names) in enumerate(data):
             batches = list(zip(pixels.split(2), names.split(2), strict=True))
-            own[i], seen = naive.sgd(
+            own[i], seen = formulas.sgd(
                 own[i] | shared,
                 batches,
-                lambda t, b: naive.cross_entropy(logits(t, b[0]), b[1]),
+                lambda t, b: formulas.cross_entropy(logits(t, b[0]), b[1]),
                 lambda _: 0.01,
                 0.8,
                 0.01,
@@ -143,7 +143,7 @@ TRAINING = {"steps": 5, "batch_size": 2, "prompt_lr": 0.05, "gating_lr": 0.1, "m
 
 def write_mixture(folder: Path, clip: FrozenCLIP) -> None:
     """pfedmoap.md 2 in float64: local alone, with two experts, and after five steps on three windows in turn."""
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
     start = {"prompt": draw(4, 32, name="prompt", scale=0.3)}
     for part in "qkvo":
         start |= {
@@ -156,28 +156,31 @@ def write_mixture(folder: Path, clip: FrozenCLIP) -> None:
         torch.tensor([0, 5, 3, 1, 2, 4]),
     )
 
-    def logits(tensors: naive.Weights, pixels: Tensor, prompts: list[Tensor]) -> Tensor:
+    def logits(tensors: formulas.Weights, pixels: Tensor, prompts: list[Tensor]) -> Tensor:
         how = {"width": 12, "heads": 3, "scaling": 3.0, "weight": 0.3, "suffix": "{} ."}
-        return naive.mixture_logits(clip, w, tensors, prompts, NAMES, pixels, **how)
+        return formulas.mixture_logits(clip, w, tensors, prompts, NAMES, pixels, **how)
 
     out = {"images": images, "labels": labels, "experts": experts} | {f"init/{name}": t for name, t in start.items()}
     others = list(experts.double())
     for part, prompts in (("local_only", []), ("mixture", others)):
-        value, found = gradients(lambda t, p=prompts: naive.cross_entropy(logits(t, images, p), labels), start)
-        out |= {f"{part}/logits": logits(naive.doubled(start), images, prompts), f"{part}/loss": torch.tensor([value])}
+        value, found = gradients(lambda t, p=prompts: formulas.cross_entropy(logits(t, images, p), labels), start)
+        out |= {
+            f"{part}/logits": logits(formulas.doubled(start), images, prompts),
+            f"{part}/loss": torch.tensor([value]),
+        }
         out |= {f"{part}/grad/{name}": g for name, g in found.items()}
     windows = list(zip(images.split(2), labels.split(2), strict=True))
-    trained, losses = naive.sgd(
-        start, [windows[i % 3] for i in range(5)], lambda t, b: naive.cross_entropy(logits(t, b[0], others), b[1]),
+    trained, losses = formulas.sgd(
+        start, [windows[i % 3] for i in range(5)], lambda t, b: formulas.cross_entropy(logits(t, b[0], others), b[1]),
         lambda name: 0.05 if name == "prompt" else 0.1, 0.7, 0.02,
     )  # fmt: skip
     out |= {f"trained/{name}": t for name, t in trained.items()}
     out |= {"trained/losses": torch.tensor(losses), "trained/logits": logits(trained, images, others)}
-    out["image_features"] = naive.image_features(images, w, clip.config)
-    template = naive.token_rows([f"an {name.replace('_', ' ')}" for name in NAMES], clip)
+    out["image_features"] = formulas.image_features(images, w, clip.config)
+    template = formulas.token_rows([f"an {name.replace('_', ' ')}" for name in NAMES], clip)
     words = w["text.token_embedding.weight"][torch.tensor(template[0])]
-    out["zero_shot/logits"] = 20.0 * naive.cosines(
-        out["image_features"], naive.text_features(words, template[1], w, clip.config)
+    out["zero_shot/logits"] = 20.0 * formulas.cosines(
+        out["image_features"], formulas.text_features(words, template[1], w, clip.config)
     )
     settings = {"clip": "other-clip", "classnames": NAMES, "context_tokens": 4, "class_token_position": "end", "suffix": "{} .",
                 "zero_shot_prompt": "an {}", "gating": GATING, "local_logits_weight": 0.3, "experts": 2, "training": TRAINING}  # fmt: skip

@@ -44,7 +44,7 @@ def folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Held:
+class CacheInfo:
     """What one shelf holds: the facts its rows depend on, files, bytes, and when it was last used (seconds)."""
 
     path: Path
@@ -58,18 +58,18 @@ class Held:
         return words.lower() in json.dumps(self.facts).lower()
 
 
-class Store:
+class DiskCache:
     """All shelves below a folder, together at most `limit_bytes`: the files not used for longest give way."""
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         self.root, self.limit_bytes = root, limit_bytes
         self.is_writable = True
 
-    def shelf(self, facts: Mapping[str, Any]) -> Shelf:
+    def table(self, facts: Mapping[str, Any]) -> CacheTable:
         """The shelf of rows that depend on exactly these facts."""
-        return Shelf(self, self.root / durable.json_digest(dict(facts))[:24], dict(facts))
+        return CacheTable(self, self.root / durable.json_digest(dict(facts))[:24], dict(facts))
 
-    def held(self) -> list[Held]:
+    def tables(self) -> list[CacheInfo]:
         """What there is, the most recently used first."""
         found = []
         for path in self.root.glob(f"*/{FACTS}"):
@@ -77,13 +77,13 @@ class Store:
             with contextlib.suppress(OSError, ValueError):
                 facts = json.loads(path.read_text())
                 used = max((stat.st_mtime for stat in files), default=path.stat().st_mtime)
-                found.append(Held(path.parent, facts, len(files), sum(stat.st_size for stat in files), used))
+                found.append(CacheInfo(path.parent, facts, len(files), sum(stat.st_size for stat in files), used))
         return sorted(found, key=lambda held: -held.used)
 
     def clear(self, words: str = "") -> int:
         """Delete the shelves whose facts contain `words` (all by default); gives the bytes that became free."""
         freed = 0
-        for held in self.held():
+        for held in self.tables():
             if held.mentions(words):
                 freed += held.size
                 for file in held.path.iterdir():
@@ -92,7 +92,7 @@ class Store:
                     held.path.rmdir()
         return freed
 
-    def give_up(self, error: Exception) -> None:
+    def disable(self, error: Exception) -> None:
         """Go on without writing: a cache that cannot be kept must not end a run."""
         self.is_writable = False
         warnings.warn(f"activations are not kept on disk: {error}", stacklevel=3)
@@ -111,11 +111,11 @@ class Store:
         return True
 
 
-class Shelf:
+class CacheTable:
     """Rows by key, such as an image's digest and the number of its view."""
 
-    def __init__(self, store: Store, path: Path, facts: dict[str, Any]) -> None:
-        self.store, self.path, self.facts = store, path, facts
+    def __init__(self, disk_cache: DiskCache, path: Path, facts: dict[str, Any]) -> None:
+        self.disk_cache, self.path, self.facts = disk_cache, path, facts
         self.places: dict[str, tuple[Path, int]] = {}
         self.seen: set[Path] = set()
         self.damaged: set[Path] = set()
@@ -152,11 +152,11 @@ class Shelf:
 
     def add(self, keys: Sequence[str], rows: Tensor) -> None:
         """Keep these rows `[n, ...]`. A full or forbidden disk ends the keeping, not the run."""
-        if not self.store.is_writable:
+        if not self.disk_cache.is_writable:
             return
         rows = rows.contiguous().cpu()
-        if not self.store.make_room(rows.numel() * rows.element_size()):
-            self.store.give_up(FedvlmError("a single file is larger than compute.disk_gib"))
+        if not self.disk_cache.make_room(rows.numel() * rows.element_size()):
+            self.disk_cache.disable(FedvlmError("a single file is larger than compute.disk_gib"))
             return
         sums = torch.tensor([_sum(row) for row in rows], dtype=torch.int64)
         try:
@@ -170,7 +170,7 @@ class Shelf:
             finally:
                 _delete(Path(temporary))
         except (OSError, SafetensorError, FedvlmError) as error:
-            self.store.give_up(error)
+            self.disk_cache.disable(error)
             return
         self.seen.add(file)
         self.places |= {key: (file, row) for row, key in enumerate(keys)}

@@ -10,20 +10,20 @@ from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.streams import stream
 
 
-def marked(clients: tuple[Client, ...], late: int | Sequence[str], seed: int) -> tuple[Client, ...]:
+def mark_newcomers(clients: tuple[Client, ...], newcomers: int | Sequence[str], seed: int) -> tuple[Client, ...]:
     """The same clients in the same order, the late ones marked: so many drawn by the seed, or by client or domain name.
 
     Raises FedvlmError for a name that is none, and where nobody would be left.
     """
-    names = _drawn(clients, late, seed) if isinstance(late, int) else _named(clients, late)
+    names = _draw_names(clients, newcomers, seed) if isinstance(newcomers, int) else _match_names(clients, newcomers)
     if len(names) == len(clients):
         raise FedvlmError(
-            f"partition.newcomers = {late} makes all {len(clients)} clients late: nobody is left to train"
+            f"partition.newcomers = {newcomers} makes all {len(clients)} clients late: nobody is left to train"
         )
-    return tuple(replace(client, late=client.name in names) for client in clients)
+    return tuple(replace(client, is_newcomer=client.name in names) for client in clients)
 
 
-def _drawn(clients: Sequence[Client], count: int, seed: int) -> set[str]:
+def _draw_names(clients: Sequence[Client], count: int, seed: int) -> set[str]:
     if count > len(clients):
         raise FedvlmError(f"partition.newcomers = {count}, but there are {len(clients)} clients")
     # Names and not positions decide, as in a round.
@@ -31,7 +31,7 @@ def _drawn(clients: Sequence[Client], count: int, seed: int) -> set[str]:
     return {names[place] for place in stream(seed, "late").choice(len(names), count, replace=False).tolist()}
 
 
-def _named(clients: Sequence[Client], words: Sequence[str]) -> set[str]:
+def _match_names(clients: Sequence[Client], words: Sequence[str]) -> set[str]:
     names, domains = {client.name for client in clients}, {client.domain for client in clients if client.domain}
     for word in words:
         if word not in names | domains:

@@ -11,7 +11,7 @@ import pytest
 
 import fedvlm
 from fedvlm.errors import FedvlmError
-from fedvlm.runs import belongings
+from fedvlm.runs import owned_files
 
 SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.base_classes=6", "data.novel_classes=4",
          "partition.clients=3", "rounds=2", "methods=zero_shot,promptfl", "seeds=0")  # fmt: skip
@@ -38,12 +38,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_everything_that_a_comparison_writes_is_its_own(tmp_path: Path) -> None:
-    from fedvlm import experiment, plain, presets
+    from fedvlm import experiment, overrides, presets
     from fedvlm.studies.compare import compare
 
-    chosen = experiment.parse(plain.override(presets.settings("quickstart"), SMALL))
+    chosen = experiment.parse(overrides.apply_words(presets.settings("quickstart"), SMALL))
     compare(chosen, tmp_path / "r")
-    belongings.clear(tmp_path / "r")
+    owned_files.clear(tmp_path / "r")
     assert files(tmp_path / "r").keys() == {".lock"}
     assert [p.name for p in (tmp_path / "r").iterdir()] == [".lock"]
 
@@ -87,7 +87,7 @@ def test_a_run_is_deleted_only_when_the_new_one_can_begin(there: Path, tmp_path:
 def test_folders_of_others_stay_even_if_they_are_empty(there: Path) -> None:
     (there / "figures").mkdir()
     (there / "seed-0/mine").mkdir()
-    belongings.clear(there)
+    owned_files.clear(there)
     assert sorted(p.name for p in there.rglob("*")) == [".lock", "figures", "mine", "seed-0"]
 
 

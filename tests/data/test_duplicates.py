@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import experiment_of, photos
+from fake_data import experiment_of, photos
 
 from fedvlm.data import Source, federate, load_source
 from fedvlm.data.sources.coop import CoopData

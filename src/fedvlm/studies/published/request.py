@@ -11,11 +11,11 @@ from rich.table import Table
 from fedvlm.errors import FedvlmError
 from fedvlm.reports import grid
 from fedvlm.studies.published import library
-from fedvlm.studies.published.plan import Ask, plan
+from fedvlm.studies.published.plan import Request, plan
 from fedvlm.studies.published.schema import MEANING
 
 
-def ask(
+def parse_request(
     data: Path,
     model: str | None,
     rows: str | None,
@@ -24,32 +24,32 @@ def ask(
     words: Sequence[str],
     *,
     offline: bool,
-) -> Ask:
+) -> Request:
     """What the command line asks for, lists written `a,b,c`."""
     try:
-        numbers = None if seeds is None else [int(seed) for seed in _listed(seeds) or []]
+        numbers = None if seeds is None else [int(seed) for seed in _split_list(seeds) or []]
     except ValueError:
         raise FedvlmError(f"--seeds '{seeds}' is not a list of whole numbers such as 0,1,2") from None
-    return Ask(data, model, _listed(rows), _listed(columns), numbers or None, tuple(words), offline)
+    return Request(data, model, _split_list(rows), _split_list(columns), numbers or None, tuple(words), offline)
 
 
-def _listed(text: str | None) -> list[str] | None:
+def _split_list(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def tables(asked: Ask) -> tuple[Table, list[str]]:
+def list_tables(request: Request) -> tuple[Table, list[str]]:
     """Every table with its numbers of cells: all, void ones, those that could run here. And how to read that."""
     rows = []
     for name in library.names():
-        made = plan(name, replace(asked, offline=True, rows=None, columns=None, words=()))
+        made = plan(name, replace(request, offline=True, rows=None, columns=None, words=()))
         table = made.table
         void = sum(table.void_for(row, column) is not None for row, column in table.cells)
         words = (name, table.title, f"{table.paper}, {table.place}", table.read)
         rows.append([*words, str(len(table.cells)), str(void or ""), str(len(made.possible))])
-    own = asked.model or "each table's own, where they are in the hub cache"
+    own = request.model or "each table's own, where they are in the hub cache"
     heads = ("table", "", "where", "read", "cells", "void", "can run here")
     return grid.terminal(heads, rows, left=range(len(heads))), [
-        f"data looked for in {asked.data} (--data); weights: {own} (--model)",
+        f"data looked for in {request.data} (--data); weights: {own} (--model)",
         *(f"[{read}] {meaning}" for read, meaning in MEANING.items()),
         "void: cannot be reproduced; fedvlm reproduce TABLE says why",
     ]

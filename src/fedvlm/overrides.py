@@ -11,7 +11,7 @@ from typing import Any
 from fedvlm.errors import FedvlmError
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The plain settings of a TOML file."""
     try:
         return tomllib.loads(path.read_text())
@@ -21,21 +21,21 @@ def read(path: Path) -> dict[str, Any]:
         raise FedvlmError(f"{path} is not a readable TOML file: {error}") from None
 
 
-def override(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def apply_words(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Settings with `key=value` words laid over them. Lists may be written `a,b,c`."""
     result = copy.deepcopy(settings)
     swept = result.get("sweep")
     for word in words:
-        path, text = _parts(word, "key=value")
+        path, text = _split_word(word, "key=value")
         if path.split(".")[0] == "sweep":
             raise FedvlmError(f"'{word}': what is swept is changed by fedvlm sweep --over KEY=VALUE,VALUE")
         if isinstance(swept, dict) and path in swept:
             result.pop("sweep", None)  # one of its values instead
-        put(result, path, _value(text, is_list=path in LISTS))
+        set_value(result, path, _parse_value(text, is_list=path in LIST_SETTINGS))
     return result
 
 
-def put(settings: dict[str, Any], path: str, value: Any) -> None:
+def set_value(settings: dict[str, Any], path: str, value: Any) -> None:
     """Set `table.key` in plain settings, in place."""
     *tables, last = path.split(".")
     for table in tables:
@@ -45,65 +45,65 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
     settings[last] = value
 
 
-def several(word: str) -> tuple[str, list[Any]]:
+def parse_values(word: str) -> tuple[str, list[Any]]:
     """`key=a,b,c` as the key and its values."""
-    path, text = _parts(word, "key=value,value")
-    return path, _value(text, is_list=True)
+    path, text = _split_word(word, "key=value,value")
+    return path, _parse_value(text, is_list=True)
 
 
-def _parts(word: str, form: str) -> tuple[str, str]:
+def _split_word(word: str, form: str) -> tuple[str, str]:
     path, sign, text = (part.strip() for part in word.partition("="))
     if not sign or not path:
         raise FedvlmError(f"'{word}' is not of the form {form}")
     return path, text
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is written in `key=value`."""
     if isinstance(value, list):
-        return ",".join(map(text, value)) or "[]"
+        return ",".join(map(format_value, value)) or "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(table: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Tables in tables as one, by `table.key`."""
     result: dict[str, Any] = {}
     for key, value in table.items():
-        result |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        result |= flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return result
 
 
-def laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Plain settings with others laid over them, table by table.
 
     Data of another source and the settings of another method replace those of the base.
     """
-    result = base | own
-    for key, value in own.items():
-        there = base.get(key)
-        if not (isinstance(there, dict) and isinstance(value, dict)):
+    result = base | changes
+    for key, value in changes.items():
+        before = base.get(key)
+        if not (isinstance(before, dict) and isinstance(value, dict)):
             continue
-        if all(value.get(kind, there.get(kind, usual)) == there.get(kind, usual) for kind, usual in _KINDS.items()):
-            result[key] = laid_over(there, value)
+        if all(value.get(kind, before.get(kind, usual)) == before.get(kind, usual) for kind, usual in _KINDS.items()):
+            result[key] = merge(before, value)
     return result
 
 
-def with_tables(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`laid_over` for settings given from outside: of a swept setting that is among them, one value is left."""
+def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`merge` for settings given from outside: of a swept setting that is among them, one value is left."""
     swept = base.get("sweep")
-    if isinstance(swept, dict) and swept.keys() & flat(own).keys():
+    if isinstance(swept, dict) and swept.keys() & flatten(changes).keys():
         base = {key: value for key, value in base.items() if key != "sweep"}
-    return laid_over(base, own)
+    return merge(base, changes)
 
 
 _KINDS = {"source": "scenes", "method": None}
 """What decides which settings a table may have, and what it is where nothing is said."""
-LISTS = ("methods", "seeds", "faults", "evaluation.metrics", "data.styles", "data.include", "data.exclude")
+LIST_SETTINGS = ("methods", "seeds", "faults", "evaluation.metrics", "data.styles", "data.include", "data.exclude")
 
 
-def _value(text: str, *, is_list: bool) -> Any:
+def _parse_value(text: str, *, is_list: bool) -> Any:
     if is_list and not text.startswith("["):
-        return [_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
+        return [_parse_value(item.strip(), is_list=False) for item in text.split(",") if item.strip()]
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedvlm import experiment, plain, presets
+from fedvlm import experiment, overrides, presets
 from fedvlm.data import Federation, Source, federate, load_source
 from fedvlm.data.picture import partition_figure, partition_table
 from fedvlm.errors import FedvlmError
@@ -20,7 +20,7 @@ WORDS = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=1", "data.
 
 
 def chosen(*words: str) -> Experiment:
-    return experiment.parse(plain.override(presets.settings("quickstart"), [*WORDS, *words]))
+    return experiment.parse(overrides.apply_words(presets.settings("quickstart"), [*WORDS, *words]))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def dealt(source: Source, *words: str, seed: int = 0) -> Federation:
 )  # fmt: skip
 def test_names_and_domains(word: str, names: set[str], source: Source) -> None:
     fed = dealt(source, f"partition.newcomers={word}")
-    assert {client.name for client in fed.late} == names
+    assert {client.name for client in fed.newcomers} == names
     assert {client.name for client in fed.trained} == set("012345") - names
     assert [client.name for client in fed.clients] == list("012345")
 
@@ -47,8 +47,8 @@ def test_a_number_is_drawn_by_the_seed(source: Source) -> None:
     counts: Counter[str] = Counter()
     for seed in range(60):
         fed = dealt(source, "partition.newcomers=2", seed=seed)
-        assert len(fed.late) == 2
-        counts.update(client.name for client in fed.late)
+        assert len(fed.newcomers) == 2
+        counts.update(client.name for client in fed.newcomers)
         assert fed.digest() == dealt(source, "partition.newcomers=2", seed=seed).digest()
     assert counts.keys() == set("012345")
     assert all(abs(count - 20) < 5 * (60 * 2 / 9) ** 0.5 for count in counts.values())
@@ -91,7 +91,7 @@ def test_an_experiment_without_late_clients_keeps_its_digest() -> None:
 
 def test_classes_that_only_late_clients_have_are_told(source: Source) -> None:
     fed = dealt(source, "partition.newcomers=neon")
-    own = {fed.base_names[place] for client in fed.late for place in client.classes}
+    own = {fed.base_names[place] for client in fed.newcomers for place in client.classes}
     (note,) = [note for note in fed.notes if "trained on by no client" in note]
     assert all(name in note for name in own)
     assert not [note for note in dealt(source).notes if "trained on by no client" in note]

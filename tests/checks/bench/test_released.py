@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedvlm.checks.bench.naive import Decoded, plain
+from fedvlm.checks.bench.released import UncachedPixels, released_tuner
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
@@ -35,9 +35,9 @@ def slow(task: Simulation, clip: FrozenCLIP) -> Simulation:
     federation = task.site.federation
     site = replace(
         task.site,
-        base=plain(task.spec.method, clip, federation.base_names, TEMPLATE),
-        novel=plain(task.spec.method, clip, federation.novel_names, TEMPLATE),
-        activations=Decoded(clip, federation.source.records, tiny.CPU, 0),
+        base=released_tuner(task.spec.method, clip, federation.base_names, TEMPLATE),
+        novel=released_tuner(task.spec.method, clip, federation.novel_names, TEMPLATE),
+        activations=UncachedPixels(clip, federation.source.records, tiny.CPU, 0),
     )
     return replace(task, site=site)
 
@@ -63,4 +63,4 @@ def test_a_federated_run_is_the_same(name: str, views: Any, clip: FrozenCLIP, fe
 
 def test_what_is_not_written_out_is_refused(clip: FrozenCLIP) -> None:
     with pytest.raises(FedvlmError, match="before the class name only"):
-        plain(build("coop", {"coop": {"place": "front", "tokens": 3}}), clip, ["a"], TEMPLATE)
+        released_tuner(build("coop", {"coop": {"place": "front", "tokens": 3}}), clip, ["a"], TEMPLATE)

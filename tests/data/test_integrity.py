@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from data_samples import photo, problem_of
+from fake_data import photo, problem_of
 
 from fedvlm.data import load_source
 from fedvlm.data.files import EncodedImage

@@ -14,24 +14,24 @@ from torch.optim import Optimizer
 
 from fedvlm import tensors
 from fedvlm.experiment import Experiment
-from fedvlm.faults.base import Fault, subclassed, with_method
+from fedvlm.faults.base import Fault, replace_method, subclass_method
 from fedvlm.federation.client import ClientInput, ClientUpdate
-from fedvlm.federation.procedure import Around, Procedure
+from fedvlm.federation.procedure import Procedure, ProcedureWrapper
 from fedvlm.federation.simulation import Simulation
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods import Method
 from fedvlm.methods.base import Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named
-from fedvlm.training.descent import OptimizerFactory
 from fedvlm.training.local import epoch_batches
+from fedvlm.training.optimizers import OptimizerFactory
 from fedvlm.training.site import Site
 
 WARM_UP = 1e-5 / 0.002
 """The released warm-up rate over the released rate."""
 
 
-class SharedOptimiser(Fault):
+class SharedOptimizer(Fault):
     """Momentum of one client's visit moves the next client's tensors: the optimiser's state is never reset.
 
     Visits follow each other in the order of clients' names; released, the order is random in every round.
@@ -55,7 +55,7 @@ class SharedOptimiser(Fault):
         return replace(run, procedure=_SharedOptimizer(run.procedure))
 
 
-class _SharedOptimizer(Around):
+class _SharedOptimizer(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.before: tuple[Optimizer, Named] | None = None
@@ -65,17 +65,17 @@ class _SharedOptimizer(Around):
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
         """With the state that the last client left."""
-        return super().train_one(spec, site, round_, one, partial(self._next, factory))
+        return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
-    def _next(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
-        made = inner(method, leaves, factor)
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+        optimizer = inner(method, leaves, lr_factor)
         if self.before is not None:
             old, held = self.before
             for name, leaf in leaves.items():
                 if name in held and held[name] in old.state:
-                    made.state[leaf] = dict(old.state[held[name]])
-        self.before = made, leaves
-        return made
+                    optimizer.state[leaf] = dict(old.state[held[name]])
+        self.before = optimizer, leaves
+        return optimizer
 
 
 class OscillatingRate(Fault):
@@ -97,7 +97,7 @@ class OscillatingRate(Fault):
         return replace(run, procedure=_OscillatingRate(run.procedure))
 
 
-class _OscillatingRate(Around):
+class _OscillatingRate(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.epochs = 0
@@ -111,34 +111,36 @@ class _OscillatingRate(Around):
         """With rates that depend on how many epochs others have done."""
         config, images = spec.method.config, len(one.client.train)
         self.steps = max(1, len(epoch_batches(images, config.batch, config.drop_last, stream(0, "count"))))
-        update = super().train_one(spec, site, round_, one, partial(self._made, factory))
+        update = super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
         self.epochs += config.epochs
         return update
 
-    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
-        made = inner(method, leaves, factor)
-        moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _field(method, name) == "lr"}
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+        optimizer = inner(method, leaves, lr_factor)
+        moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _rate_setting(method, name) == "lr"}
         # One group for each tensor: the gate may happen to have the prompt's rate.
-        made.param_groups[:] = [{**group, "params": [leaf]} for group in made.param_groups for leaf in group["params"]]
+        optimizer.param_groups[:] = [
+            {**group, "params": [leaf]} for group in optimizer.param_groups for leaf in group["params"]
+        ]
         done = iter(range(10**9))
 
-        def before(optimiser: Optimizer, *_: Any) -> None:
-            factor = swing(self.epochs + next(done) // self.steps, method.config.epochs)
-            for group in optimiser.param_groups:
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            lr_factor = swing_factor(self.epochs + next(done) // self.steps, method.config.epochs)
+            for group in optimizer.param_groups:
                 (leaf,) = group["params"]
                 if id(leaf) in moving:
-                    group["lr"] = moving[id(leaf)] * factor
+                    group["lr"] = moving[id(leaf)] * lr_factor
 
-        made.register_step_pre_hook(before)
-        return made
+        optimizer.register_step_pre_hook(before)
+        return optimizer
 
 
-def swing(epoch: int, period: int) -> float:
+def swing_factor(epoch: int, period: int) -> float:
     """Factor on the rate in local epoch `epoch` (from 0, of all clients one after another)."""
     return WARM_UP if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / period))
 
 
-def _field(method: Method, name: str) -> str:
+def _rate_setting(method: Method, name: str) -> str:
     return next(field for pattern, field in method.rates.items() if tensors.matches(name, [pattern]))
 
 
@@ -156,54 +158,54 @@ class HalfPrecision(Fault):
 
     def simulation(self, run: Simulation) -> Simulation:
         """Rounding around every step and in the server's mean."""
-        initial = {name: _half(tensor) for name, tensor in run.spec.initial.items()}
-        halved = with_method(run, subclassed(run.spec.method, _Halved), initial=initial)
+        initial = {name: _round_to_half(tensor) for name, tensor in run.spec.initial.items()}
+        halved = replace_method(run, subclass_method(run.spec.method, _HalfPrecisionServer), initial=initial)
         return replace(halved, procedure=_HalfPrecision(run.procedure))
 
 
-class _HalfPrecision(Around):
+class _HalfPrecision(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
         """Rounded after every step."""
-        return super().train_one(spec, site, round_, one, partial(self._made, factory))
+        return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
-    def _made(self, inner: OptimizerFactory, method: Method, leaves: Named, factor: float) -> Optimizer:
-        _round(leaves.values())
-        made = inner(method, leaves, factor)
+    def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
+        _round_in_place(leaves.values())
+        optimizer = inner(method, leaves, lr_factor)
 
-        def before(optimiser: Optimizer, *_: Any) -> None:
-            _round(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            _round_in_place(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
 
-        def after(optimiser: Optimizer, *_: Any) -> None:
-            _round(leaves.values())
-            _round(value for state in optimiser.state.values() for value in state.values())
+        def after(optimizer: Optimizer, *_: Any) -> None:
+            _round_in_place(leaves.values())
+            _round_in_place(value for state in optimizer.state.values() for value in state.values())
 
-        made.register_step_pre_hook(before)
-        made.register_step_post_hook(after)
-        return made
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return optimizer
 
 
-class _Halved(Method):
+class _HalfPrecisionServer(Method):
     """A server that sums in half precision."""
 
     def server(self, initial: Named) -> Named:
         """Rounded."""
-        return {name: _half(tensor) for name, tensor in super().server(initial).items()}
+        return {name: _round_to_half(tensor) for name, tensor in super().server(initial).items()}
 
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
         """The method's own, rounded."""
-        return {name: _half(tensor) for name, tensor in super().aggregate(server, uplinks).items()}
+        return {name: _round_to_half(tensor) for name, tensor in super().aggregate(server, uplinks).items()}
 
 
 @torch.no_grad()
-def _round(values: Iterable[object]) -> None:
+def _round_in_place(values: Iterable[object]) -> None:
     for value in values:
         # Adam counts its steps in a tensor without dimensions.
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
-            value.copy_(_half(value))
+            value.copy_(_round_to_half(value))
 
 
-def _half(tensor: Tensor) -> Tensor:
+def _round_to_half(tensor: Tensor) -> Tensor:
     """Rounded to half precision; still float32."""
     return tensor.to(torch.float16).to(tensor.dtype) if tensor.is_floating_point() else tensor

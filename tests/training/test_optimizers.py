@@ -12,10 +12,10 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
-from fedvlm.training.descent import StackedOptimizer
 from fedvlm.training.local import LocalJob, train, train_together
+from fedvlm.training.optimizers import StackedOptimizer
 
-OPTIMISERS: list[dict[str, Any]] = [
+OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
     {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0},
     {"optimizer": "adam", "momentum": 0.8, "second_momentum": 0.95, "weight_decay": 0.1},
@@ -40,7 +40,7 @@ def loss(leaf: dict[str, Tensor], client: int, number: int) -> Tensor:
     return (prompt * (client + 1) + number).sin().sum() + (prompt[0] * gate).square().sum() + gate.exp().sum()
 
 
-@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
 def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     """Two rates, clients with different numbers of steps, a tensor that a step's loss leaves out."""
     method = tiny.method("pfedmoap", lr=0.05, gate_lr=0.02, **config)
@@ -70,7 +70,7 @@ def test_every_client_moves_as_with_torch(config: dict[str, Any]) -> None:
     assert all((descent.stacked[name] - start[name]).abs().amax().item() > 0.02 for name in start)
 
 
-@pytest.mark.parametrize("config", OPTIMISERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
 def test_what_has_no_gradient_stays_even_under_decay(config: dict[str, Any]) -> None:
     method = tiny.method("pfedmoap", **config)
     start = {"prompt": torch.ones(2, 3, 5), "gating.q.bias": torch.ones(2, 5)}
@@ -93,11 +93,11 @@ def fed() -> Federation:
     return tiny.federation()
 
 
-@pytest.mark.parametrize("config", OPTIMISERS[::2], ids=lambda config: config["optimizer"])
-def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
+@pytest.mark.parametrize("config", OPTIMIZERS[::2], ids=lambda config: config["optimizer"])
+def test_every_visit_starts_with_an_optimizer_that_remembers_nothing(
     config: dict[str, Any], clip: FrozenCLIP, fed: Federation
 ) -> None:
-    """Two visits are two fresh optimisers of torch's in a row, alone and side by side; not one that runs on."""
+    """Two visits are two fresh optimizers of torch's in a row, alone and side by side; not one that runs on."""
     method = tiny.method("promptfl", lr=0.1, **config)
     tuner = method.tuner(clip, fed.base_names, "")
     draw = torch_stream(0, "batches")
@@ -106,14 +106,14 @@ def test_every_visit_starts_with_an_optimiser_that_remembers_nothing(
 
     def plain(prompt: Tensor, fresh: bool) -> Tensor:
         leaf = torch.nn.Parameter(prompt.clone())
-        optimiser = theirs(config, [{"params": [leaf], "lr": 0.1}])
+        optimizer = theirs(config, [{"params": [leaf], "lr": 0.1}])
         for number, (hidden, labels) in enumerate(batches):
             if fresh and number == 3:
-                optimiser = theirs(config, [{"params": [leaf], "lr": 0.1}])
+                optimizer = theirs(config, [{"params": [leaf], "lr": 0.1}])
             logits = 20 * torch.nn.functional.normalize(hidden, dim=-1) @ tuner.features(leaf).T
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.nn.functional.cross_entropy(logits, labels).backward()
-            optimiser.step()
+            optimizer.step()
         return leaf.detach()
 
     for prompt in start:

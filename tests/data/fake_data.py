@@ -10,7 +10,7 @@ import PIL.Image
 from fedvlm.data.decode import Problem
 from fedvlm.data.files import EncodedImage
 from fedvlm.data.record import Record, Source
-from fedvlm.data.rows import Found
+from fedvlm.data.rows import InspectableImage
 from fedvlm.experiment import Experiment, parse
 
 # pFedMMA's official code, class ids of clients 0..9 for B base classes (recorded from CPython's `random`)
@@ -38,9 +38,9 @@ def photos(root: Path, *paths: str) -> Path:
     return root
 
 
-def problem_of(image: Found) -> Problem | None:
+def problem_of(image: InspectableImage) -> Problem | None:
     """What is wrong with an image of which nothing is known."""
-    found = image.look(lambda digest: None)
+    found = image.inspect(lambda digest: None)
     return found if isinstance(found, Problem) else None
 
 

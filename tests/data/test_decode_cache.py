@@ -8,11 +8,11 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from data_samples import photo, photos
+from fake_data import photo, photos
 from typer.testing import CliRunner
 
 from fedvlm.cli import app
-from fedvlm.data import Source, decode, load_source, remember
+from fedvlm.data import Source, decode, decode_cache, load_source
 from fedvlm.data.sources.folder import FolderData
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
@@ -28,8 +28,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one with every full decode of an image that is looked at."""
     seen: list[Any] = []
-    real = decode.sound.check
-    monkeypatch.setattr(decode.sound, "check", lambda *given: (seen.append(given), real(*given))[1])
+    real = decode.integrity.check
+    monkeypatch.setattr(decode.integrity, "check", lambda *given: (seen.append(given), real(*given))[1])
     return seen
 
 
@@ -101,7 +101,7 @@ def test_without_a_cache_nothing_is_remembered_and_nothing_fails(
     elif how == "a folder in its place":
         (cache / f"pillow-{PIL.__version__}-decoder-{decode.DECODER}.txt").mkdir(parents=True)
     else:
-        monkeypatch.setattr(remember.os, "open", refused)
+        monkeypatch.setattr(decode_cache.os, "open", refused)
     assert len(folder_of(root)) == len(folder_of(root)) == 6
     assert len(decodes) == 12
 
@@ -113,16 +113,16 @@ def refused(*_: Any) -> int:
 def test_nothing_is_kept_where_nothing_may_be(root: Path, cache: Path, decodes: list[Any]) -> None:
     config = FolderData(source="folder", path=str(root))
     for _ in range(2):
-        load_source(config, 0, is_kept=False)
+        load_source(config, 0, use_cache=False)
     assert len(decodes) == 12
     assert not cache.exists()
 
 
 def test_another_decoder_looks_again(root: Path, decodes: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(root)
-    monkeypatch.setattr(remember, "DECODER", decode.DECODER + 1)
+    monkeypatch.setattr(decode_cache, "DECODER", decode.DECODER + 1)
     folder_of(root)
-    monkeypatch.setattr(remember.PIL, "__version__", "0.1")
+    monkeypatch.setattr(decode_cache.PIL, "__version__", "0.1")
     folder_of(root)
     assert len(decodes) == 18
 
@@ -131,7 +131,7 @@ def test_too_long_a_file_is_begun_anew(
     root: Path, cache: Path, decodes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder_of(root)
-    monkeypatch.setattr(remember, "MAX_BYTES", 10)
+    monkeypatch.setattr(decode_cache, "MAX_BYTES", 10)
     folder_of(root)
     assert len(decodes) == 12
 

@@ -25,12 +25,12 @@ _GROUPS = {
 }
 Points = Mapping[int, PointResult]
 """A method's results by seed."""
-Found = dict[tuple[str, str], Points | str]
+Outcomes = dict[tuple[str, str], Points | str]
 """By variant and method: results, or why there are none."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class AuditCell:
     """An accuracy (0..1) over seeds, its difference from the right run's within seeds, and the sign-flip p of that."""
 
     value: Estimate
@@ -39,7 +39,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class AuditRow:
     """One method with one fault, with several, or with none."""
 
     method: str
@@ -49,35 +49,35 @@ class Line:
     """What was built in, as the results say."""
     code: str
     """The published code it is in."""
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, AuditCell] = field(default_factory=dict)
     """By metric."""
     train_s: float | None = None
     """Mean over seeds."""
     failed: str | None = None
 
 
-def play(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[list[Line]]:
+def run_variants(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[list[AuditRow]]:
     """Run what is not there yet; after each variant all lines so far, by method.
 
     What fails with a fault is told in its line and the others go on; the right runs must not fail.
     """
-    found: Found = {}
+    found: Outcomes = {}
     for place, variant in enumerate(variants):
         folder = out / f"{variant.name}-{variant.experiment.basis()[:8]}"
         plan = Plan(variant.experiment, folder)
         done = study.run(plan, options) if variant.name == RIGHT else study.attempt(plan, options).results
         found |= {(variant.name, name): _outcome(done, name) for name in variant.labels}
         if variant.name == RIGHT and done.failed:
-            raise FedvlmError("\n".join(failure.reasons(done.failed, name) for name in done.failed))
-        yield lines(variants[: place + 1], found)
+            raise FedvlmError("\n".join(failure.reason(done.failed, name) for name in done.failed))
+        yield audit_rows(variants[: place + 1], found)
 
 
 def _outcome(done: Results, name: str) -> Points | str:
     label = done.labels[name]
-    return failure.reasons(done.failed, label) if label in done.failed else done.points[label]
+    return failure.reason(done.failed, label) if label in done.failed else done.points[label]
 
 
-def lines(variants: Sequence[Variant], found: Found) -> list[Line]:
+def audit_rows(variants: Sequence[Variant], found: Outcomes) -> list[AuditRow]:
     """The table: for every method the right run, each fault, all together."""
     result = []
     for method in variants[0].labels:
@@ -88,8 +88,8 @@ def lines(variants: Sequence[Variant], found: Found) -> list[Line]:
                 continue
             given = found[variant.name, method]
             points: Points = {} if isinstance(given, str) else given
-            known = faults.known().get(variant.name)
-            line = Line(
+            known = faults.all_faults().get(variant.name)
+            row = AuditRow(
                 method=method,
                 label=variant.labels[method],
                 fault=variant.name,
@@ -99,11 +99,11 @@ def lines(variants: Sequence[Variant], found: Found) -> list[Line]:
                 train_s=statistics.fmean(point.train_s for point in points.values()) if points else None,
                 failed=given if isinstance(given, str) else None,
             )
-            result.append(line)
+            result.append(row)
     return result
 
 
-def _cells(points: Points, right: Points | None) -> dict[str, Cell]:
+def _cells(points: Points, right: Points | None) -> dict[str, AuditCell]:
     """Accuracies in the state that each point reports."""
     cells = {}
     for metric in (m.name for m in columns("core")):
@@ -112,7 +112,9 @@ def _cells(points: Points, right: Points | None) -> dict[str, Cell]:
             continue
         pair = [values[seed] for seed in others], list(others.values())
         gap = differences({metric: pair})[metric] if others else None
-        cells[metric] = Cell(estimate(list(values.values())), gap.estimate if gap else None, gap.p if gap else None)
+        cells[metric] = AuditCell(
+            estimate(list(values.values())), gap.estimate if gap else None, gap.p if gap else None
+        )
     return cells
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import PIL
 
 from fedvlm import cache
-from fedvlm.data.decode import DECODER, Seen
+from fedvlm.data.decode import DECODER, ImageFacts
 
 MAX_BYTES = 128 * 2**20
 """A longer file, of a million images, is begun anew."""
@@ -25,24 +25,24 @@ _LINE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) (\d{1,9}) (\d{1,9}) (8|16) (
 _DIGEST = 40
 
 
-class Remembered:
+class DecodeCache:
     """What earlier decodes showed. Without a file, nothing is read or kept."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self.lines = _read(file) if file else {}
 
-    def get(self, digest: str) -> Seen | None:
+    def get(self, digest: str) -> ImageFacts | None:
         """What is known of the bytes with this digest. Safe in threads."""
         line = self.lines.get(digest.encode())
-        seen = _parsed(line) if line is not None else None
-        if seen is None:
+        facts = _parse(line) if line is not None else None
+        if facts is None:
             self.lines.pop(digest.encode(), None)  # so that a damaged line is written again
-        return seen
+        return facts
 
-    def add(self, found: Iterable[Seen]) -> None:
+    def add(self, images: Iterable[ImageFacts]) -> None:
         """Keep what is new. A cache that cannot be written keeps nothing, and is no error."""
-        new = {seen.digest.encode(): _line(seen) for seen in found if seen.digest.encode() not in self.lines}
+        new = {facts.digest.encode(): _line(facts) for facts in images if facts.digest.encode() not in self.lines}
         if not new or self.file is None:
             return
         self.lines |= new
@@ -59,12 +59,12 @@ class Remembered:
             self.file = None
 
 
-def opened() -> Remembered:
+def open_cache() -> DecodeCache:
     """What the user's cache knows for the installed Pillow."""
     try:
-        return Remembered(folder() / f"pillow-{PIL.__version__}-decoder-{DECODER}.txt")
+        return DecodeCache(folder() / f"pillow-{PIL.__version__}-decoder-{DECODER}.txt")
     except RuntimeError:  # the user has no home
-        return Remembered()
+        return DecodeCache()
 
 
 def folder() -> Path:
@@ -104,15 +104,17 @@ def _read(file: Path) -> dict[bytes, bytes]:
         return {}
 
 
-def _line(seen: Seen) -> bytes:
-    words = (seen.digest, seen.pixels, seen.width, seen.height, seen.depth, seen.low, seen.high)
+def _line(facts: ImageFacts) -> bytes:
+    words = (facts.digest, facts.pixels, facts.width, facts.height, facts.depth, facts.low, facts.high)
     text = " ".join(map(str, words)).encode()
     return text + b" %08x" % zlib.crc32(text)
 
 
-def _parsed(line: bytes) -> Seen | None:
+def _parse(line: bytes) -> ImageFacts | None:
     found = _LINE.fullmatch(line)
     if found is None or int(found[8], 16) != zlib.crc32(line[:-9]):
         return None
     depth: Literal[8, 16] = 8 if found[5] == b"8" else 16
-    return Seen(found[1].decode(), found[2].decode(), int(found[3]), int(found[4]), depth, int(found[6]), int(found[7]))
+    return ImageFacts(
+        found[1].decode(), found[2].decode(), int(found[3]), int(found[4]), depth, int(found[6]), int(found[7])
+    )

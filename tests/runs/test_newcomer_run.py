@@ -44,7 +44,7 @@ def test_ledger_and_result_hold_both_moments(found: Results) -> None:
             told = {moment: record for line in rounds for moment, record in line["late"].items()}
             assert list(told) == ["on_arrival"] + ["after_tuning"] * (method in ("pfedmma", "pfedmoap"))
             result = found.points[method][seed]
-            assert {moment: asdict(record) for moment, record in result.late.items()} == told
+            assert {moment: asdict(record) for moment, record in result.newcomers.items()} == told
             for record in told.values():
                 assert record["clients"].keys() == record["down_bytes"].keys() == {name}
                 assert record["means"]["local"] == record["clients"][name]["local"]
@@ -71,12 +71,12 @@ def test_bytes_per_visit_are_those_of_trained_clients(found: Results) -> None:
 
 
 def test_its_own_rows_in_every_table(found: Results) -> None:
-    assert [(row.method, row.state) for row in found.late] == [
+    assert [(row.method, row.state) for row in found.newcomers] == [
         *((method, "on_arrival") for method in METHODS), ("pfedmma", "after_tuning"), ("pfedmoap", "after_tuning"),
     ]  # fmt: skip
     assert not {row.state for row in found.rows} & {"on_arrival", "after_tuning"}
-    row = next(row for row in found.late if row.method == "pfedmma" and row.state == "after_tuning")
-    values = [found.points["pfedmma"][seed].late["after_tuning"].means["base"] for seed in (0, 1)]
+    row = next(row for row in found.newcomers if row.method == "pfedmma" and row.state == "after_tuning")
+    values = [found.points["pfedmma"][seed].newcomers["after_tuning"].means["base"] for seed in (0, 1)]
     assert row.metrics["base"].mean == pytest.approx(sum(values) / 2)
     assert row.metrics["base"].std == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert row.down_bytes == 4352
@@ -84,9 +84,9 @@ def test_its_own_rows_in_every_table(found: Results) -> None:
         states = [(line["method"], line["state"], line["reported"]) for line in csv.DictReader(file)]
     assert ("tip_adapter", "on_arrival", "False") in states
     assert {line["state"] for line in json.loads((found.folder / "table.json").read_text())} >= {"after_tuning"}
-    _, small = (found.folder / "table.md").read_text().split(table.LATE)
+    _, small = (found.folder / "table.md").read_text().split(table.NEWCOMERS_TITLE)
     assert "| pfedmoap | after tuning |" in small
-    shown = table.late_as_rich(found.late)
+    shown = table.newcomers_as_rich(found.newcomers)
     assert list(shown.columns[1].cells)[-1] == "after tuning"
 
 
@@ -99,6 +99,6 @@ def test_the_contract_says_who_comes_late(found: Results) -> None:
 
 def test_without_late_clients_nothing_mentions_them(tmp_path: Path) -> None:
     plain = fedvlm.run("quickstart", *SMALL, methods=["zero_shot"], seeds=[0], out=tmp_path / "run")
-    assert plain.late == []
+    assert plain.newcomers == []
     assert "late" not in json.loads((plain.folder / "seed-0/zero_shot/result.json").read_text())
     assert "joined after" not in (plain.folder / "table.md").read_text()

@@ -27,7 +27,7 @@ from fedvlm.testing import tiny
 from fedvlm.training import activations
 from fedvlm.training.activations import TEST, Activations
 from fedvlm.training.device import Device
-from fedvlm.training.store import Store, folder
+from fedvlm.training.disk_cache import DiskCache, folder
 
 MANY = 1 << 30
 KEYS = [(index, view) for index in range(5) for view in (TEST, 0, 1)]
@@ -62,7 +62,7 @@ def encoded(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def new(clip: FrozenCLIP, records: list[Record], root: Path, limit: int = MANY, **more: Any) -> Activations:
     """As a new process would make it."""
-    return Activations(clip, records, tiny.CPU, more.pop("memory", MANY), Store(root, limit), **more)
+    return Activations(clip, records, tiny.CPU, more.pop("memory", MANY), DiskCache(root, limit), **more)
 
 
 def rows(made: Activations, entry: int = 2) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_views_of_the_bank(clip: FrozenCLIP, records: list[Record], tmp_path: Pa
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": 1}, {"entry": 3}, {"image": 1}, {"kept_as": torch.float16}, {"size": 1}, {"heads": 4},
+    [{"weights": 1}, {"entry": 3}, {"image": 1}, {"cache_dtype": torch.float16}, {"size": 1}, {"heads": 4},
      {"activation": "gelu"}, {"eps": 1e-2}, {"encoding": 1}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -115,7 +115,7 @@ def test_anything_a_row_depends_on_gives_another_row(
 ) -> None:
     clip = tiny.clip()
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
-    entry, more = change.get("entry", 2), {"kept_as": change["kept_as"]} if "kept_as" in change else {}
+    entry, more = change.get("entry", 2), {"cache_dtype": change["cache_dtype"]} if "cache_dtype" in change else {}
     if "weights" in change:
         clip.weights = "others"
     if change.keys() & {"heads", "activation", "eps"}:
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_noticed_and_made_again(
     assert torch.equal(rows(later), rows(first))
     assert not file.exists()
     again = new(clip, records, tmp_path / "c")
-    assert len(again._shelf(2).find([str(again._name(key)) for key in KEYS])) == len(KEYS)  # type: ignore[union-attr]
+    assert len(again._table(2).find([str(again._name(key)) for key in KEYS])) == len(KEYS)  # type: ignore[union-attr]
 
 
 def test_the_bound_holds_and_the_longest_unused_gives_way(
@@ -197,7 +197,7 @@ def test_the_bound_holds_and_the_longest_unused_gives_way(
         assert sum(file.stat().st_size for file in files) <= limit + 1000
         for age, file in enumerate(sorted(files, key=lambda file: file.stat().st_mtime)):
             os.utime(file, (age + 10 * view, age + 10 * view))
-    held = new(clip, records, tmp_path / "c")._shelf(2)
+    held = new(clip, records, tmp_path / "c")._table(2)
     assert held is not None
     assert not held.find([str(made._name((0, 0)))])
     assert held.find([str(made._name((0, 5)))])
@@ -236,56 +236,56 @@ def test_processes_share_it(records: list[Record], tmp_path: Path) -> None:
 def test_what_is_held_and_clearing_it(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
     new(clip, records, tmp_path / "c").prepare(KEYS, 3)
-    store = Store(tmp_path / "c", MANY)
-    held = store.held()
+    store = DiskCache(tmp_path / "c", MANY)
+    held = store.tables()
     assert sorted(item.facts["entry"] for item in held) == [2, 3]
     assert all(item.files == 1 and item.size > 0 and item.used > 0 for item in held)
     assert store.clear("no such model") == 0
     assert store.clear("SMALL") == sum(item.size for item in held)
-    assert store.held() == []
+    assert store.tables() == []
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def shelf_files(root: Path) -> dict[int, list[Path]]:
-    """The files of rows by their shelf's entry."""
-    return {held.facts["entry"]: list(held.path.rglob("*.safetensors")) for held in Store(root, MANY).held()}
+def files_by_entry(root: Path) -> dict[int, list[Path]]:
+    """The files of rows by their table's entry."""
+    return {held.facts["entry"]: list(held.path.rglob("*.safetensors")) for held in DiskCache(root, MANY).tables()}
 
 
 @pytest.mark.parametrize("order", [[2, 3], [3, 2]])
-def test_the_most_recently_used_shelf_is_listed_first(
+def test_the_most_recently_used_table_is_listed_first(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, order: list[int]
 ) -> None:
     for entry in (2, 3):
         new(clip, records, tmp_path / "c").prepare(KEYS, entry)
     for age, entry in enumerate(order):
-        for file in shelf_files(tmp_path / "c")[entry]:
+        for file in files_by_entry(tmp_path / "c")[entry]:
             os.utime(file, (1000 - age, 1000 - age))
-    held = Store(tmp_path / "c", MANY).held()
+    held = DiskCache(tmp_path / "c", MANY).tables()
     assert [(item.facts["entry"], item.used) for item in held] == [(order[0], 1000), (order[1], 999)]
 
 
-def test_a_shelf_without_rows_is_listed_and_cleared_too(
+def test_a_table_without_rows_is_listed_and_cleared_too(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path
 ) -> None:
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
-    for file in shelf_files(tmp_path / "c")[2]:
+    for file in files_by_entry(tmp_path / "c")[2]:
         file.unlink()
-    (held,) = Store(tmp_path / "c", MANY).held()
+    (held,) = DiskCache(tmp_path / "c", MANY).tables()
     assert (held.files, held.size, held.used) == (0, 0, (held.path / "facts.json").stat().st_mtime)
-    Store(tmp_path / "c", MANY).clear()
+    DiskCache(tmp_path / "c", MANY).clear()
     assert list((tmp_path / "c").iterdir()) == []
 
 
 def test_rows_that_are_read_count_as_used(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
     """Otherwise what every run reads would give way before what one run wrote last."""
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
-    (file,) = shelf_files(tmp_path / "c")[2]
+    (file,) = files_by_entry(tmp_path / "c")[2]
     os.utime(file, (1000, 1000))
     rows(new(clip, records, tmp_path / "c"))
     assert file.stat().st_mtime > 1000
 
 
-def test_what_a_killed_process_left_lies_on_the_shelf_and_is_swept(
+def test_what_a_killed_process_left_lies_on_the_table_and_is_swept(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while it wrote rows: they are not taken for a file, and a later run deletes them when they are old."""
@@ -297,11 +297,11 @@ def test_what_a_killed_process_left_lies_on_the_shelf_and_is_swept(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedvlm.training.store._delete", lambda path: None)  # nobody tidies up after SIGKILL
+        patch.setattr("fedvlm.training.disk_cache._delete", lambda path: None)  # nobody tidies up after SIGKILL
         patch.setattr(os, "replace", killed)
         with pytest.warns(UserWarning, match="not kept on disk"):
             new(clip, records, tmp_path / "c").prepare(KEYS, 2)
-    (held,) = Store(tmp_path / "c", MANY).held()
+    (held,) = DiskCache(tmp_path / "c", MANY).tables()
     (left,) = (file for file in held.path.iterdir() if file.name != "facts.json")
     assert held.files == 0
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
@@ -325,9 +325,9 @@ def names(made: Activations) -> list[str]:
 
 def held(made: Activations) -> int:
     """How many rows are read from disk."""
-    shelf = made._shelf(2)
-    assert shelf is not None
-    return len(shelf.read(sorted(shelf.find(names(made)))))
+    table = made._table(2)
+    assert table is not None
+    return len(table.read(sorted(table.find(names(made)))))
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -336,7 +336,7 @@ def refuse(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def filled(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> Path:
-    """The one file of a shelf."""
+    """The one file of a table."""
     new(clip, records, tmp_path / "c").prepare(KEYS, 2)
     (file,) = (tmp_path / "c").rglob("*.safetensors")
     return file
@@ -379,11 +379,11 @@ def test_a_file_that_cannot_be_opened_now_is_read_later(
     """Too many open files, where its keys are known already and where not. Listing a folder takes one, reading two."""
     later = new(clip, records, filled.parents[1])
     wanted = names(later)
-    shelf = later._shelf(2)
-    assert shelf is not None
-    found = shelf.find(wanted) if known else set()
+    table = later._table(2)
+    assert table is not None
+    found = table.find(wanted) if known else set()
     few_files(count)
-    assert shelf.read(sorted(found or shelf.find(wanted))) == {}
+    assert table.read(sorted(found or table.find(wanted))) == {}
     few_files(100)
     assert filled.exists()
     assert held(later) == len(KEYS)
@@ -419,29 +419,29 @@ def test_folders_and_files_belong_to_their_owner_alone(
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_a_shelf_is_for_one_device_precision_and_version(
+def test_a_table_is_for_one_device_precision_and_version(
     clip: FrozenCLIP, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another precision, kind of device, torch or Pillow computes other rows of the same image."""
 
-    def shelf(device: Device = tiny.CPU) -> Path:
-        found = Activations(clip, records, device, MANY, Store(tmp_path, MANY))._shelf(2)
+    def table(device: Device = tiny.CPU) -> Path:
+        found = Activations(clip, records, device, MANY, DiskCache(tmp_path, MANY))._table(2)
         assert found is not None
         return found.path
 
     cpu = torch.device("cpu")
-    shelves = [shelf(), shelf(Device(cpu, torch.bfloat16, "bfloat16")), shelf(Device(torch.device("meta")))]
+    shelves = [table(), table(Device(cpu, torch.bfloat16, "bfloat16")), table(Device(torch.device("meta")))]
     for module in (torch, PIL):
         with monkeypatch.context() as patch:
             patch.setattr(module, "__version__", "0.0.1")
-            shelves.append(shelf())
+            shelves.append(table())
     assert len(set(shelves)) == len(shelves) == 5
-    assert shelf() == shelves[0]
+    assert table() == shelves[0]
 
 
 def test_rows_of_another_precision_are_not_taken(clip: FrozenCLIP, records: list[Record], tmp_path: Path) -> None:
     half = Device(torch.device("cpu"), torch.bfloat16, "bfloat16")
-    rough = Activations(clip, records, half, MANY, Store(tmp_path / "c", MANY))
+    rough = Activations(clip, records, half, MANY, DiskCache(tmp_path / "c", MANY))
     rough.prepare(KEYS, 2)
     made = new(clip, records, tmp_path / "c")
     made.prepare(KEYS, 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedvlm.data.notes import counted
-from fedvlm.data.rows import Row, Usable
+from fedvlm.data.notes import counted_note
+from fedvlm.data.rows import ImageRow, InspectedRow
 from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
 
@@ -13,13 +13,13 @@ _RANK = {None: 0, "train": 0, "val": 1, "test": 2}
 """What is tested on must not be trained on."""
 
 
-def once_by_name(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+def drop_repeated(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
     """Each file once, though several rows name it. Raises FedvlmError for a file with two labels."""
-    groups = _groups([row.image.key for row in rows])
+    groups = _group_places([row.image.key for row in rows])
     kept, repeated = [], []
     for group in groups:
         same = [rows[place] for place in group]
-        chosen = same[_chosen(same)]
+        chosen = same[_representative(same)]
         other = next((row for row in same if row.name != same[0].name), None)
         if other is not None:
             labels = f"'{same[0].name}' and '{other.name}'"
@@ -27,42 +27,44 @@ def once_by_name(rows: Sequence[Row], notes: list[str]) -> list[Row]:
         kept.append(chosen)
         repeated += [chosen.image.key] * (len(group) - 1)
     if repeated:
-        notes.append(counted(repeated, "image is listed twice (used once)", "images are listed twice (used once)"))
-    _tell_shared([[rows[place] for place in group] for group in groups], "used once", notes)
+        notes.append(counted_note(repeated, "image is listed twice (used once)", "images are listed twice (used once)"))
+    _note_shared([[rows[place] for place in group] for group in groups], "used once", notes)
     return kept
 
 
-def once_by_pixels(source: str, found: Sequence[Usable], config: FileData, notes: list[str]) -> list[Usable]:
+def drop_copies(
+    source: str, inspected: Sequence[InspectedRow], config: FileData, notes: list[str]
+) -> list[InspectedRow]:
     """Each photograph once, though several files show it; with `data.on_duplicate = "keep"` every file.
 
     A copy counts for the last of train, val and test that has it, and for the first row there. Raises FedvlmError for
     a photograph with two labels.
     """
-    groups = _groups([item.seen.pixels for item in found])
-    copied = [[found[place].row for place in group] for group in groups if len(group) > 1]
+    groups = _group_places([item.facts.pixels for item in inspected])
+    copied = [[inspected[place].row for place in group] for group in groups if len(group) > 1]
     if not copied:
-        return list(found)
+        return list(inspected)
     is_kept = config.on_duplicate == "keep"
     twofold = [rows for rows in copied if len({row.name for row in rows}) > 1]
     if twofold and not is_kept:
         raise FedvlmError(
-            f"{source}: {_twofold(twofold)}. Remove what is labelled wrongly, leave a label out with data.exclude, or "
-            'set data.on_duplicate = "keep" to use every file as it is'
+            f"{source}: {_two_labels_note(twofold)}. Remove what is labelled wrongly, leave a label out with "
+            'data.exclude, or set data.on_duplicate = "keep" to use every file as it is'
         )
     used = "every file is used" if is_kept else "used once"
     pairs = [f"{row.image.key} = {rows[0].image.key}" for rows in copied for row in rows[1:]]
     one, many = f"image is a copy of another ({used})", f"images are copies of others ({used})"
-    notes.append(counted(pairs, one, many))
+    notes.append(counted_note(pairs, one, many))
     if twofold:
-        notes.append(_twofold(twofold))
-    _tell_split(copied, used if is_kept else "tested on, not trained on", notes)
-    _tell_shared(copied, used, notes)
+        notes.append(_two_labels_note(twofold))
+    _note_splits(copied, used if is_kept else "tested on, not trained on", notes)
+    _note_shared(copied, used, notes)
     if is_kept:
-        return list(found)
-    return [found[group[_chosen([found[place].row for place in group])]] for group in groups]
+        return list(inspected)
+    return [inspected[group[_representative([inspected[place].row for place in group])]] for group in groups]
 
 
-def _groups(identities: Sequence[str]) -> list[list[int]]:
+def _group_places(identities: Sequence[str]) -> list[list[int]]:
     """The places of each identity, in the order of the first ones."""
     groups: dict[str, list[int]] = {}
     for place, identity in enumerate(identities):
@@ -70,21 +72,21 @@ def _groups(identities: Sequence[str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _chosen(same: Sequence[Row]) -> int:
+def _representative(same: Sequence[ImageRow]) -> int:
     """Which of the rows of one photograph stands for it."""
     return max(range(len(same)), key=lambda place: (_RANK[same[place].split], -place))
 
 
-def _twofold(groups: Sequence[Sequence[Row]]) -> str:
+def _two_labels_note(groups: Sequence[Sequence[ImageRow]]) -> str:
     def pairs() -> Iterator[str]:
         for rows in groups:
             other = next(row for row in rows if row.name != rows[0].name)
             yield f"{rows[0].image.key} ('{rows[0].name}') = {other.image.key} ('{other.name}')"
 
-    return counted(pairs(), "photograph stands under two labels", "photographs stand under two labels")
+    return counted_note(pairs(), "photograph stands under two labels", "photographs stand under two labels")
 
 
-def _tell_split(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) -> None:
+def _note_splits(groups: Sequence[Sequence[ImageRow]], used: str, notes: list[str]) -> None:
     """A note on photographs that are in training and among those tested on."""
     across = []
     for rows in groups:
@@ -94,10 +96,10 @@ def _tell_split(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) ->
             across.append(f"{trained[0].image.key} = {tested[0].image.key}")
     if across:
         both = f"among the training and the validation or test images ({used})"
-        notes.append(counted(across, f"photograph is {both}", f"photographs are {both}"))
+        notes.append(counted_note(across, f"photograph is {both}", f"photographs are {both}"))
 
 
-def _tell_shared(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) -> None:
+def _note_shared(groups: Sequence[Sequence[ImageRow]], used: str, notes: list[str]) -> None:
     """A note on photographs of several clients: what is held out at one would be trained on at another."""
     shared = []
     for rows in groups:
@@ -106,4 +108,4 @@ def _tell_shared(groups: Sequence[Sequence[Row]], used: str, notes: list[str]) -
             shared.append(f"{rows[0].image.key} ({listed(clients, 3)})")
     if shared:
         who = f"held by several clients ({used})"
-        notes.append(counted(shared, f"photograph is {who}", f"photographs are {who}"))
+        notes.append(counted_note(shared, f"photograph is {who}", f"photographs are {who}"))

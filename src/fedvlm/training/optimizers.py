@@ -13,16 +13,16 @@ from fedvlm.tensors import Named
 EPSILON = 1e-8
 """Adam's, as in torch."""
 OptimizerFactory = Callable[[Method, Named, float], torch.optim.Optimizer]
-"""What makes the optimizer of a client's local training, as `optimizer` does."""
+"""What makes the optimizer of a client's local training, as `make_optimizer` does."""
 
 
-def optimizer(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim.Optimizer:
-    """A new optimizer over the leaves, each at its configured rate times `factor`; biases decay like all others."""
+def make_optimizer(method: Method, leaves: Named, lr_factor: float = 1.0) -> torch.optim.Optimizer:
+    """A new optimizer over the leaves, each at its configured rate times `lr_factor`; biases decay like all others."""
     config: Config = method.config
     rates: dict[float, list[Tensor]] = {}
     for name, leaf in leaves.items():
         rates.setdefault(method.rate(name), []).append(leaf)
-    groups = [{"params": params, "lr": rate * factor} for rate, params in rates.items()]
+    groups = [{"params": params, "lr": rate * lr_factor} for rate, params in rates.items()]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
@@ -31,12 +31,12 @@ def optimizer(method: Method, leaves: Named, factor: float = 1.0) -> torch.optim
 
 
 class StackedOptimizer:
-    """`optimizer` over stacked tensors `[C, ...]` of C clients, some of them at a time."""
+    """`make_optimizer` over stacked tensors `[C, ...]` of C clients, some of them at a time."""
 
-    def __init__(self, method: Method, stacked: Named, factor: float) -> None:
+    def __init__(self, method: Method, stacked: Named, lr_factor: float) -> None:
         self.config: Config = method.config
         self.stacked = stacked
-        self.rates = {name: method.rate(name) * factor for name in stacked}
+        self.rates = {name: method.rate(name) * lr_factor for name in stacked}
         self.first = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()}
         adam = self.config.optimizer != "sgd"
         self.second = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()} if adam else {}

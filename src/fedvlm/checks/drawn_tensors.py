@@ -32,7 +32,7 @@ from fedvlm.tensors import Named
 SUFFIX = ".drawn.json"
 _LIMIT = 1 << 27
 """Numbers drawn for one tensor, those before it included: a file cannot ask for hours of drawing."""
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -50,7 +50,7 @@ class Law(pydantic.BaseModel):
     transposed: bool = False
     """Matrices that were drawn in the other order of their axes."""
 
-    def made(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def draw_tensor(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """A tensor of a shape, from a generator that stands at its position."""
         empty = torch.empty(tuple(reversed(shape)) if self.transposed else tuple(shape))
         if self.law == "normal":
@@ -78,7 +78,7 @@ class Draws(Law):
         return self
 
 
-class Table(pydantic.BaseModel):
+class DrawTable(pydantic.BaseModel):
     """What a `NAME.drawn.json` holds."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -97,15 +97,15 @@ def draw(groups: Sequence[Draws]) -> Named:
             generator.manual_seed(seed)
             at = seed, 0
         _skip(generator, place - at[1])
-        found[name], at = group.made(shape, generator), (seed, place + math.prod(shape))
+        found[name], at = group.draw_tensor(shape, generator), (seed, place + math.prod(shape))
     return found
 
 
 def _skip(generator: torch.Generator, count: int) -> None:
     """Draw and forget."""
     while count > 0:
-        torch.rand(min(count, _PIECE), generator=generator)
-        count -= _PIECE
+        torch.rand(min(count, _CHUNK), generator=generator)
+        count -= _CHUNK
 
 
 def load(file: Path) -> Named:
@@ -126,10 +126,10 @@ def load(file: Path) -> Named:
     return stored | found
 
 
-def read(file: Path) -> Table:
+def read(file: Path) -> DrawTable:
     """The laws and tensors of a `NAME.drawn.json`."""
     try:
-        return Table.model_validate_json(file.read_bytes())
+        return DrawTable.model_validate_json(file.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         raise FedvlmError(f"{file} is not a readable table of draws: {error}") from None
 
@@ -147,7 +147,7 @@ def save(file: Path, stored: Named, groups: Sequence[Draws]) -> None:
 
 
 @contextmanager
-def completed(folder: Path) -> Iterator[Path]:
+def completed_folder(folder: Path) -> Iterator[Path]:
     """A CLIP directory with all its weights: the directory itself, or a temporary copy where some are draws."""
     if not any(folder.glob(f"*{SUFFIX}")):
         yield folder

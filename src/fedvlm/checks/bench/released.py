@@ -37,14 +37,14 @@ PIXELS = 0
 Branches = dict[int, Callable[[Tensor], Tensor]]
 
 
-class Decoded(Activations):
+class UncachedPixels(Activations):
     """Images are decoded and transformed whenever they are asked for: rows are normalised pixels `[B, 3, S, S]`."""
 
     def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:
         return self.clip.preprocess.normalise(pixels.to(self.device.device))
 
 
-class Encoders:
+class ReleasedEncoders:
     """Both encoders written out: all tokens through all blocks, texts padded to the whole context."""
 
     def __init__(self, clip: FrozenCLIP) -> None:
@@ -70,7 +70,7 @@ class Encoders:
         x = text.ln_final(x)
         return F.normalize(x[torch.arange(len(x)), eot] @ text.text_projection, dim=-1)
 
-    def words(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
+    def embed_texts(self, texts: Sequence[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings `[K, context - room, D]` and end positions of whole rows, padded as published."""
         ids, eot = self.clip.tokenizer(texts)
         full = torch.zeros(len(ids), self.clip.text.shape.context - room, dtype=torch.long)
@@ -107,13 +107,13 @@ def _gelu(act: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class Plain(ABC):
+class ReleasedTuner(ABC):
     """A tuner's functions in the released way; `exact` gives only the tensors at the start."""
 
     entry = PIXELS
 
     def __init__(self, clip: FrozenCLIP, exact: Tuner) -> None:
-        self.clip, self.exact, self.encoders = clip, exact, Encoders(clip)
+        self.clip, self.exact, self.encoders = clip, exact, ReleasedEncoders(clip)
 
     def init(self, generator: torch.Generator) -> Named:
         """As the tuner itself."""
@@ -132,20 +132,22 @@ class Plain(ABC):
         """`[B, K]` of normalised pixels `[B, 3, S, S]`."""
 
 
-class PlainTemplate(Plain):
+class ReleasedTemplate(ReleasedTuner):
     """Zero-shot: fixed texts, encoded once (as released)."""
 
     def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], template: str) -> None:
         super().__init__(clip, exact)
         with torch.no_grad():
-            self.fixed = self.encoders.text(*self.encoders.words([template.format(_spaced(name)) for name in names]))
+            self.fixed = self.encoders.text(
+                *self.encoders.embed_texts([template.format(_with_spaces(name)) for name in names])
+            )
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
         """`[B, K]`."""
         return self.encoders.logits(self.encoders.image(pixels), self.fixed)
 
 
-class PlainPrompt(Plain):
+class ReleasedPrompt(ReleasedTuner):
     """A prompt before the class name."""
 
     def __init__(
@@ -154,7 +156,9 @@ class PlainPrompt(Plain):
         super().__init__(clip, exact)
         if config.class_position != "end":
             raise FedvlmError("the released procedure is written out for prompts before the class name only")
-        self.rows, eot = self.encoders.words([suffix.format(_spaced(name)) for name in names], room=config.tokens)
+        self.rows, eot = self.encoders.embed_texts(
+            [suffix.format(_with_spaces(name)) for name in names], room=config.tokens
+        )
         self.eot = eot + config.tokens
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ class PlainPrompt(Plain):
         return self.encoders.text(torch.cat([self.rows[:, :1], shared, self.rows[:, 1:]], dim=1), self.eot)
 
 
-class PlainMixture(PlainPrompt):
+class ReleasedMixture(ReleasedPrompt):
     """Prompt, experts and gate."""
 
     def __init__(
@@ -200,20 +204,20 @@ class PlainMixture(PlainPrompt):
 
     def _gate(self, trained: Named, image: Tensor, experts: Tensor) -> Tensor:
         """Multi-head attention of every image over the experts of every class, `[B, K, R]`."""
-        q, k, v = (F.linear(x, *_pair(trained, f"gating.{part}")).unflatten(-1, (self.config.heads, -1))
+        q, k, v = (F.linear(x, *_weight_and_bias(trained, f"gating.{part}")).unflatten(-1, (self.config.heads, -1))
                    for part, x in (("q", image), ("k", experts), ("v", experts)))  # fmt: skip
         weights = torch.softmax(torch.einsum("bhd,kmhd->bkhm", q, k) * self.config.scaling, dim=-1)
         mixed = torch.einsum("bkhm,kmhd->bkhd", weights, v).flatten(2)
-        return F.linear(mixed, *_pair(trained, "gating.o"))
+        return F.linear(mixed, *_weight_and_bias(trained, "gating.o"))
 
 
-class PlainAdapter(Plain):
+class ReleasedAdapter(ReleasedTuner):
     """Multi-modal adapters; the text goes through all blocks in every step too."""
 
     def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], method: PFedMMA, template: str) -> None:
         super().__init__(clip, exact)
         self.config = method.config
-        self.rows, self.eot = self.encoders.words([template.format(_spaced(name)) for name in names])
+        self.rows, self.eot = self.encoders.embed_texts([template.format(_with_spaces(name)) for name in names])
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
         """`[B, K]`."""
@@ -222,42 +226,49 @@ class PlainAdapter(Plain):
 
     def _branches(self, trained: Named, tower: str) -> Branches:
         blocks = range(self.config.first_block, self.config.last_block + 1)
-        return {block: partial(branch, down=_pair(trained, f"{tower}.{block}.down"), scale=self.config.scale,
-                               shared=_pair(trained, f"shared.{block}"), up=_pair(trained, f"{tower}.{block}.up"))
-                for block in blocks}  # fmt: skip
+        return {
+            block: partial(
+                branch,
+                down=_weight_and_bias(trained, f"{tower}.{block}.down"),
+                scale=self.config.scale,
+                shared=_weight_and_bias(trained, f"shared.{block}"),
+                up=_weight_and_bias(trained, f"{tower}.{block}.up"),
+            )
+            for block in blocks
+        }
 
 
-def plain(method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Plain:
+def released_tuner(method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> ReleasedTuner:
     """The released procedure of a method; FedvlmError where it has not been written out."""
     exact = method.tuner(clip, names, template)
     if isinstance(method, PFedMoAP):
-        return PlainMixture(clip, exact, names, method.config)
+        return ReleasedMixture(clip, exact, names, method.config)
     if type(method) in (PromptFL, CoOp):
-        return PlainPrompt(clip, exact, names, method.config)
+        return ReleasedPrompt(clip, exact, names, method.config)
     if isinstance(method, PFedMMA):
-        return PlainAdapter(clip, exact, names, method, template)
+        return ReleasedAdapter(clip, exact, names, method, template)
     if type(method) is ZeroShot:
-        return PlainTemplate(clip, exact, names, template)
+        return ReleasedTemplate(clip, exact, names, template)
     raise FedvlmError(f"the released procedure of '{method.name}' is not written out")
 
 
-class Released(verify.Way):
+class ReleasedPath(verify.ExecutionPath):
     """Reference outputs in the released way."""
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
         """The released tuner; of a prompt, `template` is what follows it."""
         if isinstance(method, PFedMoAP):
-            return PlainMixture(clip, exact, names, method.config, template)
-        return plain(method, clip, names, template)
+            return ReleasedMixture(clip, exact, names, method.config, template)
+        return released_tuner(method, clip, names, template)
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
         """The pixels themselves."""
         return images
 
 
-def _pair(trained: Named, name: str) -> tuple[Tensor, Tensor]:
+def _weight_and_bias(trained: Named, name: str) -> tuple[Tensor, Tensor]:
     return trained[f"{name}.weight"], trained[f"{name}.bias"]
 
 
-def _spaced(name: str) -> str:
+def _with_spaces(name: str) -> str:
     return name.replace("_", " ")
