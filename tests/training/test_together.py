@@ -37,7 +37,7 @@ def clip() -> FrozenCLIP:
 def test_a_run_is_the_same(name: str, how: dict[str, Any], together: int, clip: FrozenCLIP) -> None:
     """Clients of 11, 6, 3 and 9 images in batches of 4: steps of four sizes, visits of three lengths."""
     fed = tiny.federation()
-    # Adam divides rounding by rounding where a gradient is nearly zero; its rules are compared in test_descent.
+    # Adam divides rounding by rounding where a gradient is nearly zero; its rules are compared in test_optimizers.
     method, rounds = tiny.method(name, epochs=1, optimizer="sgd"), 3 if "participation" in how else 2
     alone, records = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, **how))
     other, grouped = tiny.run(tiny.simulation(method, clip, fed, rounds=rounds, clients_per_step=together, **how))
@@ -76,7 +76,7 @@ def test_no_step_waits_for_the_device(
     Seen on the CPU: operations with results of unknown size, and Python's ways to numbers, which the steps do not take.
     """
     # torch's Adam asks for its number of steps, which it keeps on the CPU.
-    method = tiny.method(name, epochs=3, **({"optimizer": "sgd"} if together == 1 else {}))
+    method = tiny.method(name, epochs=3, optimizer="sgd")
     task = tiny.simulation(method, clip, tiny.federation(), clients_per_step=together, rounds=3)
     state, _ = next(simulation.run_rounds(task, simulation.start(task)))
     inputs = [ClientInput(one, state.personal[one.name], server.downlink(task.spec, state, one.name))
@@ -121,8 +121,8 @@ def test_no_step_waits_for_the_device(
     assert not {way: times for way, times in calls.items() if way.startswith("Tensor.") and times}
 
 
-def test_another_optimizer_trains_clients_one_by_one(clip: FrozenCLIP) -> None:
-    """What somebody else's optimizer keeps from step to step cannot be stacked."""
+def test_every_client_gets_its_own_of_another_optimizer(clip: FrozenCLIP) -> None:
+    """What an optimizer keeps from step to step is one client's."""
     fed, method, made = tiny.federation(), tiny.method("promptfl", epochs=1), list[float]()
 
     def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:

@@ -1,4 +1,13 @@
-"""The one local training loop: what a client does in a visit, wherever it runs."""
+"""The one local training loop: what a client does in a round, alone or together with others.
+
+Clients that train together make one step of the frozen encoders together; each has tensors and an optimizer of its own.
+Client 1 has three batches, client 2 has one, client 3 has three, the last of them smaller:
+
+    step       1          2          3        3 again
+    client 1   [4] \      [4] \      [4]                 [4]: a batch of 4 images. Batches of equal shape are stacked,
+    client 2   [4]  } one      }                          and with them the tensors of their clients, [N, ...]; what
+    client 3   [4] /      [4] /                 [2]       comes out is cut into clients again, and so are gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +23,7 @@ from fedvlm.errors import DivergenceError, FedvlmError
 from fedvlm.methods.base import Config, Method, Step
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
-from fedvlm.training.optimizers import OptimizerFactory, StackedOptimizer, make_optimizer
+from fedvlm.training.optimizers import OptimizerFactory, make_optimizer
 from fedvlm.tuners.base import Tuner, predict
 
 Batch = tuple[Tensor, Tensor]
@@ -22,44 +31,121 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class LocalJob:
+    """A client about to train: the tensors it starts from, what it received, its batches."""
+
+    tensors: Named
+    received: Named
+    batches: Iterable[Batch]
+
+
+@dataclass(frozen=True)
 class Trained:
-    """Tensors after a visit, and the loss of every batch before its update."""
+    """A client's tensors after training, and the loss of every batch before its update."""
 
     tensors: Named
     losses: list[float]
 
 
 def train(
-    method: Method,
-    tuner: Tuner,
-    tensors: Named,
-    received: Named,
-    batches: Iterable[Batch],
-    device: Device,
-    lr_factor: float = 1.0,
-    factory: OptimizerFactory = make_optimizer,
-) -> Trained:
-    """Descend from `tensors` over `batches`, with a fresh optimizer; nothing passed in is changed.
+    method: Method, tuner: Tuner, tensors: Named, received: Named, batches: Iterable[Batch], device: Device,
+    lr_factor: float = 1.0, factory: OptimizerFactory = make_optimizer,
+) -> Trained:  # fmt: skip
+    """Train one client (`train_together`)."""
+    return train_together(method, tuner, [LocalJob(tensors, received, batches)], device, lr_factor, factory)[0]
 
-    `lr_factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the
-    loss is no longer a number.
+
+def train_together(
+    method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, lr_factor: float = 1.0,
+    factory: OptimizerFactory = make_optimizer,
+) -> list[Trained]:  # fmt: skip
+    """Train clients from their first tensors over their batches, each with a fresh optimizer.
+
+    Steps of equal shape become one batched step, in which gradients do not mix: each client's loss depends on its own
+    slice of the stacked tensors only, so the gradient of the sum holds every client's own. The result is that of each
+    client alone, up to rounding. Nothing that is passed in is changed. `lr_factor` multiplies every learning rate (the
+    round's place in the schedule). Raises `DivergenceError` when a loss or a tensor is no longer a number.
     """
-    leaves = {name: device.send(tensor.detach()).clone().requires_grad_() for name, tensor in tensors.items()}
-    received = {name: device.send(tensor) for name, tensor in received.items()}
-    optimizer = factory(method, leaves, lr_factor)
-    with device.autocast():
-        constants = tuner.prepare(received)
-    losses: list[Tensor] = []
-    for hidden, labels in batches:
+    clients = [_Client(method, tuner, job, device, factory, lr_factor) for job in jobs]
+    step = _step_alone if len(jobs) == 1 else _step_stacked
+    while any(batches := [next(client.batches, None) for client in clients]):
+        for members in _group_by_shape(batches, clients):
+            some = [clients[place] for place in members]
+            losses = step(method, tuner, some, [batches[place] or () for place in members], device)
+            for client in some:
+                client.optimizer.zero_grad(set_to_none=True)
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            for client, loss in zip(some, losses, strict=True):
+                client.optimizer.step()
+                client.losses.append(loss.detach())
+    return [client.finish(method, place) for place, client in enumerate(clients)]
+
+
+class _Client:
+    """A client in training: its leaves and optimizer, and what stays the same for all its batches."""
+
+    def __init__(
+        self, method: Method, tuner: Tuner, job: LocalJob, device: Device, factory: OptimizerFactory, lr_factor: float
+    ) -> None:
+        self.leaves = {name: device.send(one.detach()).clone().requires_grad_() for name, one in job.tensors.items()}
+        self.received = {name: device.send(tensor) for name, tensor in job.received.items()}
+        self.optimizer = factory(method, self.leaves, lr_factor)
         with device.autocast():
-            classifier = tuner.classifier(leaves, constants)
-            logits, beside = predict(tuner, leaves, classifier, hidden)
-        loss = method.loss(Step(logits, labels, leaves, received, classifier, beside))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.detach())
-    return _collect(method, {name: leaf.detach() for name, leaf in leaves.items()}, losses)
+            self.constants = tuner.prepare(self.received)
+        self.batches = iter(job.batches)
+        self.losses: list[Tensor] = []
+
+    def finish(self, method: Method, place: int) -> Trained:
+        """Tensors and losses, once all batches are done; `place` is the client's among those that train together."""
+        # One synchronisation with a GPU for all steps, not one per step.
+        tensors = {name: leaf.detach() for name, leaf in self.leaves.items()}
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+        *values, sound = torch.cat([*(loss.float()[None] for loss in self.losses), finite.all().float()[None]]).tolist()
+        if not (sound and all(math.isfinite(value) for value in values)):
+            broken = [name for name, ok in zip(tensors, finite.tolist(), strict=True) if not ok]
+            where = f"'{broken[0]}'" if broken else "its loss"
+            raise DivergenceError(f"{method.name}: {where} is no longer finite: lower the learning rate", place)
+        return Trained(tensors, values)
+
+
+def _step_alone(
+    method: Method, tuner: Tuner, clients: Sequence[_Client], batches: Sequence[Sequence[Tensor]], device: Device
+) -> list[Tensor]:
+    """The loss of one client's batch."""
+    (client,), ((hidden, labels),) = clients, batches
+    with device.autocast():
+        classifier = tuner.classifier(client.leaves, client.constants)
+        logits, beside = predict(tuner, client.leaves, classifier, hidden)
+    return [method.loss(Step(logits, labels, client.leaves, client.received, classifier, beside))]
+
+
+def _step_stacked(
+    method: Method, tuner: Tuner, clients: Sequence[_Client], batches: Sequence[Sequence[Tensor]], device: Device
+) -> list[Tensor]:
+    """The losses of several clients' batches of equal shape, from one pass: every tensor is `[N, ...]`."""
+    leaves = {name: torch.stack([one.leaves[name] for one in clients]) for name in clients[0].leaves}
+    constants = {name: torch.stack([one.constants[name] for one in clients]) for name in clients[0].constants}
+    hidden, labels = (torch.stack(part) for part in zip(*batches, strict=True))
+    with device.autocast():
+        classifier = tuner.classifier(leaves, constants)
+        logits, beside = predict(tuner, leaves, classifier, hidden)
+
+    def loss(row: int, client: _Client) -> Tensor:
+        mine, made, more = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier, beside))
+        return method.loss(Step(logits[row], labels[row], mine, client.received, made, more))
+
+    return [loss(row, client) for row, client in enumerate(clients)]
+
+
+def _group_by_shape(batches: Sequence[Batch | None], clients: Sequence[_Client]) -> list[list[int]]:
+    """Places of the clients that have a batch, grouped by the shapes of what goes into their step."""
+    groups: dict[object, list[int]] = {}
+    for place, batch in enumerate(batches):
+        if batch is not None:
+            fixed = (clients[place].constants, clients[place].received)
+            kind = batch[0].shape, *((n, t.shape) for named in fixed for n, t in sorted(named.items()))
+            groups.setdefault(kind, []).append(place)
+    return list(groups.values())
 
 
 def check_precision(method: Method, device: Device) -> None:
@@ -70,89 +156,6 @@ def check_precision(method: Method, device: Device) -> None:
             "not scale the loss; set compute.dtype to 'bfloat16' or 'float32' (methods without training may use "
             "float16)"
         )
-
-
-def _collect(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:
-    # One synchronisation with a GPU per visit, not one per step.
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
-    *values, sound = torch.cat([*(loss.float()[None] for loss in losses), finite.all().float()[None]]).tolist()
-    if not (sound and all(math.isfinite(value) for value in values)):
-        broken = [name for name, ok in zip(tensors, finite.tolist(), strict=True) if not ok]
-        where = f"'{broken[0]}'" if broken else "its loss"
-        raise DivergenceError(f"{method.name}: {where} is no longer finite: lower the learning rate", place)
-    return Trained(tensors, values)
-
-
-@dataclass(frozen=True)
-class LocalJob:
-    """One of several clients that train together: where it starts, what it received, its batches."""
-
-    tensors: Named
-    received: Named
-    batches: Iterable[Batch]
-
-
-def train_together(
-    method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, lr_factor: float = 1.0,
-    factory: OptimizerFactory = make_optimizer,
-) -> list[Trained]:  # fmt: skip
-    """`train` for several clients, whose steps of equal shape become one batched step; the same up to rounding.
-
-    Gradients do not mix: each client's loss depends on its own slice of the stacked tensors only, so the gradient of
-    the sum holds every client's own. Clients with fewer batches are done earlier; a batch that no other client's
-    matches goes alone. With another factory all clients do.
-    """
-    if len(jobs) == 1 or factory is not make_optimizer:
-        return [train(method, tuner, v.tensors, v.received, v.batches, device, lr_factor, factory) for v in jobs]
-    received = [{name: device.send(tensor) for name, tensor in one.received.items()} for one in jobs]
-    with device.autocast():
-        constants = [tuner.prepare(own) for own in received]
-    stacked = {n: device.send(torch.stack([one.tensors[n].detach() for one in jobs]))
-               for n in jobs[0].tensors}  # fmt: skip
-    optimizer = StackedOptimizer(method, stacked, lr_factor)
-    losses: list[list[Tensor]] = [[] for _ in jobs]
-    iterators = [iter(one.batches) for one in jobs]
-    while any(batches := [next(each, None) for each in iterators]):
-        for members in _group_by_shape(batches, constants, received):
-            own = [received[place] for place in members]
-            fixed = {n: torch.stack([constants[place][n] for place in members]) for n in constants[members[0]]}
-            hidden, labels = (
-                torch.stack(part) for part in zip(*(batches[place] or () for place in members), strict=True)
-            )
-            rows = device.send(torch.tensor(members))
-            leaves = optimizer.leaves(rows)
-            with device.autocast():
-                classifier = tuner.classifier(leaves, fixed)
-                logits, beside = predict(tuner, leaves, classifier, hidden)
-            each = [method.loss(_client_step(row, logits, labels, leaves, own[row], classifier, beside))
-                    for row in range(len(members))]  # fmt: skip
-            torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step(rows, leaves)
-            for place, loss in zip(members, each, strict=True):
-                losses[place].append(loss.detach())
-    return [_collect(method, {n: t[place].clone() for n, t in stacked.items()}, losses[place], place)
-            for place in range(len(jobs))]  # fmt: skip
-
-
-def _group_by_shape(
-    batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]
-) -> list[list[int]]:
-    """Places of the clients that have a batch, grouped by the shapes of what goes into their step."""
-    groups: dict[object, list[int]] = {}
-    for place, batch in enumerate(batches):
-        if batch is not None:
-            kind = (batch[0].shape, *((n, t.shape) for named in (constants[place], received[place])
-                                      for n, t in sorted(named.items())))  # fmt: skip
-            groups.setdefault(kind, []).append(place)
-    return list(groups.values())
-
-
-def _client_step(
-    row: int, logits: Tensor, labels: Tensor, leaves: Named, received: Named, classifier: Named, beside: Named
-) -> Step:
-    """One client's part of what was computed for several."""
-    mine, made, more = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier, beside))
-    return Step(logits[row], labels[row], mine, received, made, more)
 
 
 def schedule_factor(config: Config, round_: int, rounds: int) -> float:

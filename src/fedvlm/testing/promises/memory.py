@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedvlm import tensors
+from fedvlm.federation import client as federation_client
 from fedvlm.federation import server, simulation
 from fedvlm.federation.client import train_client
 from fedvlm.methods.base import Method
@@ -20,20 +21,22 @@ from fedvlm.tensors import Named
 from fedvlm.testing import tiny
 from fedvlm.testing.case import Case, promise
 from fedvlm.training import local
+from fedvlm.training.local import LocalJob
 
 
 @promise("trained")
 def all_clients_start_from_the_same_tensors(case: Case) -> None:
     """In the first round; and training does not write into the common start."""
-    seen, real = [], local.train
+    seen: list[str] = []
+    real = local.train_together
 
-    def spy(method: Method, tuner: Any, start: Named, *more: Any) -> Any:
-        seen.append(tensors.digest(start))
-        return real(method, tuner, start, *more)
+    def spy(method: Method, tuner: Any, jobs: Sequence[LocalJob], *more: Any) -> Any:
+        seen.extend(tensors.digest(job.tensors) for job in jobs)
+        return real(method, tuner, jobs, *more)
 
     run = case.simulation(case.brief(fine_tune=0), rounds=1, every=100)
     before = tensors.digest(run.spec.initial)
-    with patch.object(local, "train", spy):
+    with patch.object(federation_client, "train_together", spy):
         tiny.run(run)
     assert set(seen) == {before}
     assert len(seen) == len(case.federation.clients)
