@@ -234,7 +234,7 @@ def test_the_released_transform_has_no_augmentation(tmp_path: Path) -> None:
 def test_zero_shot_is_far_above_chance_on_cifar_s_files(kind: str, tmp_path: Path) -> None:
     found = chosen("cifar10", *ten(tmp_path, fake_datasets.DRAWN), f"data.path={tmp_path}")
     clip = clips.load()
-    clip.preprocess = clips.preprocess.chosen(clip.preprocess, kind)
+    clip.preprocess = clips.preprocess.select(clip.preprocess, kind)
     assert zero_shot(found, clip) > 0.5
 
 

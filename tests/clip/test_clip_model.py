@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvlm.clip import CLIP, FEATURE, Beside, FrozenCLIP, Insertions, Patches, initialise
+from fedvlm.clip import CLIP, FEATURE, FrozenCLIP, Insertions, ParallelTo, Patches, initialise
 from fedvlm.clip.config import ClipConfig, from_open_clip, standard
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
@@ -156,7 +156,7 @@ def test_insertions_into_image_blocks(clip: FrozenCLIP, pixels: Tensor, block: i
     w = naive.weights(clip)
     expected = naive.image_features(pixels, w, clip.config, **where)
     plain = clip.encode_image(pixels)
-    for entry in {1, block, Beside(block) if kind == "branch" else 1}:
+    for entry in {1, block, ParallelTo(block) if kind == "branch" else 1}:
         out = clip.visual.feature(clip.visual.hidden(pixels, entry), entry, Insertions(**where))
         near(out, expected)
         assert (out - plain).abs().max() > 1e-3
@@ -177,7 +177,7 @@ def test_insertions_into_text_blocks(clip: FrozenCLIP, block: int, kind: str) ->
     rows, ends = naive.token_rows(texts, clip)
     expected = naive.text_features(w["text.token_embedding.weight"][torch.tensor(rows)], ends, w, clip.config, **where)
     packed = pack(*clip.tokenizer(texts))
-    for entry in {1, block, Beside(block) if kind == "branch" else 1}:
+    for entry in {1, block, ParallelTo(block) if kind == "branch" else 1}:
         hidden = clip.text.hidden(clip.text.embed(packed.ids)[None], packed, entry)
         near(clip.text.feature(hidden, packed, entry, Insertions(**where))[0], expected)
 
@@ -186,7 +186,7 @@ def test_beside_a_block_nothing_of_it_is_computed_again(clip: FrozenCLIP, pixels
     """LN1 of its input and its own output; of the last block only what is read. The block's weights are not needed."""
     tokens = clip.visual.tokens(pixels)
     for number in range(1, clip.visual.depth + 1):
-        hidden = clip.visual.hidden(pixels, Beside(number))
+        hidden = clip.visual.hidden(pixels, ParallelTo(number))
         x = clip.visual.transformer(tokens, stop=number)
         block = clip.visual.transformer.resblocks[number - 1]
         read = slice(0, 1) if number == clip.visual.depth else slice(None)
@@ -196,9 +196,9 @@ def test_beside_a_block_nothing_of_it_is_computed_again(clip: FrozenCLIP, pixels
         other.load_state_dict(clip.state_dict())
         for parameter in other.visual.transformer.resblocks[number - 1].parameters():
             parameter.fill_(torch.nan)
-        near(other.visual.feature(hidden, Beside(number)), clip.encode_image(pixels))
+        near(other.visual.feature(hidden, ParallelTo(number)), clip.encode_image(pixels))
     with pytest.raises(AssertionError, match="unchanged block"):
-        clip.visual.feature(hidden, Beside(number), Insertions(inputs={number: lambda x: x}))
+        clip.visual.feature(hidden, ParallelTo(number), Insertions(inputs={number: lambda x: x}))
 
 
 def test_several_insertions_at_once_and_those_below_the_entry(clip: FrozenCLIP, pixels: Tensor) -> None:

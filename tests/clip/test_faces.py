@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import FEATURE, Beside, Entry, FrozenCLIP, Insertions, Patches, initialise, save
+from fedvlm.clip import FEATURE, Entry, FrozenCLIP, Insertions, ParallelTo, Patches, initialise, save
 from fedvlm.clip import packed as packing
 from fedvlm.clip.config import ViT, facts, standard, unlike_clip
 from fedvlm.clip.packed import pack
@@ -134,7 +134,7 @@ def test_a_patch_is_pooled_as_if_it_were_alone(
     near(clip.visual.hidden(pixels, Patches()), torch.stack(each, 1))
 
 
-@pytest.mark.parametrize("entry", [1, 2, 3, Beside(1), Beside(2), Beside(3), FEATURE])
+@pytest.mark.parametrize("entry", [1, 2, 3, ParallelTo(1), ParallelTo(2), ParallelTo(3), FEATURE])
 def test_entering_anywhere_gives_the_same_feature(clip: FrozenCLIP, pixels: Tensor, entry: Entry) -> None:
     whole = clip.encode_image(pixels)
     near(clip.visual.feature(clip.visual.hidden(pixels, entry), entry), whole, 1e-6)
@@ -151,7 +151,7 @@ def test_a_branch_beside_a_block_counts_for_every_token_that_is_pooled(
     """The same from the block's input and from beside it, and of the last block for all tokens."""
     scale = 0.3 + torch.arange(32) / 32
     branch = Insertions(branches={block: lambda h: h.tanh() * scale})
-    found = clip.visual.feature(clip.visual.hidden(pixels, Beside(block)), Beside(block), branch)
+    found = clip.visual.feature(clip.visual.hidden(pixels, ParallelTo(block)), ParallelTo(block), branch)
     near(found, clip.visual.feature(clip.visual.hidden(pixels, 1), 1, branch), 1e-6)
     x = clip.visual.tokens(pixels)
     for number, layer in enumerate(clip.visual.transformer.resblocks, 1):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedvlm import clip as clips
-from fedvlm.clip import FEATURE, Beside, Entry, FrozenCLIP
+from fedvlm.clip import FEATURE, Entry, FrozenCLIP, ParallelTo
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.data import Record, Source
 from fedvlm.streams import stream
@@ -39,7 +39,7 @@ def directly(clip: FrozenCLIP, source: Source, indices: list[int], entry: Entry)
 
 
 def size(clip: FrozenCLIP, entry: Entry) -> int:
-    if isinstance(entry, Beside):
+    if isinstance(entry, ParallelTo):
         return 2 * (1 if entry.block == clip.visual.depth else 5) * 32 * 4
     return 16 * 4 if entry == FEATURE else 5 * 32 * 4
 
@@ -52,7 +52,7 @@ def remembered(store: Activations) -> set[tuple[int, int]]:
     return {(index, entry) for entry, memory in store.memory.items() for index, _ in memory.places}
 
 
-@pytest.mark.parametrize("entry", [1, 2, 3, FEATURE, Beside(1), Beside(3)])
+@pytest.mark.parametrize("entry", [1, 2, 3, FEATURE, ParallelTo(1), ParallelTo(3)])
 @pytest.mark.parametrize("limit", [0, 7000, 1 << 30])
 def test_activations_are_those_of_the_encoder(clip: FrozenCLIP, source: Source, entry: Entry, limit: int) -> None:
     store = Activations(clip, source.records, tiny.CPU, limit)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedvlm.clip import Beside, FrozenCLIP
+from fedvlm.clip import FrozenCLIP, ParallelTo
 from fedvlm.clip.packed import pack
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
-from fedvlm.tuners.adapter import Adapter, Shape, branch
+from fedvlm.tuners.adapter import Adapter, AdapterShape, branch
 
 NAMES = ["red fox", "green_frog", "blue jay"]
 TEMPLATE = "a photo of a {}."
@@ -48,7 +48,7 @@ def test_logits_and_gradients_follow_the_formulas(
     clip: FrozenCLIP, pixels: Tensor, first: int, last: int, scale: float
 ) -> None:
     """Every parameter's gradient is the true one divided by scale (pfedmma.md 2.2), through all blocks above."""
-    adapter = Adapter(clip, NAMES, Shape(first, last, 4, scale), TEMPLATE)
+    adapter = Adapter(clip, NAMES, AdapterShape(first, last, 4, scale), TEMPLATE)
     start = random(adapter)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     ours = logits(adapter, leaves, pixels)
@@ -63,7 +63,7 @@ def test_logits_and_gradients_follow_the_formulas(
 
 
 def test_the_adapter_is_live_in_both_encoders(clip: FrozenCLIP, pixels: Tensor) -> None:
-    adapter = Adapter(clip, NAMES, Shape(2, 3, 4, 1.0), TEMPLATE)
+    adapter = Adapter(clip, NAMES, AdapterShape(2, 3, 4, 1.0), TEMPLATE)
     start = random(adapter)
     plain = logits(adapter, start, pixels)
     for name in start:
@@ -134,7 +134,7 @@ def test_the_forward_deviation_from_clip_grows_with_scale(clip: FrozenCLIP, pixe
     plain = clip.logits(clip.encode_image(pixels), clip.classifier(NAMES, TEMPLATE))
     deviations, gradients = [], []
     for scale in (1e-4, 1e-3):
-        adapter = Adapter(clip, NAMES, Shape(1, 4, 4, scale), TEMPLATE)
+        adapter = Adapter(clip, NAMES, AdapterShape(1, 4, 4, scale), TEMPLATE)
         leaves = {name: tensor.requires_grad_() for name, tensor in random(adapter).items()}
         out = logits(adapter, leaves, pixels)
         deviations.append(float((out - plain).detach().abs().max()))
@@ -146,7 +146,7 @@ def test_the_forward_deviation_from_clip_grows_with_scale(clip: FrozenCLIP, pixe
 
 def test_initial_tensors_are_drawn_as_released(clip: FrozenCLIP) -> None:
     """Kaiming normal, fan_out, ReLU gain: std = sqrt(2 / outputs); biases zero (pfedmma.md 2.4)."""
-    large = Adapter(clip, NAMES, Shape(1, 4, 64, 1e-3), TEMPLATE)
+    large = Adapter(clip, NAMES, AdapterShape(1, 4, 64, 1e-3), TEMPLATE)
     start = large.init(torch_stream(0, "init"))
     assert len(start) == 4 * 10
     for part, outputs in (
@@ -167,16 +167,16 @@ def test_initial_tensors_are_drawn_as_released(clip: FrozenCLIP) -> None:
 
 
 def test_the_class_list_does_not_change_the_start(clip: FrozenCLIP) -> None:
-    shape = Shape(2, 3, 4, 0.1)
+    shape = AdapterShape(2, 3, 4, 0.1)
     first, second = (Adapter(clip, names, shape, TEMPLATE).init(torch_stream(0, "init")) for names in (NAMES, ["cat"]))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_the_remembered_text_is_what_the_first_block_gets_and_gives(clip: FrozenCLIP) -> None:
-    adapter = Adapter(clip, NAMES, Shape(3, 4, 4, 0.1), TEMPLATE)
+    adapter = Adapter(clip, NAMES, AdapterShape(3, 4, 4, 0.1), TEMPLATE)
     ids, eot = clip.tokenizer(["a photo of a red fox.", "a photo of a green frog.", "a photo of a blue jay."])
     texts = pack(ids, eot)
-    assert torch.equal(adapter.words, clip.text.hidden(clip.text.embed(texts.ids)[None], texts, Beside(3)))
+    assert torch.equal(adapter.words, clip.text.hidden(clip.text.embed(texts.ids)[None], texts, ParallelTo(3)))
     assert torch.equal(adapter.texts.position[adapter.texts.end], eot)
     assert not adapter.words.requires_grad
     zero = {name: torch.zeros_like(tensor) for name, tensor in random(adapter).items()}
@@ -186,7 +186,7 @@ def test_the_remembered_text_is_what_the_first_block_gets_and_gives(clip: Frozen
 
 def test_names_of_other_clients_tensors_are_not_needed(clip: FrozenCLIP, pixels: Tensor) -> None:
     """A tuner holds frozen things only: two clients' tensors through one tuner do not meet."""
-    adapter = Adapter(clip, NAMES, Shape(2, 3, 4, 1.0), TEMPLATE)
+    adapter = Adapter(clip, NAMES, AdapterShape(2, 3, 4, 1.0), TEMPLATE)
     one, two = random(adapter, 1), random(adapter, 2)
     first = logits(adapter, one, pixels)
     logits(adapter, two, pixels)
@@ -196,14 +196,14 @@ def test_names_of_other_clients_tensors_are_not_needed(clip: FrozenCLIP, pixels:
 @pytest.mark.parametrize(("first", "last"), [(0, 2), (3, 2), (1, 5), (5, 5)])
 def test_blocks_that_are_not_in_both_encoders_are_refused(clip: FrozenCLIP, first: int, last: int) -> None:
     with pytest.raises(FedvlmError, match=rf"{first}\.\.{last} do not fit.*1\.\.4.*first_block.*last_block"):
-        Adapter(clip, NAMES, Shape(first, last, 4, 0.1), TEMPLATE)
+        Adapter(clip, NAMES, AdapterShape(first, last, 4, 0.1), TEMPLATE)
 
 
 def test_a_resnet_has_no_blocks() -> None:
     with pytest.raises(FedvlmError, match="ResNet"):
-        Adapter(tiny.clip(tiny.resnet_config()), NAMES, Shape(1, 1, 4, 0.1), TEMPLATE)
+        Adapter(tiny.clip(tiny.resnet_config()), NAMES, AdapterShape(1, 1, 4, 0.1), TEMPLATE)
 
 
 def test_a_class_name_too_long_for_the_template(clip: FrozenCLIP) -> None:
     with pytest.raises(FedvlmError, match="40 positions"):
-        Adapter(clip, ["x" * 60], Shape(1, 1, 4, 0.1), TEMPLATE)
+        Adapter(clip, ["x" * 60], AdapterShape(1, 1, 4, 0.1), TEMPLATE)

@@ -13,7 +13,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
-from fedvlm.tuners.lora import LoRA, LowRank
+from fedvlm.tuners.lora import LoRA, LoRAShape
 
 NAMES = ["red fox", "green_frog", "blue jay"]
 TEMPLATE = "a photo of a {}."
@@ -30,16 +30,16 @@ def logits(tuner: LoRA, tensors: dict[str, Tensor], pixels: Tensor) -> Tensor:
 
 
 SHAPES = [
-    LowRank(1, None, 2, 1.0, "qkv"),
-    LowRank(1, None, 3, 2.0, "qv"),
-    LowRank(2, 3, 1, 1.0, "k"),
-    LowRank(3, 3, 4, 0.5, "kv"),
-    LowRank(2, None, 2, 1.0, "qkv", frozen_a=0),
+    LoRAShape(1, None, 2, 1.0, "qkv"),
+    LoRAShape(1, None, 3, 2.0, "qv"),
+    LoRAShape(2, 3, 1, 1.0, "k"),
+    LoRAShape(3, 3, 4, 0.5, "kv"),
+    LoRAShape(2, None, 2, 1.0, "qkv", frozen_a=0),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_logits_and_gradients_are_those_of_merged_weights(clip: FrozenCLIP, pixels: Tensor, shape: LowRank) -> None:
+def test_logits_and_gradients_are_those_of_merged_weights(clip: FrozenCLIP, pixels: Tensor, shape: LoRAShape) -> None:
     tuner = LoRA(clip, NAMES, shape, TEMPLATE)
     start = random(tuner)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
@@ -60,7 +60,7 @@ def test_logits_and_gradients_are_those_of_merged_weights(clip: FrozenCLIP, pixe
 
 def test_the_merged_clip_itself_says_the_same(clip: FrozenCLIP, pixels: Tensor) -> None:
     """The way a LoRA would be exported: the plain encoders, untouched, with other weights."""
-    shape = LowRank(1, None, 2, 1.0, "qv")
+    shape = LoRAShape(1, None, 2, 1.0, "qv")
     tuner = LoRA(clip, NAMES, shape, TEMPLATE)
     start = random(tuner)
     other = copy.deepcopy(clip)
@@ -71,7 +71,7 @@ def test_the_merged_clip_itself_says_the_same(clip: FrozenCLIP, pixels: Tensor) 
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[4]], ids=str)
-def test_clients_side_by_side_are_clients_alone(clip: FrozenCLIP, pixels: Tensor, shape: LowRank) -> None:
+def test_clients_side_by_side_are_clients_alone(clip: FrozenCLIP, pixels: Tensor, shape: LoRAShape) -> None:
     tuner = LoRA(clip, NAMES, shape, TEMPLATE)
     each = [random(tuner, seed) for seed in range(3)]
     images = torch.stack([pixels, pixels.flip(0), pixels + 1])
@@ -84,7 +84,7 @@ def test_clients_side_by_side_are_clients_alone(clip: FrozenCLIP, pixels: Tensor
 
 def test_it_starts_as_clip_and_is_drawn_as_kaiming_uniform(clip: FrozenCLIP, pixels: Tensor) -> None:
     """Kaiming uniform with a = sqrt 5 over D inputs: a bound of sqrt(6 / (6 D))."""
-    tuner = LoRA(clip, NAMES, LowRank(rank=20), TEMPLATE)
+    tuner = LoRA(clip, NAMES, LoRAShape(rank=20), TEMPLATE)
     start = tuner.init(torch_stream(0, "init"))
     plain = naive.plain_logits(clip, naive.weights(clip), NAMES, pixels)
     assert (logits(tuner, start, pixels) - plain).abs().max() < 2e-5 * plain.abs().max()
@@ -98,7 +98,7 @@ def test_it_starts_as_clip_and_is_drawn_as_kaiming_uniform(clip: FrozenCLIP, pix
 
 
 def test_the_frozen_a_is_the_same_everywhere_and_not_trained(clip: FrozenCLIP) -> None:
-    one, other = (LoRA(clip, names, LowRank(frozen_a=0), TEMPLATE) for names in (NAMES, ["cat"]))
+    one, other = (LoRA(clip, names, LoRAShape(frozen_a=0), TEMPLATE) for names in (NAMES, ["cat"]))
     assert all(name.endswith(".b") for name in one.init(torch_stream(0, "init")))
     assert one.fixed.keys() == other.fixed.keys()
     assert all(torch.equal(one.fixed[name], other.fixed[name]) for name in one.fixed)
@@ -107,6 +107,6 @@ def test_the_frozen_a_is_the_same_everywhere_and_not_trained(clip: FrozenCLIP) -
 @pytest.mark.parametrize("blocks", [(0, 2), (2, 4), (4, None)])
 def test_blocks_that_are_not_there_are_refused(clip: FrozenCLIP, blocks: tuple[int, int | None]) -> None:
     with pytest.raises(FedvlmError, match=r"LoRA blocks .* do not fit an encoder with blocks 1\.\.[34]"):
-        LoRA(clip, NAMES, LowRank(*blocks), TEMPLATE)
+        LoRA(clip, NAMES, LoRAShape(*blocks), TEMPLATE)
     with pytest.raises(FedvlmError, match="ResNet"):
-        LoRA(tiny.clip(tiny.resnet_config()), NAMES, LowRank(), TEMPLATE)
+        LoRA(tiny.clip(tiny.resnet_config()), NAMES, LoRAShape(), TEMPLATE)

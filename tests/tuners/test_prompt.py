@@ -10,8 +10,8 @@ from fedvlm.clip import FEATURE, FrozenCLIP
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
-from fedvlm.tuners.pair import Pair
-from fedvlm.tuners.prompt import Place, Prompt
+from fedvlm.tuners.prompt import ClassPosition, Prompt
+from fedvlm.tuners.prompt_pair import PromptPair
 
 NAMES = ["red fox", "green_frog", "it"]
 
@@ -19,8 +19,8 @@ NAMES = ["red fox", "green_frog", "it"]
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 @pytest.mark.parametrize("suffix", ["{}.", "{}"])
 @pytest.mark.parametrize("place", ["end", "middle", "front"])
-def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: str, place: Place) -> None:
-    tuner = Prompt(clip, NAMES, tokens, suffix=suffix, place=place)
+def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: str, place: ClassPosition) -> None:
+    tuner = Prompt(clip, NAMES, tokens, suffix=suffix, class_position=place)
     start = torch.randn(tokens, 24, generator=torch_stream(0, "prompt"))
     w = naive.weights(clip)
     images = torch.randn(5, 16, generator=torch_stream(0, "image"))
@@ -94,7 +94,7 @@ def test_two_prompts_that_start_at_words_differ() -> None:
     clip = tiny.clip()
     words = "a cat"
     count = len(clip.tokenizer.words(words))
-    start = Pair(clip, ["red fox"], count, words).init(torch.Generator().manual_seed(0))
+    start = PromptPair(clip, ["red fox"], count, words).init(torch.Generator().manual_seed(0))
     plain = Prompt(clip, ["red fox"], count, words).init(torch.Generator().manual_seed(0))
     assert torch.equal(start["prompt.general"], plain["prompt"])
     assert (start["prompt.general"] - start["prompt.own"]).abs().max() > 1e-3

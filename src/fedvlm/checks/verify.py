@@ -24,7 +24,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation import messages
 from fedvlm.methods.base import Method, Uplink
 from fedvlm.methods.pfedmma import PFedMMA
-from fedvlm.methods.pfedmoap import EXPERT, Mixture, PFedMoAP
+from fedvlm.methods.pfedmoap import EXPERT, PFedMoAP, PromptMixture
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training.device import Device
@@ -225,7 +225,7 @@ def _recompute_mixture(fixture: _Fixture) -> Named:
         config |= {"lr": training["prompt_lr"], "gate_lr": training["gating_lr"]}
         config |= {"momentum": training["momentum"], "weight_decay": training["weight_decay"]}
     method, names = PFedMoAP(config), settings["classnames"]
-    exact = Mixture(fixture.clip, names, method.config, settings["suffix"])
+    exact = PromptMixture(fixture.clip, names, method.config, settings["suffix"])
     if exact.stride != gating.get("feature_stride", exact.stride):
         raise FedvlmError(
             f"gating.feature_stride is {gating['feature_stride']}, features and width give {exact.stride}"

@@ -2,9 +2,9 @@
 
 from fedvlm.clip.load import ModelSection, load, save
 from fedvlm.clip.model import CLIP, FrozenCLIP, in_float32, initialise
-from fedvlm.clip.transformer import FEATURE, NOTHING, Beside, Entry, Feature, Insertions, Patches
+from fedvlm.clip.transformer import FEATURE, NOTHING, Entry, Feature, Insertions, ParallelTo, Patches
 
 __all__ = [
-    "CLIP", "FEATURE", "NOTHING", "Beside", "Entry", "Feature", "FrozenCLIP", "Insertions", "ModelSection",
-    "Patches", "in_float32", "initialise", "load", "save",
+    "CLIP", "FEATURE", "NOTHING", "Entry", "Feature", "FrozenCLIP", "Insertions", "ModelSection",
+    "ParallelTo", "Patches", "in_float32", "initialise", "load", "save",
 ]  # fmt: skip

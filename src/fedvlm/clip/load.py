@@ -54,7 +54,7 @@ def load(
 
     `name` is `embedded`, a directory with a configuration, safetensors and a tokenizer (Hugging Face or open_clip
     naming), or a hub id such as `openai/clip-vit-base-patch16` (`revision` pins it; `offline` uses cached files
-    only). `transform`: of images, the model's own (`clip`) or another one of `preprocess.chosen`. Raises `FedvlmError`
+    only). `transform`: of images, the model's own (`clip`) or another one of `preprocess.select`. Raises `FedvlmError`
     when weights are missing, damaged, pickled or do not fit their configuration.
     """
     folder = _folder(name, revision, offline)
@@ -69,7 +69,7 @@ def load(
     clip = FrozenCLIP(
         shape,
         words,
-        preprocess.chosen(preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")), transform),
+        preprocess.select(preprocess.load(folder, shape.vision.image, extra.get("preprocess_cfg")), transform),
         name,
         _digest(files),
     )

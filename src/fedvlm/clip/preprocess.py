@@ -100,7 +100,7 @@ class CifarPreprocess(Preprocess):
         return F.interpolate(super().normalise(pixels), size, mode="bilinear", align_corners=False)
 
 
-def chosen(own: Preprocess, kind: str) -> Preprocess:
+def select(own: Preprocess, kind: str) -> Preprocess:
     """The transform that `data.preprocess` names: the CLIP's `own` (`clip`), or one of `RELEASED` at its image size."""
     return own if kind == "clip" else CifarPreprocess(own.size, *RELEASED[kind])
 

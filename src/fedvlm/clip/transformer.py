@@ -3,7 +3,7 @@
 Blocks are counted from 1, as in the papers. Shapes: B sequences, L tokens, D width, H heads, K texts. A sequence is an
 image's tokens, each attending to all, or a packed row of texts (see `packed`), whose K end-of-text tokens are read.
 
-    entry          1        2   Beside(2)      FEATURE, Patches()
+    entry          1        2   ParallelTo(2)      FEATURE, Patches()
                    |        |      |                |
     tokens -----> block 1 --> block 2 --> ... --> pooled, projected          work below an entry depends on the
                                \--branch--/                                  image alone and is remembered
@@ -45,7 +45,7 @@ NOTHING = Insertions()
 
 
 @dataclass(frozen=True)
-class Beside:
+class ParallelTo:
     """The entry of who adds a branch to block `block` and changes nothing below it.
 
     Activations are two, `[B, 2, L, D]`: LN1 of the block's input, for the branch, and the output of the frozen block,
@@ -75,7 +75,7 @@ class Feature:
 
 
 FEATURE = Feature()
-Entry = int | Beside | Patches | Feature
+Entry = int | ParallelTo | Patches | Feature
 """Where work begins: before a block (its input), beside it, at the patches' features, or at the finished feature."""
 
 
@@ -253,7 +253,7 @@ class Stack(nn.Module):
 
     def enter(self, x: Tensor, entry: Entry, packed: Packed | None = None, insertions: Insertions = NOTHING) -> Tensor:
         """From the input of block 1, `[B, L, D]`, to the activations at `entry`."""
-        if not isinstance(entry, Beside):
+        if not isinstance(entry, ParallelTo):
             assert isinstance(entry, int), "finished features are made by the image encoder"
             assert 1 <= entry <= self.depth, f"there is no block {entry}"
             return self(x, packed, stop=entry, insertions=insertions)
@@ -270,7 +270,7 @@ class Stack(nn.Module):
 
         `[B, 1, D]`, of texts `[B, K, D]`, with `read_all` `[B, L, D]`. The last block does no more than that.
         """
-        if isinstance(start, Beside):
+        if isinstance(start, ParallelTo):
             changed = start.block in insertions.inputs or start.block in insertions.projections
             assert not changed, "the remembered output is that of the unchanged block"
             h, x = x.unbind(1)

@@ -15,7 +15,7 @@ class VisionTransformer(nn.Module):
     """Patches, after a class token where there is one, through pre-norm blocks, then pooled (`config.ViT`).
 
     An *entry* says where work begins: entry j in 1..depth is the input of block j, `[B, L, D]` with L = P + 1 tokens
-    (P without a class token); `Beside(j)` what a branch of block j needs, `[B, 2, L, D]`; `FEATURE` the finished
+    (P without a class token); `ParallelTo(j)` what a branch of block j needs, `[B, 2, L, D]`; `FEATURE` the finished
     feature, `[B, E]`; `Patches()` those of all patches, `[B, P, E]`. What lies below a tuner's entry depends only on
     weights and image. Parameter names are those that OpenAI published.
     """

@@ -139,17 +139,17 @@ class Method:
         """Loss of a batch; may anchor what is trained to what was received."""
         return F.cross_entropy(step.logits, step.labels)
 
-    def assemble(self, own: Named, received: Named) -> Named:
+    def assemble(self, personal: Named, received: Named) -> Named:
         """A client's tensors: its own with the received ones of the same names laid over them."""
-        return {name: received.get(name, tensor) for name, tensor in own.items()}
+        return {name: received.get(name, tensor) for name, tensor in personal.items()}
 
     def keep(self, trained: Named, received: Named, draw: np.random.Generator) -> Named:
         """What a client stores beside its trained tensors, such as a choice it made."""
         return {}
 
-    def uplink(self, own: Named) -> Named:
+    def uplink(self, personal: Named) -> Named:
         """What a client sends of what it stores after training: the shared tensors."""
-        return tensors.select(own, self.shared)
+        return tensors.select(personal, self.shared)
 
     def server(self, initial: Named) -> Named:
         """The server's state before the first round: the shared tensors as initialised."""

@@ -28,7 +28,7 @@ from fedvlm.methods import base
 from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import apply, linear_init
+from fedvlm.tuners.base import apply_linear, linear_init
 from fedvlm.tuners.prompt import Prompt
 
 CHUNK = 32
@@ -42,7 +42,7 @@ class ConditionalConfig(PromptConfig):
     init_text: str | None = Field(default="a photo of a", serialization_alias="words")
 
 
-class Conditional(Prompt):
+class ConditionalPrompt(Prompt):
     """A prompt and the network that shifts it."""
 
     def init(self, generator: torch.Generator) -> Named:
@@ -67,7 +67,7 @@ class Conditional(Prompt):
 
     def _some(self, tensors: Named, hidden: Tensor) -> Tensor:
         image = F.normalize(hidden, dim=-1)
-        shift = apply(tensors, "meta.up", F.relu(apply(tensors, "meta.down", image)))
+        shift = apply_linear(tensors, "meta.up", F.relu(apply_linear(tensors, "meta.down", image)))
         text = self.features(tensors["prompt"].unsqueeze(-3) + shift.unsqueeze(-2))
         with in_float32(hidden):
             return self.clip.scaled((text.float() @ image[..., None]).squeeze(-1))
@@ -82,8 +82,8 @@ class CoCoOp(base.Method):
     Config = ConditionalConfig
     config: ConditionalConfig
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Conditional:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> ConditionalPrompt:
         """Prompt and network."""
-        return Conditional(
-            clip, classnames, self.config.tokens, self.config.init_text, place=self.config.class_position
+        return ConditionalPrompt(
+            clip, classnames, self.config.tokens, self.config.init_text, class_position=self.config.class_position
         )

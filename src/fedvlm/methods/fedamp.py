@@ -60,7 +60,9 @@ class FedAMP(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prompt:
         """A prompt before the class names."""
-        return Prompt(clip, classnames, self.config.tokens, self.config.init_text, place=self.config.class_position)
+        return Prompt(
+            clip, classnames, self.config.tokens, self.config.init_text, class_position=self.config.class_position
+        )
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
         """The mixture for this client, under a name of its own: the client's prompt stays its own."""

@@ -27,7 +27,7 @@ from fedvlm.clip import FrozenCLIP, templates
 from fedvlm.methods import base
 from fedvlm.methods.base import Rate, Step
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import apply, clients, linear_init
+from fedvlm.tuners.base import apply_linear, linear_init, stacked_clients
 from fedvlm.tuners.template import Template
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -55,12 +55,14 @@ class Gated(Template):
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """The template's text features, `[K, E]`."""
-        count = clients(tensors["gate.1.bias"], 1)
+        count = stacked_clients(tensors["gate.1.bias"], 1)
         return {"text": self.text.expand(count, -1, -1) if count else self.text}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Image features `[B, E]` to `[B, K]`."""
-        gate = torch.softmax(apply(tensors, "gate.2", torch.tanh(apply(tensors, "gate.1", hidden))), dim=-1)
+        gate = torch.softmax(
+            apply_linear(tensors, "gate.2", torch.tanh(apply_linear(tensors, "gate.1", hidden))), dim=-1
+        )
         return super().logits(tensors, classifier, gate * hidden)
 
 

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate
-from fedvlm.tuners.lora import LoRA, LowRank
+from fedvlm.tuners.lora import LoRA, LoRAShape
 
 
 class LoraConfig(base.Config):
@@ -67,7 +67,7 @@ class LocalLoRA(base.Method):
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> LoRA:
         """Low-rank changes of the configured blocks."""
         c = self.config
-        shape = LowRank(c.first_block, c.last_block, c.lora_rank, c.alpha, c.projections, self.frozen_a)
+        shape = LoRAShape(c.first_block, c.last_block, c.lora_rank, c.alpha, c.projections, self.frozen_a)
         return LoRA(clip, classnames, shape, template)
 
 

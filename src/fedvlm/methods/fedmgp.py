@@ -35,7 +35,7 @@ from fedvlm.clip import FrozenCLIP, templates
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate, Step
 from fedvlm.tensors import Named
-from fedvlm.tuners.deep import Deep
+from fedvlm.tuners.deep_prompt import DeepPrompt
 
 KINDS = ("text", "vision")
 GLOBAL, CHOSEN = "global.", "chosen"
@@ -68,7 +68,7 @@ class GroupsConfig(base.Config):
         return self
 
 
-class Groups(Deep):
+class PromptGroups(DeepPrompt):
     """G pairs of prompts, all in one pass."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: GroupsConfig) -> None:
@@ -114,9 +114,9 @@ class FedMGP(base.Method):
     config: GroupsConfig
     shareable = False
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Groups:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptGroups:
         """All groups."""
-        return Groups(clip, classnames, self.config)
+        return PromptGroups(clip, classnames, self.config)
 
     def loss(self, step: Step) -> Tensor:
         """Mean cross-entropy of the groups, and how alike they are."""
@@ -141,10 +141,10 @@ class FedMGP(base.Method):
         """Nothing at first."""
         return 0, shared_bytes
 
-    def assemble(self, own: Named, received: Named) -> Named:
+    def assemble(self, personal: Named, received: Named) -> Named:
         """The groups drawn last give way to the global ones."""
-        result = {name: tensor for name, tensor in own.items() if name != CHOSEN}
-        for i, slot in enumerate(_slots(own) if CHOSEN in own and received else []):
+        result = {name: tensor for name, tensor in personal.items() if name != CHOSEN}
+        for i, slot in enumerate(_slots(personal) if CHOSEN in personal and received else []):
             result |= {f"{kind}.{slot}": received[f"{GLOBAL}{kind}.{i}"] for kind in KINDS}
         return result
 
@@ -159,14 +159,14 @@ class FedMGP(base.Method):
         noisy = logits / self.config.temperature + draw.gumbel(size=self.config.groups)
         return {CHOSEN: torch.from_numpy(np.argsort(-noisy)[: self.config.sent])}
 
-    def uplink(self, own: Named) -> Named:
+    def uplink(self, personal: Named) -> Named:
         """The drawn groups, numbered in the order they were drawn."""
-        return {f"{GLOBAL}{kind}.{i}": own[f"{kind}.{slot}"]
-                for i, slot in enumerate(_slots(own)) for kind in KINDS}  # fmt: skip
+        return {f"{GLOBAL}{kind}.{i}": personal[f"{kind}.{slot}"]
+                for i, slot in enumerate(_slots(personal)) for kind in KINDS}  # fmt: skip
 
 
-def _slots(own: Named) -> list[int]:
-    return [int(slot) for slot in own[CHOSEN].numpy()]
+def _slots(personal: Named) -> list[int]:
+    return [int(slot) for slot in personal[CHOSEN].numpy()]
 
 
 def _flat(named: Named, prefix: str, group: int) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from fedvlm.methods import base
 from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
-from fedvlm.tuners.pair import Pair
+from fedvlm.tuners.prompt_pair import PromptPair
 from fedvlm.tuners.transport import plan
 
 
@@ -52,11 +52,11 @@ class TransportConfig(PromptConfig):
         return math.ceil(2 / self.smoothing) if self.iterations is None else self.iterations
 
 
-class Transport(Pair):
+class Transport(PromptPair):
     """Two prompts and every patch."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: TransportConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
+        super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
         self.config = config
 
     @property

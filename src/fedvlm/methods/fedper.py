@@ -23,7 +23,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
-from fedvlm.tuners.prompt import Place, Prompt
+from fedvlm.tuners.prompt import ClassPosition, Prompt
 
 
 class PerConfig(PromptConfig):
@@ -48,9 +48,14 @@ class SplitPrompt(Prompt):
     """A prompt in two tensors; one without tokens is left out."""
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], config: PerConfig, suffix: str = "{}.", place: Place = "end"
+        self,
+        clip: FrozenCLIP,
+        classnames: Sequence[str],
+        config: PerConfig,
+        suffix: str = "{}.",
+        class_position: ClassPosition = "end",
     ) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, suffix, place)
+        super().__init__(clip, classnames, config.tokens, config.init_text, suffix, class_position)
         self.common = config.common
 
     def init(self, generator: torch.Generator) -> Named:
@@ -77,4 +82,4 @@ class FedPer(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> SplitPrompt:
         """The prompt in two tensors."""
-        return SplitPrompt(clip, classnames, self.config, place=self.config.class_position)
+        return SplitPrompt(clip, classnames, self.config, class_position=self.config.class_position)

@@ -46,11 +46,11 @@ class LowRankConfig(PromptConfig):
     """Standard deviation of U and V at the start; 0 takes the product away for good."""
 
 
-class LowRank(Prompt):
+class LowRankPrompt(Prompt):
     """A prompt that is a sum, and the template's text features."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: LowRankConfig, template: str) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
+        super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
         self.config = config
         self.anchor = Template(clip, classnames, template).text
 
@@ -79,9 +79,9 @@ class FedPGP(base.Method):
     config: LowRankConfig
     shared = ("sigma",)
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> LowRank:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> LowRankPrompt:
         """The sum of prompts."""
-        return LowRank(clip, classnames, self.config, template)
+        return LowRankPrompt(clip, classnames, self.config, template)
 
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy and the contrast of each class's general text with its anchor and its personal text."""

@@ -35,7 +35,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import apply, linear_init
+from fedvlm.tuners.base import apply_linear, linear_init
 from fedvlm.tuners.prompt import Prompt
 
 
@@ -49,7 +49,7 @@ class GeneratorConfig(base.Config):
     heads: Count = 4
 
 
-class Generator(Prompt):
+class PromptGenerator(Prompt):
     """The prompt is made from `names [K, E]`, the classes' own text features."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: GeneratorConfig) -> None:
@@ -81,19 +81,19 @@ class Generator(Prompt):
     def prompt(self, tensors: Named) -> Tensor:
         """The generated prompt `[T, D]`."""
         mixed = self._attend(tensors)
-        value, gate = apply(tensors, "hidden.in", _norm(tensors, "hidden", mixed)).chunk(2, dim=-1)
-        return mixed + apply(tensors, "hidden.out", value * F.gelu(gate))
+        value, gate = apply_linear(tensors, "hidden.in", _norm(tensors, "hidden", mixed)).chunk(2, dim=-1)
+        return mixed + apply_linear(tensors, "hidden.out", value * F.gelu(gate))
 
     def _attend(self, tensors: Named) -> Tensor:
         """Queries over the class names, `[T, D]`."""
         query = _norm(tensors, "query", tensors["query"])
         names = _norm(tensors, "names", self.names.expand(*query.shape[:-2], -1, -1))
         q, k, v = (
-            apply(tensors, f"attention.{part}", x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            apply_linear(tensors, f"attention.{part}", x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for part, x in (("q", query), ("k", names), ("v", names))
         )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2)
-        return apply(tensors, "attention.o", mixed)
+        return apply_linear(tensors, "attention.o", mixed)
 
 
 class FedTPG(base.Method):
@@ -105,9 +105,9 @@ class FedTPG(base.Method):
     Config = GeneratorConfig
     config: GeneratorConfig
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Generator:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptGenerator:
         """The generator."""
-        return Generator(clip, classnames, self.config)
+        return PromptGenerator(clip, classnames, self.config)
 
 
 def _norm(tensors: Named, name: str, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from fedvlm.clip import FrozenCLIP, in_float32
 from fedvlm.methods.zero_shot import TemplateConfig, ZeroShot
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 from fedvlm.tuners.template import Template
 
 
@@ -42,11 +42,11 @@ class Discriminant(Template):
         super().__init__(clip, classnames, *templates)
         self.weight = weight
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """Means and precision of the client's images, in float64."""
-        if own is None:
+        if support is None:
             return {}
-        hidden, labels = own()
+        hidden, labels = support()
         image = F.normalize(hidden, dim=-1).double()
         means = self._means(image, labels)
         inner = image - means[labels]

@@ -41,7 +41,7 @@ class Anchored(Prompt):
     """A prompt, and the template's text features, normalised."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: KnowledgeConfig, template: str) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
+        super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
         self.anchor = Template(clip, classnames, config.anchor or template).text
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

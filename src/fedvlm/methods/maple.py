@@ -27,8 +27,8 @@ from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import apply, linear_init
-from fedvlm.tuners.deep import Deep
+from fedvlm.tuners.base import apply_linear, linear_init
+from fedvlm.tuners.deep_prompt import DeepPrompt
 
 
 class DeepConfig(base.Config):
@@ -45,7 +45,7 @@ class DeepConfig(base.Config):
     """J: prompts enter blocks 1..J of both encoders."""
 
 
-class Coupled(Deep):
+class CoupledPrompts(DeepPrompt):
     """Text prompts, and linear maps from them to the image's."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: DeepConfig) -> None:
@@ -69,7 +69,7 @@ class Coupled(Deep):
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """`text [K, E]` and the image's prompts `vision.j [T, D]`."""
         prompts = [tensors[f"text.{block}"] for block in self.blocks]
-        vision = {f"vision.{b}": apply(tensors, f"projection.{b}", prompts[b - 1]) for b in self.blocks}
+        vision = {f"vision.{b}": apply_linear(tensors, f"projection.{b}", prompts[b - 1]) for b in self.blocks}
         return {"text": self.features(prompts[0], prompts[1:])} | vision
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
@@ -87,6 +87,6 @@ class MaPLe(base.Method):
     Config = DeepConfig
     config: DeepConfig
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Coupled:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> CoupledPrompts:
         """Coupled prompts."""
-        return Coupled(clip, classnames, self.config)
+        return CoupledPrompts(clip, classnames, self.config)

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
-from fedvlm.tuners.adapter import Adapter, Shape
+from fedvlm.tuners.adapter import Adapter, AdapterShape
 
 
 class AdapterConfig(base.Config):
@@ -64,7 +64,7 @@ class PFedMMA(base.Method):
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Adapter:
         """Adapters beside the configured blocks."""
         c = self.config
-        return Adapter(clip, classnames, Shape(c.first_block, c.last_block, c.rank, c.scale), template)
+        return Adapter(clip, classnames, AdapterShape(c.first_block, c.last_block, c.rank, c.scale), template)
 
 
 class FedMMA(PFedMMA):

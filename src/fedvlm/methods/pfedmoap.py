@@ -39,7 +39,7 @@ from fedvlm.methods import base
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
 from fedvlm.tuners import gate
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 from fedvlm.tuners.gate import Pooling
 from fedvlm.tuners.prompt import Prompt
 
@@ -86,14 +86,14 @@ class MixtureConfig(PromptConfig):
         return gate.init_linear(self.gate_width, 1 if self.alone else self.experts, generator)
 
 
-class Mixture:
+class PromptMixture:
     """The tuner: a prompt, and a gate over its text features and those of the received prompts."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MixtureConfig, suffix: str = "{}.") -> None:
         self.clip, self.config = clip, config
         self.prompt = Prompt(clip, classnames, config.tokens, config.init_text, suffix, config.class_position)
         self.stride = gate.stride(clip.config.embed, config.gate_width)
-        self.known: dict[str, Tensor] = {}
+        self.encoded: dict[str, Tensor] = {}
 
     @property
     def entry(self) -> Entry:
@@ -105,7 +105,7 @@ class Mixture:
         return self.prompt.init(generator) | self.config.start(generator)
 
     @torch.no_grad()
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """`experts [K, M-1, R]`: pooled text features of the received prompts, once per visit and without autocast."""
         prompts = tensors.select(received, [f"{EXPERT}*"])
         if not prompts and not self.config.alone:
@@ -116,12 +116,12 @@ class Mixture:
     def _expert(self, prompt: Tensor) -> Tensor:
         """Pooled features `[K, R]`, remembered by the prompt's bytes: clients of a round receive the same prompts."""
         key = tensors.digest({"prompt": prompt})
-        if key not in self.known:
-            while len(self.known) >= 256:
-                self.known.pop(next(iter(self.known)))
+        if key not in self.encoded:
+            while len(self.encoded) >= 256:
+                self.encoded.pop(next(iter(self.encoded)))
             with torch.autocast(prompt.device.type, enabled=False):
-                self.known[key] = self._pool(self.prompt.features(prompt)).contiguous()
-        return self.known[key]
+                self.encoded[key] = self._pool(self.prompt.features(prompt)).contiguous()
+        return self.encoded[key]
 
     def _pool(self, features: Tensor) -> Tensor:
         return gate.pool(features, self.stride, self.config.pooling)
@@ -169,9 +169,9 @@ class PFedMoAP(base.Method):
     rates = {"gating.*": "gate_lr", "*": "lr"}  # noqa: RUF012
     state = "after_training"
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Mixture:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptMixture:
         """Prompt and gate."""
-        return Mixture(clip, classnames, self.config)
+        return PromptMixture(clip, classnames, self.config)
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
         """What is averaged and, if this client is in the pool, the chosen prompts, numbered: no names of others."""

@@ -28,7 +28,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 from fedvlm.tuners.memory import recall, remember
 from fedvlm.tuners.prompt import Prompt
 
@@ -40,16 +40,16 @@ class MemoryConfig(PromptConfig):
     sharpness: Annotated[float, Field(gt=0)] = 5.5
 
 
-class Recalling(Prompt):
+class PromptWithMemory(Prompt):
     """A prompt, and a memory where the client's own images are given."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: MemoryConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
+        super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
         self.config = config
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """The remembered images."""
-        return remember(own, len(self.texts.end))
+        return remember(support, len(self.texts.end))
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """Text features and memory."""
@@ -70,6 +70,6 @@ class PFedPrompt(base.Method):
     Config = MemoryConfig
     config: MemoryConfig
 
-    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Recalling:
+    def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptWithMemory:
         """Prompt and memory."""
-        return Recalling(clip, classnames, self.config)
+        return PromptWithMemory(clip, classnames, self.config)

@@ -22,7 +22,7 @@ from pydantic import Field
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.base import Count, Rate
-from fedvlm.tuners.prompt import Place, Prompt
+from fedvlm.tuners.prompt import ClassPosition, Prompt
 
 
 class PromptConfig(base.Config):
@@ -35,7 +35,7 @@ class PromptConfig(base.Config):
     """Prompt tokens T."""
     init_text: str | None = Field(default=None, serialization_alias="words")
     """Start the prompt at these words (exactly T tokens) instead of at N(0, 0.02^2)."""
-    class_position: Place = Field(default="end", serialization_alias="place")
+    class_position: ClassPosition = Field(default="end", serialization_alias="place")
     """Where the class name stands: after the prompt, between its halves, or before it (CoOp's ablation)."""
 
 
@@ -56,7 +56,9 @@ class PromptFL(base.Method):
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Prompt:
         """A prompt before the class names."""
-        return Prompt(clip, classnames, self.config.tokens, self.config.init_text, place=self.config.class_position)
+        return Prompt(
+            clip, classnames, self.config.tokens, self.config.init_text, class_position=self.config.class_position
+        )
 
 
 class PromptFLFT(PromptFL):

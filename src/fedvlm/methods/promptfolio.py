@@ -22,7 +22,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.methods import base
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
-from fedvlm.tuners.pair import Pair
+from fedvlm.tuners.prompt_pair import PromptPair
 
 
 class PortfolioConfig(PromptConfig):
@@ -32,11 +32,11 @@ class PortfolioConfig(PromptConfig):
     """Weight of the own prompt."""
 
 
-class Portfolio(Pair):
+class Portfolio(PromptPair):
     """Two prompts whose text features are mixed."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: PortfolioConfig) -> None:
-        super().__init__(clip, classnames, config.tokens, config.init_text, place=config.class_position)
+        super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
         self.theta = config.theta
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

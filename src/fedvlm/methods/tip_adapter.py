@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods.zero_shot import TemplateConfig, ZeroShot
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 from fedvlm.tuners.memory import recall, remember
 from fedvlm.tuners.template import Template
 
@@ -40,9 +40,9 @@ class Tip(Template):
         super().__init__(clip, classnames, *templates)
         self.config = config
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """The remembered images."""
-        return remember(own, len(self.text))
+        return remember(support, len(self.text))
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Image features `[B, E]` to `[B, K]`."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from fedvlm.clip import FrozenCLIP
 from fedvlm.methods.zero_shot import TemplateConfig, ZeroShot
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 from fedvlm.tuners.template import Template
 
 NEVER = -1e4
@@ -50,11 +50,11 @@ class Prior(Template):
         super().__init__(clip, classnames, *templates)
         self.weight = weight
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """`bonus [K]`; nothing for a class list that is not the client's."""
-        if own is None:
+        if support is None:
             return {}
-        counts = torch.bincount(own()[1], minlength=len(self.text))
+        counts = torch.bincount(support()[1], minlength=len(self.text))
         return {"bonus": self.bonus(counts.float())}
 
     def bonus(self, counts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fedvlm.clip import FEATURE, Entry
 from fedvlm.data import Client, Federation
 from fedvlm.tensors import Named, clone, equal
 from fedvlm.training.activations import Activations
-from fedvlm.tuners.base import Own, Tuner, predict
+from fedvlm.tuners.base import SupportSet, Tuner, predict
 
 MAX_CACHED_MODELS = 8
 """Models whose predictions are cached: two class lists, with and without a client's own images, and what faults put
@@ -48,7 +48,7 @@ class Site:
         """Positions of the images' classes among the base (or the novel) classes, `[B]`."""
         return self.activations.device.send(torch.tensor(self.federation.labels(indices), dtype=torch.long))
 
-    def support_set(self, client: Client, entry: Entry) -> Own:
+    def support_set(self, client: Client, entry: Entry) -> SupportSet:
         """A client's training images as a tuner may ask for them."""
         return lambda: (self.activations.get(client.train, entry), self.labels(client.train))
 
@@ -67,7 +67,7 @@ class Site:
         tensors: Named,
         received: Named,
         *images: Sequence[int] | str,
-        support_set: Own | None = None,
+        support_set: SupportSet | None = None,
     ) -> Tensor:
         """Logits `[B, K]` float32 under a client's tensors; the text features are computed once.
 
@@ -87,7 +87,7 @@ class Site:
                 parts.append(self.predict(tuner, model.on_device, model.classifier, one))
         return torch.cat(parts)
 
-    def _model(self, tuner: Tuner, tensors: Named, received: Named, support_set: Own | None) -> _CachedModel:
+    def _model(self, tuner: Tuner, tensors: Named, received: Named, support_set: SupportSet | None) -> _CachedModel:
         """A model ready to predict. It is cached unless it was made from the client's own images."""
         requests = []
 

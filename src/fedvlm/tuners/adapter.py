@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvlm.clip import Beside, FrozenCLIP, Insertions
+from fedvlm.clip import FrozenCLIP, Insertions, ParallelTo
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import clients, linear, transformer
-from fedvlm.tuners.inside import Inside
+from fedvlm.tuners.base import linear, stacked_clients, vision_transformer
+from fedvlm.tuners.encoder import EncoderTuner
 
 
 @dataclass(frozen=True)
-class Shape:
+class AdapterShape:
     """Which blocks (counted from 1, both ends included, the same in both encoders), rank R, scale."""
 
     first: int = 5
@@ -35,12 +35,12 @@ class Shape:
     scale: float = 1e-3
 
 
-class Adapter(Inside):
+class Adapter(EncoderTuner):
     """Tensors for every adapted block b: `text.b.{down,up}.*`, `vision.b.{down,up}.*`, `shared.b.*`."""
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: Shape, template: str) -> None:
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: AdapterShape, template: str) -> None:
         self.shape = shape
-        super().__init__(clip, _checked(clip, shape), classnames, template, Beside(shape.first))
+        super().__init__(clip, _checked(clip, shape), classnames, template, ParallelTo(shape.first))
 
     @property
     def blocks(self) -> range:
@@ -57,9 +57,9 @@ class Adapter(Inside):
             result |= _linear(f"shared.{block}", rank, rank, generator)
         return result
 
-    def clients(self, tensors: Named) -> int:
+    def stacked_clients(self, tensors: Named) -> int:
         """Read off the first bridge."""
-        return clients(tensors[f"shared.{self.shape.first}.weight"], 2)
+        return stacked_clients(tensors[f"shared.{self.shape.first}.weight"], 2)
 
     def insertions(self, tensors: Named, tower: str) -> Insertions:
         """A branch beside every adapted block."""
@@ -77,10 +77,10 @@ class Adapter(Inside):
         )
 
 
-Pair = tuple[Tensor, Tensor]
+WeightAndBias = tuple[Tensor, Tensor]
 
 
-def branch(h: Tensor, *, down: Pair, shared: Pair, up: Pair, scale: float) -> Tensor:
+def branch(h: Tensor, *, down: WeightAndBias, shared: WeightAndBias, up: WeightAndBias, scale: float) -> Tensor:
     """The adapter's output for h = LN1(x), `[..., D]` to `[..., D]`.
 
     The released implementations rescale gradients: the parameters receive theirs as if scale were 1, while what
@@ -134,7 +134,7 @@ def _scale_value(x: Tensor, factor: float) -> Tensor:
     return out
 
 
-def _pair(tensors: Named, name: str) -> Pair:
+def _pair(tensors: Named, name: str) -> WeightAndBias:
     return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
 
 
@@ -143,8 +143,8 @@ def _linear(name: str, inputs: int, outputs: int, generator: torch.Generator) ->
     return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(outputs)}
 
 
-def _checked(clip: FrozenCLIP, shape: Shape) -> VisionTransformer:
-    visual = transformer(clip, "adapters")
+def _checked(clip: FrozenCLIP, shape: AdapterShape) -> VisionTransformer:
+    visual = vision_transformer(clip, "adapters")
     depth = min(clip.visual.depth, clip.text.depth)
     if not 1 <= shape.first <= shape.last <= depth:
         raise FedvlmError(

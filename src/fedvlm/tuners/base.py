@@ -21,7 +21,7 @@ from fedvlm.clip.vision import VisionTransformer
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 
-Own = Callable[[], tuple[Tensor, Tensor]]
+SupportSet = Callable[[], tuple[Tensor, Tensor]]
 """A client's own training images under the test transform: activations at the tuner's entry `[B, ...]`, labels `[B]`.
 They are fetched when it is called."""
 
@@ -44,17 +44,17 @@ def linear_init(name: str, inputs: int, outputs: int, generator: torch.Generator
     }
 
 
-def apply(tensors: Named, name: str, x: Tensor) -> Tensor:
+def apply_linear(tensors: Named, name: str, x: Tensor) -> Tensor:
     """`linear` with `name.weight` and `name.bias`."""
     return linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
 
-def clients(tensor: Tensor, dimensions: int) -> int:
+def stacked_clients(tensor: Tensor, dimensions: int) -> int:
     """How many clients go through at once, from a tensor that has `dimensions` for one client; 0 for one alone."""
     return len(tensor) if tensor.ndim > dimensions else 0
 
 
-def transformer(clip: FrozenCLIP, what: str) -> VisionTransformer:
+def vision_transformer(clip: FrozenCLIP, what: str) -> VisionTransformer:
     """The image encoder of a tuner that works inside of it. Raises `FedvlmError` for a ResNet."""
     if not isinstance(clip.visual, VisionTransformer):
         raise FedvlmError(f"{what} need transformer blocks in both encoders; this CLIP's image encoder is a ResNet")
@@ -66,15 +66,15 @@ class Tuner(Protocol):
 
     @property
     def entry(self) -> Entry:
-        """The first image block that the tuner touches: its number, or `Beside` it; `FEATURE` for none."""
+        """The first image block that the tuner touches: its number, `ParallelTo` it, or `FEATURE` for none."""
 
     def init(self, generator: torch.Generator) -> Named:
         """The trainable tensors at the start, on the CPU, float32."""
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """Constants of one visit, computed once from what the client received (no gradient).
 
-        `own` is given for predictions over the class list that the client's labels belong to, not for training.
+        `support` is given for predictions over the class list that the client's labels belong to, not for training.
         """
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
@@ -94,7 +94,7 @@ def predict(tuner: Tuner, tensors: Named, classifier: Named, hidden: Tensor) -> 
     return logits.float(), beside
 
 
-class OnFeatures:
+class FeatureTuner:
     """What tuners have in common that leave the image encoder alone: finished features, cosines to text features."""
 
     clip: FrozenCLIP
@@ -104,7 +104,7 @@ class OnFeatures:
         """The finished feature."""
         return FEATURE
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """Nothing is constant for a visit."""
         return {}
 

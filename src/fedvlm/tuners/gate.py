@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import apply, linear_init
+from fedvlm.tuners.base import apply_linear, linear_init
 
 Pooling = Literal["stride", "average"]
 
@@ -51,7 +51,7 @@ def keys_values(tensors: Named, experts: Tensor, heads: int) -> tuple[Tensor, Te
     """Projected experts `[K, M, R]` as keys and values `[K, M, H, R/H]`; they do not depend on images."""
     if experts.shape[-1] % heads:
         raise FedvlmError(f"{heads} heads do not divide the gate's width {experts.shape[-1]}")
-    k, v = (apply(tensors, f"gating.{part}", experts).unflatten(-1, (heads, -1)) for part in "kv")
+    k, v = (apply_linear(tensors, f"gating.{part}", experts).unflatten(-1, (heads, -1)) for part in "kv")
     return k, v
 
 
@@ -62,7 +62,7 @@ def mixture_logits(tensors: Named, image: Tensor, keys: Tensor, values: Tensor, 
     the image instead: <W_o x + b, i> = <x, W_o^T i> + <b, i>. Scores are (q k) x `scaling`, with no 1/sqrt(R/H).
     """
     heads = keys.shape[-2]
-    query = apply(tensors, "gating.q", image).unflatten(-1, (heads, -1))
+    query = apply_linear(tensors, "gating.q", image).unflatten(-1, (heads, -1))
     read = (image @ tensors["gating.o.weight"]).unflatten(-1, (heads, -1))
     attention = torch.softmax(torch.einsum("...bhd,...kmhd->...bkhm", query, keys) * scaling, dim=-1)
     mixed = (attention * torch.einsum("...bhd,...kmhd->...bkhm", read, values)).sum((-1, -2))
@@ -74,5 +74,5 @@ def linear_logits(tensors: Named, image: Tensor, experts: Tensor) -> Tensor:
 
     Where fewer than M experts are present (M'), the weights of the last ones are left out of the softmax.
     """
-    weights = torch.softmax(apply(tensors, "gating.linear", image)[..., : experts.shape[-2]], dim=-1)
+    weights = torch.softmax(apply_linear(tensors, "gating.linear", image)[..., : experts.shape[-2]], dim=-1)
     return (torch.einsum("...bd,...kmd->...bkm", image, experts) * weights[..., None, :]).sum(-1)

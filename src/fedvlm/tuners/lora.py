@@ -19,12 +19,12 @@ from fedvlm.clip import FrozenCLIP, Insertions
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import clients, linear, transformer
-from fedvlm.tuners.inside import Inside
+from fedvlm.tuners.base import linear, stacked_clients, vision_transformer
+from fedvlm.tuners.encoder import EncoderTuner
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LoRAShape:
     """Blocks `first..last` of both encoders (None: the last one of each), rank R, alpha, which of "qkv"."""
 
     first: int = 1
@@ -42,11 +42,11 @@ class LowRank:
         return self.alpha / self.rank**0.5
 
 
-class LoRA(Inside):
+class LoRA(EncoderTuner):
     """Tensors for every block b: `text.b.a`, `vision.b.a` `[J, R, D]` and `text.b.b`, `vision.b.b` `[J, D, R]`."""
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: LowRank, template: str) -> None:
-        self.shape, visual = shape, transformer(clip, "LoRA")
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: LoRAShape, template: str) -> None:
+        self.shape, visual = shape, vision_transformer(clip, "LoRA")
         self.towers = {"text": (clip.text.depth, clip.text.width), "vision": (visual.depth, visual.width)}
         self.blocks = {tower: _blocks(shape, depth) for tower, (depth, _) in self.towers.items()}
         super().__init__(clip, visual, classnames, template, shape.first)
@@ -73,9 +73,9 @@ class LoRA(Inside):
             for block in self.blocks[tower]
         }
 
-    def clients(self, tensors: Named) -> int:
+    def stacked_clients(self, tensors: Named) -> int:
         """Read off the first B."""
-        return clients(tensors[f"text.{self.shape.first}.b"], 3)
+        return stacked_clients(tensors[f"text.{self.shape.first}.b"], 3)
 
     def insertions(self, tensors: Named, tower: str) -> Insertions:
         """A change of every block's projections."""
@@ -88,7 +88,7 @@ class LoRA(Inside):
         )
 
 
-def change(h: Tensor, *, a: Tensor, b: Tensor, shape: LowRank) -> Tensor:
+def change(h: Tensor, *, a: Tensor, b: Tensor, shape: LoRAShape) -> Tensor:
     """What is added to queries, keys and values, `[..., L, D]` to `[..., L, 3 D]`, zero for those not chosen."""
     if a.ndim < b.ndim:
         a = a.expand(len(b), -1, -1, -1)
@@ -100,7 +100,7 @@ def change(h: Tensor, *, a: Tensor, b: Tensor, shape: LowRank) -> Tensor:
     return torch.cat([parts.get(part, nothing) for part in "qkv"], dim=-1).reshape(*h.shape[:-1], -1)
 
 
-def _blocks(shape: LowRank, depth: int) -> range:
+def _blocks(shape: LoRAShape, depth: int) -> range:
     last = depth if shape.last is None else shape.last
     if not 1 <= shape.first <= last <= depth:
         raise FedvlmError(f"LoRA blocks {shape.first}..{last} do not fit an encoder with blocks 1..{depth}")

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from fedvlm.clip import in_float32
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 
 
-def remember(own: Own | None, classes: int) -> Named:
+def remember(support: SupportSet | None, classes: int) -> Named:
     """Normalised `memory.features [n, E]` and one-hot `memory.labels [n, K]`; nothing without own images."""
-    if own is None:
+    if support is None:
         return {}
-    hidden, labels = own()
+    hidden, labels = support()
     return {
         "memory.features": F.normalize(hidden, dim=-1),
         "memory.labels": F.one_hot(labels, classes).to(hidden.dtype),

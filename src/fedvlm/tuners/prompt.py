@@ -16,17 +16,17 @@ from torch.nn import functional as F
 from fedvlm.clip import FrozenCLIP, Insertions
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import OnFeatures
+from fedvlm.tuners.base import FeatureTuner
 
-Place = Literal["end", "middle", "front"]
+ClassPosition = Literal["end", "middle", "front"]
 """Where the class name stands: after the prompt, between its halves, or before it."""
 
 
-class Prompt(OnFeatures):
+class Prompt(FeatureTuner):
     """One context common to all classes. Its tensor: `prompt [T, D]`.
 
-    `words` (such as "a photo of a") starts the prompt at the embeddings of exactly T tokens; without it every entry
-    is drawn from N(0, 0.02^2). `suffix` is what follows the prompt, `place` where in it the class name stands.
+    `init_text` (such as "a photo of a") starts the prompt at the embeddings of exactly T tokens; without it every entry
+    is drawn from N(0, 0.02^2). `suffix` is what follows the prompt, `class_position` where in it the class name stands.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Prompt(OnFeatures):
         clip: FrozenCLIP,
         classnames: Sequence[str],
         tokens: int,
-        words: str | None = None,
+        init_text: str | None = None,
         suffix: str = "{}.",
-        place: Place = "end",
+        class_position: ClassPosition = "end",
     ) -> None:
         self.clip = clip
         self.tokens = tokens
-        self.initial = self._embed(words) if words else None
-        before = {"end": tokens, "middle": tokens // 2, "front": 0}[place]
+        self.initial = self._embed(init_text) if init_text else None
+        before = {"end": tokens, "middle": tokens // 2, "front": 0}[class_position]
         self.texts = clip.texts(classnames, suffix, before, tokens - before)
         # Learned tokens have the ids -1..-T.
         self.slots = (self.texts.ids < 0).nonzero()[:, 0]
@@ -76,8 +76,8 @@ class Prompt(OnFeatures):
         learned = prompts.reshape(-1, *prompts.shape[-2:]).to(row.dtype)
         return row.index_copy(1, self.slots, learned.index_select(1, self.which))
 
-    def _embed(self, words: str) -> Tensor:
-        ids = self.clip.tokenizer.words(words)
+    def _embed(self, text: str) -> Tensor:
+        ids = self.clip.tokenizer.words(text)
         if len(ids) != self.tokens:
-            raise FedvlmError(f"the prompt starts from '{words}', which is {len(ids)} tokens, but has {self.tokens}")
+            raise FedvlmError(f"the prompt starts from '{text}', which is {len(ids)} tokens, but has {self.tokens}")
         return self.clip.text.embed(torch.tensor(ids, device=self.clip.device)).float().cpu()

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import OnFeatures
+from fedvlm.tuners.base import FeatureTuner
 
 
-class Template(OnFeatures):
+class Template(FeatureTuner):
     """Holds the class list's text features `text [K, E]`: the mean of the templates' normalised ones, normalised."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *templates: str) -> None:

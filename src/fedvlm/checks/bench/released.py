@@ -30,7 +30,7 @@ from fedvlm.methods.zero_shot import ZeroShot
 from fedvlm.tensors import Named
 from fedvlm.training.activations import Activations
 from fedvlm.tuners.adapter import branch
-from fedvlm.tuners.base import Own, Tuner
+from fedvlm.tuners.base import SupportSet, Tuner
 
 PIXELS = 0
 """The entry of a tuner that starts from normalised pixels."""
@@ -119,7 +119,7 @@ class ReleasedTuner(ABC):
         """As the tuner itself."""
         return self.exact.init(generator)
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """Nothing."""
         return {}
 
@@ -182,7 +182,7 @@ class ReleasedMixture(ReleasedPrompt):
         self.stride = clip.config.embed // config.gate_width
 
     @torch.no_grad()
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """`experts [K, M-1, R]`, every prompt encoded by every client that received it."""
         prompts = tensors.select(received, [f"{EXPERT}*"])
         if not prompts and not self.config.alone:

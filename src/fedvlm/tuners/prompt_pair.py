@@ -9,7 +9,7 @@ from fedvlm.tensors import Named
 from fedvlm.tuners.prompt import Prompt
 
 
-class Pair(Prompt):
+class PromptPair(Prompt):
     """Tensors `prompt.general` and `prompt.own`, `[T, D]` each; words are the start of the general one only.
 
     Two equal prompts would get equal gradients and stay one.

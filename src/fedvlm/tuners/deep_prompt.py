@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import Entry, FrozenCLIP, Insertions
-from fedvlm.tuners.base import transformer
-from fedvlm.tuners.prompt import Place, Prompt
+from fedvlm.tuners.base import vision_transformer
+from fedvlm.tuners.prompt import ClassPosition, Prompt
 
 
-class Deep(Prompt):
+class DeepPrompt(Prompt):
     """A text prompt, and tokens appended to the image's: both may be replaced at the input of later blocks."""
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], tokens: int, words: str | None, suffix: str = "{}.",
-        place: Place = "end",
+        self, clip: FrozenCLIP, classnames: Sequence[str], tokens: int, init_text: str | None, suffix: str = "{}.",
+        class_position: ClassPosition = "end",
     ) -> None:  # fmt: skip
-        super().__init__(clip, classnames, tokens, words, suffix, place)
-        self.visual = transformer(clip, "image prompts")
+        super().__init__(clip, classnames, tokens, init_text, suffix, class_position)
+        self.visual = vision_transformer(clip, "image prompts")
 
     @property
     def entry(self) -> Entry:

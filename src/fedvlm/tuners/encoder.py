@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from fedvlm.clip import Entry, FrozenCLIP, Insertions
 from fedvlm.clip.vision import VisionTransformer
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Own
+from fedvlm.tuners.base import SupportSet
 
 
-class Inside(ABC):
+class EncoderTuner(ABC):
     """Enters both encoders at `entry` and goes on with its insertions; what lies below is remembered."""
 
     def __init__(
@@ -32,16 +32,16 @@ class Inside(ABC):
         """What the tensors add to the `text` or the `vision` encoder."""
 
     @abstractmethod
-    def clients(self, tensors: Named) -> int:
+    def stacked_clients(self, tensors: Named) -> int:
         """How many clients go through at once; 0 for one alone."""
 
-    def prepare(self, received: Named, own: Own | None = None) -> Named:
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
         """Nothing is constant for a visit beyond the remembered text activations."""
         return {}
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
         """`text [K, E]`, normalised."""
-        count = self.clients(tensors)
+        count = self.stacked_clients(tensors)
         words = self.words.expand(count or 1, *self.words.shape[1:])
         text = self.clip.text.feature(words, self.texts, self.entry, self.insertions(tensors, "text"))
         text = F.normalize(text, dim=-1)
@@ -49,7 +49,7 @@ class Inside(ABC):
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Activations at `entry`, `[B, ...]`, to `[B, K]`."""
-        count = self.clients(tensors)
+        count = self.stacked_clients(tensors)
         flat = hidden.flatten(0, 1) if count else hidden
         image = F.normalize(self.visual.feature(flat, self.entry, self.insertions(tensors, "vision")), dim=-1)
         image = image.unflatten(0, (count, -1)) if count else image
