@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedvlm.clip.preprocess import CifarPreprocess, Preprocess, chosen
+from fedvlm.clip.preprocess import CifarPreprocess, Preprocess, select
 from fedvlm.errors import FedvlmError
 from fedvlm.testing import tiny
 
@@ -32,7 +32,7 @@ def test_values_are_those_of_torch(kind: str, antialias: bool) -> None:
     expected = F.interpolate(
         ((tensor - mean) / std)[None], (224, 224), mode="bilinear", align_corners=False, antialias=antialias
     )
-    own = chosen(Preprocess(224), kind)
+    own = select(Preprocess(224), kind)
     found = own.normalise(own.test(image)[None])
     assert found.shape == (1, 3, 224, 224)
     assert found.dtype == torch.float32
@@ -42,7 +42,7 @@ def test_values_are_those_of_torch(kind: str, antialias: bool) -> None:
 def test_values_by_hand() -> None:
     """Pixel i of 224 lies at (i + 1/2) / 7 - 1/2 of 32, held inside: a weighted mean of its two neighbours."""
     image = photo()
-    own = chosen(Preprocess(224), "cifar10")
+    own = select(Preprocess(224), "cifar10")
     found = own.normalise(own.test(image)[None])[0].double().numpy()
     plain = (np.asarray(image) / 255 - MEAN["cifar10"]) / STD["cifar10"]
     for row, column in ((0, 0), (223, 5), (100, 101), (17, 223)):
@@ -56,16 +56,16 @@ def test_values_by_hand() -> None:
 
 def test_it_differs_from_the_clip_s_own() -> None:
     image, own = photo(), Preprocess(224)
-    other = chosen(own, "cifar10")
+    other = select(own, "cifar10")
     assert (own.normalise(own.test(image)[None]) - other.normalise(other.test(image)[None])).abs().max() > 0.3
 
 
 def test_activations_are_kept_apart() -> None:
-    every = [chosen(Preprocess(size), kind) for size in (48, 224) for kind in ("clip", "cifar10", "cifar100")]
+    every = [select(Preprocess(size), kind) for size in (48, 224) for kind in ("clip", "cifar10", "cifar100")]
     # Even with the same means and deviations it is another transform.
     every.append(Preprocess(224, MEAN["cifar10"], STD["cifar10"]))
     assert len({one.identity for one in every}) == 7
-    assert chosen(every[0], "clip") is every[0]
+    assert select(every[0], "clip") is every[0]
 
 
 def test_other_images_and_augmentation_are_refused() -> None:

@@ -73,12 +73,12 @@ class CLIP(nn.Module):
             return self.logit_scale.exp() * image.float() @ text.float().mT
 
     def scaled(self, cosines: Tensor) -> Tensor:
-        """What stands in the place of cosines, such as a mean of them, as logits: times exp(logit_scale)."""
+        """Logits from cosines, or from what replaces them, such as a mean of cosines: times exp(logit_scale)."""
         return self.logit_scale.exp() * cosines
 
 
 def in_float32(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The last products before the softmax stand under it: no autocast on the tensor's device.
+    """A context without autocast on the tensor's device, for the last products before the softmax.
 
     They are multiplied by exp(logit_scale), up to 100. In bfloat16 logits of 16..32 stand on a grid of 0.125: classes
     tie, and one minus the probability of a confident answer, which is its gradient, is rounded away.

@@ -17,7 +17,7 @@ one for every short text. With bins of 6 tokens the row above takes three (`x` i
 
 Where the encoder is not causal nothing is common, and a token's keys are all tokens of its text.
 
-Shapes: K texts, G rows of the same layout, L tokens of a row, C common tokens, Z bins of S tokens, D width.
+Shapes: K texts, G rows of the same layout, L tokens of a row, C common tokens, Z bins of W cells, D width.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class Bins:
     """A layout of queries `[G, n, ...]` in Z bins, the same for all G."""
 
     grid: Tensor
-    """Which query each cell holds, `[Z, S]`; what is left over repeats one."""
+    """Which query each cell holds, `[Z, W]`; what is left over repeats one."""
     cells: Tensor
     """Where each query lies in the flattened grid, `[n]`."""
     reach: Tensor
-    """Which of the bin's keys each cell attends to, `[Z, 1, S, C + S]`."""
+    """Which of the bin's keys each cell attends to, `[Z, 1, W, C + W]`."""
 
     def to(self, device: torch.device) -> Bins:
         """The same layout on a device."""
         return Bins(*(part.to(device) for part in (self.grid, self.cells, self.reach)))
 
     def spread(self, x: Tensor) -> Tensor:
-        """Queries `[G, n, D]` as `[G Z, S, D]`. No gradient may come from cells that repeat a query."""
+        """Queries `[G, n, D]` as `[G Z, W, D]`. No gradient may come from cells that repeat a query."""
         out: Tensor = _Gather.apply(x, self.grid, self.cells, 0)
         return out
 
     def collect(self, x: Tensor) -> Tensor:
-        """Cells `[G Z, S, D]` back as `[G, n, D]`."""
+        """Cells `[G Z, W, D]` back as `[G, n, D]`."""
         return x.reshape(-1, self.grid.numel(), x.shape[-1]).index_select(1, self.cells)
 
 
@@ -74,10 +74,10 @@ class Packed:
     ends: Bins
     """The K ends of text as queries, counted from 0."""
     keys: Tensor
-    """Places in the row of each bin's keys, `[Z, C + S]`: the common tokens, then the bin's own."""
+    """Places in the row of each bin's keys, `[Z, C + W]`: the common tokens, then the bin's own."""
 
     def attended(self, x: Tensor) -> Tensor:
-        """Keys and values of a row, `[G, L, 2 D]`, as `[G Z, C + S, 2 D]` for the bins' queries."""
+        """Keys and values of a row, `[G, L, 2 D]`, as `[G Z, C + W, 2 D]` for the bins' queries."""
         out: Tensor = _Gather.apply(x, self.keys, self.tokens.cells, self.common)
         return out
 
@@ -141,7 +141,7 @@ def pack(ids: Tensor, end: Tensor, *, causal: bool = True) -> Packed:
 
 
 def _bins(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole texts in order, as many to a bin as fit: `grid` and which cells are no repetition `[Z, S]`, `cells`."""
+    """Whole texts in order, as many to a bin as fit: `grid` and which cells are no repetition `[Z, W]`, `cells`."""
     size, bins = max([BIN, *lengths]), [0]
     for length in lengths:
         if bins[-1] + length > size:
@@ -154,18 +154,18 @@ def _bins(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _common(position: Tensor, common: int) -> Tensor:
-    """Common keys up to each cell's position, `[Z, S, C]`."""
+    """Common keys up to each cell's position, `[Z, W, C]`."""
     return torch.arange(common) <= position[..., None]
 
 
 def _of_text(grid: Tensor, held: Tensor, member: Tensor, common: int) -> Tensor:
-    """Keys of the bin that belong to each cell's own text, `[Z, S, S]`; common ones are counted already."""
+    """Keys of the bin that belong to each cell's own text, `[Z, W, W]`; common ones are counted already."""
     query, key = grid[:, :, None], grid[:, None]
     return (member[query] == member[key]) & (key >= common) & held[:, None]
 
 
 def _up_to(grid: Tensor) -> Tensor:
-    """Keys of the bin that do not come after each cell, `[Z, S, S]`."""
+    """Keys of the bin that do not come after each cell, `[Z, W, W]`."""
     return grid[:, None] <= grid[:, :, None]
 
 

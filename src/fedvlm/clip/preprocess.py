@@ -36,7 +36,7 @@ class Preprocess:
 
     @property
     def identity(self) -> str:
-        """What a remembered activation depends on."""
+        """The facts of the transform, as JSON: remembered activations depend on them."""
         return json.dumps([self.size, self.mean, self.std])
 
     def test(self, image: Image.Image) -> Tensor:
@@ -78,7 +78,7 @@ class CifarPreprocess(Preprocess):
 
     @property
     def identity(self) -> str:
-        """What a remembered activation depends on."""
+        """The facts of the transform, as JSON: remembered activations depend on them."""
         return json.dumps(["normalised, then resized bilinearly", self.size, self.mean, self.std])
 
     def test(self, image: Image.Image) -> Tensor:
@@ -126,7 +126,7 @@ def load(folder: Path, size: int, open_clip: dict[str, Any] | None = None) -> Pr
 
 
 def _given(table: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys that have no value (null), here and in the tables inside."""
+    """The table without keys whose value is null, at every depth."""
     return {key: _given(value) if isinstance(value, dict) else value
             for key, value in table.items() if value is not None}  # fmt: skip
 

@@ -88,7 +88,7 @@ class ModifiedResNet(nn.Module):
 
     @property
     def depth(self) -> int:
-        """No transformer blocks."""
+        """0: the encoder has no transformer blocks."""
         return 0
 
     def hidden(self, pixels: Tensor, entry: Entry) -> Tensor:

@@ -44,7 +44,7 @@ def check(table: Mapping[str, Any], keys: Keys, where: str) -> None:
 
 
 def not_implemented(key: str, value: Any, where: str, instead: str) -> FedvlmError:
-    """The one sentence of all these refusals."""
+    """The error for a key whose value fedvlm does not implement."""
     said = json.dumps(value)
     said = said if len(said) <= 60 else f"{said[:57]}..."
     return FedvlmError(f"fedvlm does not implement {key} = {said} of {where}: {instead}")

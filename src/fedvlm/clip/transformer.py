@@ -46,7 +46,7 @@ NOTHING = Insertions()
 
 @dataclass(frozen=True)
 class ParallelTo:
-    """The entry of who adds a branch to block `block` and changes nothing below it.
+    """The entry of a tuner that adds a branch to block `block` and changes nothing below it.
 
     Activations are two, `[B, 2, L, D]`: LN1 of the block's input, for the branch, and the output of the frozen block,
     which is remembered too. Of the last block they are those of the tokens that are read.
@@ -60,7 +60,7 @@ class ParallelTo:
 
 @dataclass(frozen=True)
 class Patches:
-    """The entry of who reads finished features of all patches and changes nothing: `[B, P, E]`, not normalised."""
+    """The entry of a tuner that reads finished features of all patches: `[B, P, E]`, not normalised."""
 
     def __str__(self) -> str:
         return "patches"
@@ -68,7 +68,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Feature:
-    """The entry of who changes nothing in the image encoder: the finished feature `[B, E]`, not normalised."""
+    """The entry of a tuner that leaves the image encoder alone: the finished feature `[B, E]`, not normalised."""
 
     def __str__(self) -> str:
         return "feature"
@@ -133,10 +133,10 @@ class Attention(nn.Module):
         return self._attend(q, F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]))
 
     def _attend(self, q: Tensor, kv: Tensor, bins: Bins | None = None) -> Tensor:
-        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, or in bins over `[B Z, C + S, 2 D]`; `[B, n, D]`."""
+        """Queries `[B, n, D]` over keys and values `[B, L, 2 D]`, or in bins over `[B Z, C + W, 2 D]`; `[B, n, D]`."""
         mask = None
         if bins:
-            mask, q = bins.reach.repeat(len(q), 1, 1, 1), bins.spread(q)  # [B Z, 1, S, C + S], [B Z, S, D]
+            mask, q = bins.reach.repeat(len(q), 1, 1, 1), bins.spread(q)  # [B Z, 1, W, C + W], [B Z, W, D]
         k, v = kv.chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, n, D / H]
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # [B, n, D]

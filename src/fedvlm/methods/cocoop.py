@@ -56,7 +56,7 @@ class ConditionalPrompt(Prompt):
         )
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
-        """Nothing is independent of the image."""
+        """An empty mapping: every text depends on the image."""
         return {}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class ConditionalPrompt(Prompt):
 
 
 class CoCoOp(base.Method):
-    """Everything averaged."""
+    """A prompt that depends on the image; the server averages every tensor."""
 
     name = "cocoop"
     title = "CoCoOp (federated)"

@@ -65,7 +65,7 @@ class FedAMP(base.Method):
         )
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
-        """The mixture for this client, under a name of its own: the client's prompt stays its own."""
+        """This client's mixture of prompts, under a name of its own: it does not replace the client's prompt."""
         return {ANCHOR: self.mixture(server, client)}
 
     @property

@@ -46,7 +46,7 @@ class GateConfig(base.Config):
 
 
 class Gated(Template):
-    """A gate before the template's classifier."""
+    """A gate over image features before the template's classifier."""
 
     def init(self, generator: torch.Generator) -> Named:
         """`gate.1.*` and `gate.2.*`, square."""
@@ -67,7 +67,7 @@ class Gated(Template):
 
 
 class FedCLIP(base.Method):
-    """One global gate."""
+    """A gate over image features, which the server averages."""
 
     name = "fedclip"
     title = "FedCLIP"
@@ -76,7 +76,7 @@ class FedCLIP(base.Method):
     config: GateConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Gated:
-        """The gate."""
+        """The gate over image features, with the template's text features."""
         return Gated(clip, classnames, self.config.template)
 
     def loss(self, step: Step) -> Tensor:

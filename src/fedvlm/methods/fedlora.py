@@ -54,7 +54,7 @@ class LoraConfig(base.Config):
 
 
 class LocalLoRA(base.Method):
-    """Nothing shared."""
+    """LoRA that every client trains for itself: no tensor crosses."""
 
     name = "local_lora"
     title = "local LoRA"
@@ -65,14 +65,14 @@ class LocalLoRA(base.Method):
     frozen_a: ClassVar[int | None] = None
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> LoRA:
-        """Low-rank changes of the configured blocks."""
+        """Low-rank changes of the configured blocks of both encoders."""
         c = self.config
         shape = LoRAShape(c.first_block, c.last_block, c.lora_rank, c.alpha, c.projections, self.frozen_a)
         return LoRA(clip, classnames, shape, template)
 
 
 class FedLoRA(LocalLoRA):
-    """A and B averaged."""
+    """LoRA whose factors A and B the server averages, each by itself."""
 
     name = "fedlora"
     title = "FedLoRA"
@@ -81,7 +81,7 @@ class FedLoRA(LocalLoRA):
 
 
 class FFALoRA(LocalLoRA):
-    """A frozen (the same for every seed), B averaged."""
+    """LoRA with a frozen A, the same for every client and seed; the server averages B."""
 
     name = "ffa_lora"
     title = "FFA-LoRA"
@@ -91,7 +91,7 @@ class FFALoRA(LocalLoRA):
 
 
 class FedSALoRA(LocalLoRA):
-    """A averaged, B private."""
+    """LoRA whose factor A the server averages, while B stays with its client."""
 
     name = "fedsa_lora"
     title = "FedSA-LoRA"

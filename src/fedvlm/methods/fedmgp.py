@@ -59,7 +59,7 @@ class GroupsConfig(base.Config):
     """Standard deviation of what sets the groups' text prompts apart at the start."""
     diversity: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the draw of groups that are sent."""
+    """Temperature of the softmax from which the sent groups are drawn."""
 
     @model_validator(mode="after")
     def _fits(self) -> GroupsConfig:
@@ -69,7 +69,7 @@ class GroupsConfig(base.Config):
 
 
 class PromptGroups(DeepPrompt):
-    """G pairs of prompts, all in one pass."""
+    """G pairs of a text and an image prompt, encoded in one pass."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: GroupsConfig) -> None:
         super().__init__(clip, classnames, config.length, config.start, config.suffix)
@@ -91,7 +91,7 @@ class PromptGroups(DeepPrompt):
         return {"text": self.features(text), "vision": vision}
 
     def images(self, classifier: Named, hidden: Tensor) -> Tensor:
-        """Normalised features `[G, B, E]` of tokens `[B, P+1, D]` under every group's prompts."""
+        """Normalised features `[G, B, E]` of tokens `[B, L, D]` under every group's prompts."""
         vision = classifier["vision"]
         wide = hidden.unsqueeze(-4).expand(*vision.shape[:-2], *hidden.shape[-3:])
         return self.image(wide, [vision])
@@ -99,13 +99,16 @@ class PromptGroups(DeepPrompt):
     def logits(  # type: ignore[override]
         self, tensors: Named, classifier: Named, hidden: Tensor
     ) -> tuple[Tensor, Named]:
-        """Tokens at block 1, `[B, P+1, D]`, to `[B, G, K]`, and the image features `images [G, B, E]`."""
+        """Tokens at block 1, `[B, L, D]`, to `[B, G, K]`, and the image features `images [G, B, E]`."""
         image = self.images(classifier, hidden)
         return self.clip.similarity(image, classifier["text"]).transpose(-3, -2), {"images": image}
 
 
 class FedMGP(base.Method):
-    """The server's state: S global groups, `global.text.i` and `global.vision.i`, from the first round on."""
+    """Several prompt pairs for each client, of which it sends some.
+
+    The server's state: S global groups, `global.text.i` and `global.vision.i`, from the first round on.
+    """
 
     name = "fedmgp"
     title = "FedMGP"
@@ -115,7 +118,7 @@ class FedMGP(base.Method):
     shareable = False
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptGroups:
-        """All groups."""
+        """All G prompt pairs, for a class list."""
         return PromptGroups(clip, classnames, self.config)
 
     def loss(self, step: Step) -> Tensor:
@@ -125,31 +128,31 @@ class FedMGP(base.Method):
         return F.cross_entropy(step.logits.flatten(0, 1), labels) + self.config.diversity * alike
 
     def server(self, initial: Named) -> Named:
-        """Nothing is global before the first round."""
+        """An empty state: no group is global before the first round."""
         return {}
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
-        """The global groups."""
+        """All global groups, the same for every client."""
         return dict(server)
 
     @property
     def exposes(self) -> str:
-        """The global groups are means."""
+        """Means: the server averages groups over clients."""
         return base.MEAN
 
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
-        """Nothing at first."""
+        """No byte in the first round, then the global groups."""
         return 0, shared_bytes
 
     def assemble(self, personal: Named, received: Named) -> Named:
-        """The groups drawn last give way to the global ones."""
+        """The client's groups, with the global ones in the place of those that it sent last."""
         result = {name: tensor for name, tensor in personal.items() if name != CHOSEN}
         for i, slot in enumerate(_slots(personal) if CHOSEN in personal and received else []):
             result |= {f"{kind}.{slot}": received[f"{GLOBAL}{kind}.{i}"] for kind in KINDS}
         return result
 
     def keep(self, trained: Named, received: Named, draw: np.random.Generator) -> Named:
-        """Which groups are sent, `chosen [S]`."""
+        """The numbers of the groups that are sent, `chosen [S]`."""
         logits = np.zeros(self.config.groups)
         if received:
             common = [_flat(received, GLOBAL, i) for i in range(self.config.sent)]

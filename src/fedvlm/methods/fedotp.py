@@ -41,10 +41,10 @@ class TransportConfig(PromptConfig):
     mass: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Gamma: how much of an image's patches is transported."""
     smoothing: Annotated[float, Field(gt=0)] = 0.1
-    """Epsilon of the entropy."""
+    """Epsilon, the weight of the transport plan's entropy."""
     iterations: Count | None = None
-    """Of the transport; 2 / `smoothing` where not given, which comes within 0.005 of the limit's logits at mass 0.8 (a
-    test measures it). At mass 1 hundreds are needed."""
+    """Iterations of the transport; by default 2 / `smoothing`, which comes within 0.005 of the limit's logits at mass
+    0.8 (a test measures it). At mass 1 hundreds are needed."""
 
     @property
     def steps(self) -> int:
@@ -53,7 +53,7 @@ class TransportConfig(PromptConfig):
 
 
 class Transport(PromptPair):
-    """Two prompts and every patch."""
+    """Two prompts, compared with every patch of an image."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: TransportConfig) -> None:
         super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
@@ -78,7 +78,7 @@ class Transport(PromptPair):
 
 
 class FedOTP(base.Method):
-    """Two prompts under optimal transport."""
+    """A general and a private prompt, matched to patches by optimal transport; the server averages the general one."""
 
     name = "fedotp"
     title = "FedOTP"
@@ -88,5 +88,5 @@ class FedOTP(base.Method):
     shared = ("prompt.general",)
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Transport:
-        """Both prompts and the transport."""
+        """Both prompts, for a class list."""
         return Transport(clip, classnames, self.config)

@@ -27,10 +27,10 @@ from fedvlm.tuners.prompt import ClassPosition, Prompt
 
 
 class PerConfig(PromptConfig):
-    """Half of the prompt is shared."""
+    """PromptFL's prompt, half of which is shared."""
 
     shared_tokens: Annotated[int, Field(ge=0)] | None = None
-    """How many leading tokens are shared; half of them where not given."""
+    """Number of leading tokens that are shared; by default half of them."""
 
     @property
     def common(self) -> int:
@@ -45,7 +45,7 @@ class PerConfig(PromptConfig):
 
 
 class SplitPrompt(Prompt):
-    """A prompt in two tensors; one without tokens is left out."""
+    """A prompt in two tensors, of which one without tokens is left out."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class SplitPrompt(Prompt):
 
 
 class FedPer(base.Method):
-    """A prompt of a shared and a private part."""
+    """A prompt of two parts: the server averages the first, the second stays with its client."""
 
     name = "fedper"
     title = "Prompt + FedPer"

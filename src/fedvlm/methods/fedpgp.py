@@ -47,7 +47,7 @@ class LowRankConfig(PromptConfig):
 
 
 class LowRankPrompt(Prompt):
-    """A prompt that is a sum, and the template's text features."""
+    """A prompt sigma + U V, with the template's text features as anchor."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: LowRankConfig, template: str) -> None:
         super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
@@ -70,7 +70,7 @@ class LowRankPrompt(Prompt):
 
 
 class FedPGP(base.Method):
-    """A general prompt with a personal product of low rank."""
+    """A general prompt, which the server averages, plus a private product of low rank."""
 
     name = "fedpgp"
     title = "FedPGP"
@@ -80,7 +80,7 @@ class FedPGP(base.Method):
     shared = ("sigma",)
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> LowRankPrompt:
-        """The sum of prompts."""
+        """The sum of both prompts, for a class list."""
         return LowRankPrompt(clip, classnames, self.config, template)
 
     def loss(self, step: Step) -> Tensor:

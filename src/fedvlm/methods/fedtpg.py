@@ -97,7 +97,7 @@ class PromptGenerator(Prompt):
 
 
 class FedTPG(base.Method):
-    """One global generator."""
+    """A network that makes the prompt from class names; the server averages its tensors."""
 
     name = "fedtpg"
     title = "FedTPG"
@@ -106,7 +106,7 @@ class FedTPG(base.Method):
     config: GeneratorConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptGenerator:
-        """The generator."""
+        """The prompt generator, for a class list."""
         return PromptGenerator(clip, classnames, self.config)
 
 

@@ -30,7 +30,7 @@ from fedvlm.tuners.template import Template
 
 
 class GaussianConfig(TemplateConfig):
-    """One weight for all clients."""
+    """Weight of the discriminant, the same for all clients."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -83,5 +83,5 @@ class Gaussian(ZeroShot):
     config: GaussianConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Discriminant:
-        """Text features and discriminant."""
+        """The template's text features with the discriminant, for a class list."""
         return Discriminant(clip, classnames, self.config.texts(template), self.config.weight)

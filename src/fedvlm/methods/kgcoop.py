@@ -38,7 +38,7 @@ class KnowledgeConfig(PromptConfig):
 
 
 class Anchored(Prompt):
-    """A prompt, and the template's text features, normalised."""
+    """A prompt, with the template's normalised text features as anchor."""
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], config: KnowledgeConfig, template: str) -> None:
         super().__init__(clip, classnames, config.tokens, config.init_text, class_position=config.class_position)
@@ -51,7 +51,7 @@ class Anchored(Prompt):
 
 
 class KgCoOp(PromptFL):
-    """One global prompt, held near the template."""
+    """A global prompt whose text features are held near the template's."""
 
     name = "kgcoop"
     title = "KgCoOp (federated)"
@@ -60,7 +60,7 @@ class KgCoOp(PromptFL):
     config: KnowledgeConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Anchored:
-        """A prompt and the template's text features."""
+        """The prompt and its anchor, for a class list."""
         return Anchored(clip, classnames, self.config, template)
 
     def loss(self, step: Step) -> Tensor:

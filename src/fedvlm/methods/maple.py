@@ -73,13 +73,13 @@ class CoupledPrompts(DeepPrompt):
         return {"text": self.features(prompts[0], prompts[1:])} | vision
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
-        """Tokens at block 1, `[B, P+1, D]`, to `[B, K]`."""
+        """Tokens at block 1, `[B, L, D]`, to `[B, K]`."""
         image = self.image(hidden, [classifier[f"vision.{block}"] for block in self.blocks])
         return self.clip.similarity(image, classifier["text"])
 
 
 class MaPLe(base.Method):
-    """Everything averaged."""
+    """Prompts of both encoders and the maps between them; the server averages every tensor."""
 
     name = "maple"
     title = "MaPLe (federated)"
@@ -88,5 +88,5 @@ class MaPLe(base.Method):
     config: DeepConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> CoupledPrompts:
-        """Coupled prompts."""
+        """Text prompts with the maps to image prompts, for a class list."""
         return CoupledPrompts(clip, classnames, self.config)

@@ -39,7 +39,7 @@ class AdapterConfig(base.Config):
     first_block: Annotated[int, Field(ge=1)] = 5
     """First adapted block, counted from 1."""
     last_block: Annotated[int, Field(ge=1)] = 12
-    """Last adapted block."""
+    """Last adapted block, itself included."""
     rank: Annotated[int, Field(ge=1)] = 32
     scale: Annotated[float, Field(gt=0)] = 0.001
     """Factor on the branch. Gradients are rescaled, so it also scales what a step does to the function."""
@@ -52,7 +52,7 @@ class AdapterConfig(base.Config):
 
 
 class PFedMMA(base.Method):
-    """Down- and up-projections private, the bridge averaged."""
+    """Adapters in both encoders: down- and up-projections are private, the server averages the shared projection."""
 
     name = "pfedmma"
     title = "pFedMMA"
@@ -68,7 +68,7 @@ class PFedMMA(base.Method):
 
 
 class FedMMA(PFedMMA):
-    """Every adapter tensor averaged."""
+    """The same adapters; the server averages every tensor."""
 
     name = "fedmma"
     title = "FedMMA"
@@ -77,7 +77,7 @@ class FedMMA(PFedMMA):
 
 
 class LocalMMA(PFedMMA):
-    """Nothing shared."""
+    """The same adapters, trained by every client for itself: no tensor crosses."""
 
     name = "local_mma"
     title = "local MMA"

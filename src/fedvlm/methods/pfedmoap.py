@@ -53,12 +53,12 @@ class MixtureConfig(PromptConfig):
     experts: Annotated[int, Field(ge=1)] = 10
     """Experts M, the client's own included: K = M - 1 are downloaded (fewer where the pool is smaller)."""
     select: Literal["nearest", "random", "fixed", "none"] = "nearest"
-    """Which: nearest prompts, drawn anew every round, the first K other clients by name, or none (gate alone)."""
+    """Which experts: the nearest, drawn anew each round, the first K other clients by name, or none (gate alone)."""
     gate: Literal["attention", "linear"] = "attention"
     """What mixes the experts: the method's attention layer, or a linear layer from the image to experts' weights."""
     gate_width: Annotated[int, Field(ge=1)] = 128
     pooling: Pooling = "stride"
-    """How features are brought to the gate's width: every so-many-th channel, as released, or means of blocks."""
+    """How features are brought to the gate's width: every n-th channel, as released, or means of blocks."""
     heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads (the linear gate has none)."""
     scaling: Annotated[float, Field(gt=0)] = 10.0
@@ -150,7 +150,7 @@ class PromptMixture:
             return self.clip.scaled(mixed) + self.config.local_weight * own
 
     def _mixed(self, trained: Named, classifier: Named, pooled: Tensor) -> Tensor:
-        """What the gate says of pooled images `[B, R]`, `[B, K]`, before the logit scale."""
+        """The gate's logits for pooled images `[B, R]`, `[B, K]`, before the logit scale."""
         if self.config.gate == "linear":
             return gate.linear_logits(trained, pooled, classifier["experts"].float())
         keys, values = classifier["keys"].float(), classifier["values"].float()
@@ -158,7 +158,9 @@ class PromptMixture:
 
 
 class PFedMoAP(base.Method):
-    """The server's state: the averaged `prompt` and `pool.CLIENT`, every client's last prompt."""
+    """A mixture of prompts: other clients' as frozen experts, mixed by a private gate.
+
+    The server's state: the averaged `prompt` and `pool.CLIENT`, every client's last prompt."""
 
     name = "pfedmoap"
     title = "pFedMoAP"
@@ -170,7 +172,7 @@ class PFedMoAP(base.Method):
     state = "after_training"
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptMixture:
-        """Prompt and gate."""
+        """A prompt with its gate over experts, for a class list."""
         return PromptMixture(clip, classnames, self.config)
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
@@ -180,14 +182,14 @@ class PFedMoAP(base.Method):
         return averaged | {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(chosen)}
 
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
-        """What is averaged at first; with every expert's prompt later."""
+        """The averaged prompt in the first round, and one prompt for every expert later."""
         experts = 0 if self.config.alone else min(self.config.experts, clients) - 1
         prompt = shared_bytes - tensors.nbytes(tensors.select(self.config.start(torch.Generator()), self.shared))
         return shared_bytes, shared_bytes + prompt * experts
 
     @property
     def exposes(self) -> str:
-        """Whole prompts, where there are experts."""
+        """Whole prompts of single clients, where there are experts."""
         whole = "whole prompts of single clients, unnamed but in the order of names"
         return base.MEAN if self.config.alone else f"{base.MEAN}, and {whole}"
 

@@ -48,7 +48,7 @@ class PromptWithMemory(Prompt):
         self.config = config
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """The remembered images."""
+        """Features and labels of the client's images, where they are given (`memory.remember`)."""
         return remember(support, len(self.texts.end))
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
@@ -62,7 +62,7 @@ class PromptWithMemory(Prompt):
 
 
 class PFedPrompt(base.Method):
-    """One global prompt, private memories."""
+    """A global prompt, with a private memory of each client's images."""
 
     name = "pfedprompt"
     title = "pFedPrompt-style"
@@ -71,5 +71,5 @@ class PFedPrompt(base.Method):
     config: MemoryConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> PromptWithMemory:
-        """Prompt and memory."""
+        """The prompt, with room for a memory, for a class list."""
         return PromptWithMemory(clip, classnames, self.config)

@@ -46,7 +46,7 @@ class FineTuneConfig(PromptConfig):
 
 
 class PromptFL(base.Method):
-    """One global prompt."""
+    """One prompt for all clients, which the server averages."""
 
     name = "promptfl"
     title = "PromptFL"
@@ -71,7 +71,7 @@ class PromptFLFT(PromptFL):
 
 
 class CoOp(PromptFL):
-    """Every client its own prompt; nothing is shared, so a run of R rounds is R x epochs of local training."""
+    """Every client trains its own prompt; nothing is shared, so a run of R rounds is R x epochs of local training."""
 
     name = "coop"
     title = "CoOp (local)"

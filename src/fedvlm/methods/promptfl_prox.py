@@ -30,7 +30,7 @@ class ProxConfig(PromptConfig):
 
 
 class PromptFLProx(PromptFL):
-    """PromptFL whose loss holds on to what was received."""
+    """PromptFL with FedProx's term: the loss pulls the prompt to the received one."""
 
     name = "promptfl_prox"
     title = "PromptFL + FedProx"

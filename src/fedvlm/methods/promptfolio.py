@@ -46,7 +46,7 @@ class Portfolio(PromptPair):
 
 
 class PromptFolio(base.Method):
-    """A general and an own prompt."""
+    """A general prompt, which the server averages, mixed with a private one."""
 
     name = "promptfolio"
     title = "PromptFolio"
@@ -56,5 +56,5 @@ class PromptFolio(base.Method):
     shared = ("prompt.general",)
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Portfolio:
-        """Both prompts."""
+        """Both prompts, for a class list."""
         return Portfolio(clip, classnames, self.config)

@@ -32,7 +32,7 @@ class TipConfig(TemplateConfig):
 
 
 class Tip(Template):
-    """Zero-shot and the memory."""
+    """Zero-shot logits plus what a client's memory recalls."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str], config: TipConfig
@@ -41,7 +41,7 @@ class Tip(Template):
         self.config = config
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """The remembered images."""
+        """Features and labels of the client's images, where they are given (`memory.remember`)."""
         return remember(support, len(self.text))
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ class TipAdapter(ZeroShot):
     config: TipConfig
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Tip:
-        """Text features and memory."""
+        """The template's text features, with room for a memory, for a class list."""
         return Tip(clip, classnames, self.config.texts(template), self.config)

@@ -43,5 +43,5 @@ class ZeroShot(base.Method):
     trains = False
 
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Template:
-        """The template's text features."""
+        """The text features of the templates, for a class list."""
         return Template(clip, classnames, *self.config.texts(template))

@@ -35,7 +35,7 @@ NEVER = -1e4
 
 
 class PriorConfig(TemplateConfig):
-    """One weight for all clients."""
+    """Weight of the class prior, the same for all clients."""
 
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.4
     """Factor on the logarithm of the class frequencies; 1 would be Bayes' rule if CLIP's logits were calibrated."""
@@ -73,7 +73,7 @@ class Prior(Template):
 
 
 class Restricted(Prior):
-    """Zero-shot, but other than own classes are never answered."""
+    """Zero-shot logits that are never highest for a class the client has no image of."""
 
     def bonus(self, counts: Tensor) -> Tensor:
         """0 for own classes, `NEVER` for the others."""
@@ -81,7 +81,7 @@ class Restricted(Prior):
 
 
 class Blind(Prior):
-    """The prior alone, whatever its weight."""
+    """The class prior alone, whatever its weight."""
 
     def bonus(self, counts: Tensor) -> Tensor:
         """log(pi / max pi)."""

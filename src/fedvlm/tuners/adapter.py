@@ -58,7 +58,7 @@ class Adapter(EncoderTuner):
         return result
 
     def stacked_clients(self, tensors: Named) -> int:
-        """Read off the first bridge."""
+        """Number of clients stacked in the first shared projection; 0 for one alone."""
         return stacked_clients(tensors[f"shared.{self.shape.first}.weight"], 2)
 
     def insertions(self, tensors: Named, tower: str) -> Insertions:

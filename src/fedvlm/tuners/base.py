@@ -1,10 +1,11 @@
 """What a tuner is: pure functions over named tensors that turn remembered activations into logits.
 
-Several clients may go through at once: every tensor then has one more dimension in front, of C clients, and so have
+Several clients may go through at once: every tensor then has one more dimension in front, of N clients, and so have
 classifier, activations and logits. Their frozen parts become one larger batch.
 
-A tuner holds frozen things only (the CLIP, token ids, class names). What is trained travels as a dictionary of
-tensors through its functions, so one tuner serves all clients and none can see another's tensors.
+A tuner is a functional module, as `torch.func.functional_call` makes one: it holds frozen things only (the CLIP, token
+ids, class names). What is trained travels as a dictionary of tensors through its functions, so one tuner serves all
+clients and none can see another's tensors.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def apply_linear(tensors: Named, name: str, x: Tensor) -> Tensor:
 
 
 def stacked_clients(tensor: Tensor, dimensions: int) -> int:
-    """How many clients go through at once, from a tensor that has `dimensions` for one client; 0 for one alone."""
+    """Number of clients stacked in a tensor that has `dimensions` for one client; 0 for one alone."""
     return len(tensor) if tensor.ndim > dimensions else 0
 
 
@@ -72,7 +73,7 @@ class Tuner(Protocol):
         """The trainable tensors at the start, on the CPU, float32."""
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """Constants of one visit, computed once from what the client received (no gradient).
+        """Constants of one local training, computed once from what the client received (no gradient).
 
         `support` is given for predictions over the class list that the client's labels belong to, not for training.
         """
@@ -95,7 +96,7 @@ def predict(tuner: Tuner, tensors: Named, classifier: Named, hidden: Tensor) -> 
 
 
 class FeatureTuner:
-    """What tuners have in common that leave the image encoder alone: finished features, cosines to text features."""
+    """The base of tuners that leave the image encoder alone: cosines of finished features to text features."""
 
     clip: FrozenCLIP
 
@@ -105,7 +106,7 @@ class FeatureTuner:
         return FEATURE
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """Nothing is constant for a visit."""
+        """An empty mapping: nothing is constant."""
         return {}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prompts in both encoders (MaPLe, Khattak et al., CVPR 2023). T tokens, B images, P patches, D width."""
+"""Prompts in both encoders (MaPLe, Khattak et al., CVPR 2023). T tokens, B images, L tokens, D width."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DeepPrompt(Prompt):
         return 1
 
     def image(self, hidden: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-        """Normalised features `[..., B, E]` of tokens `[..., B, P+1, D]` with prompts `[..., T, D]` after them.
+        """Normalised features `[..., B, E]` of tokens `[..., B, L, D]` with prompts `[..., T, D]` after them.
 
         The first passes the encoder's first LayerNorm, as published; the following take the place of its hidden
         states at the input of block 2, 3, ...

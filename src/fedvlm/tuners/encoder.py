@@ -1,4 +1,4 @@
-"""What tuners have in common that change blocks of both encoders. K classes, B images, E joint width."""
+"""The base of tuners that change blocks of both encoders. K classes, B images, E joint width."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class EncoderTuner(ABC):
 
     @abstractmethod
     def stacked_clients(self, tensors: Named) -> int:
-        """How many clients go through at once; 0 for one alone."""
+        """Number of clients stacked in the tensors; 0 for one alone."""
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """Nothing is constant for a visit beyond the remembered text activations."""
+        """An empty mapping: nothing is constant but the remembered text activations."""
         return {}
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

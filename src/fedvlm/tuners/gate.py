@@ -36,7 +36,7 @@ def init_linear(width: int, experts: int, generator: torch.Generator) -> Named:
 
 
 def stride(features: int, width: int) -> int:
-    """Every how-many-th channel is kept to bring features to the gate's width."""
+    """The step n at which every n-th channel brings features to the gate's width."""
     if width > features or features % width:
         raise FedvlmError(f"gate width {width} does not divide the {features} channels of this CLIP's features")
     return features // width

@@ -74,7 +74,7 @@ class LoRA(EncoderTuner):
         }
 
     def stacked_clients(self, tensors: Named) -> int:
-        """Read off the first B."""
+        """Number of clients stacked in the first B; 0 for one alone."""
         return stacked_clients(tensors[f"text.{self.shape.first}.b"], 3)
 
     def insertions(self, tensors: Named, tower: str) -> Insertions:
@@ -89,12 +89,20 @@ class LoRA(EncoderTuner):
 
 
 def change(h: Tensor, *, a: Tensor, b: Tensor, shape: LoRAShape) -> Tensor:
-    """What is added to queries, keys and values, `[..., L, D]` to `[..., L, 3 D]`, zero for those not chosen."""
-    if a.ndim < b.ndim:
+    """What is added to queries, keys and values, `[..., L, D]` to `[..., L, 3 D]`, zero for those not chosen.
+
+    With projections "qv" (J = 2), all J products A h are one product, then each has its own B:
+
+        h [L, D] --A [2 R, D]--> [L, 2, R] --B_q [D, R]--> [L, D]  queries
+                                           --B_v [D, R]--> [L, D]  values       keys: zeros
+
+    Clients that train together have `a [N, J, R, D]` and `b [N, J, D, R]`; h holds their sequences one after another.
+    """
+    if a.ndim < b.ndim:  # one frozen A for all clients
         a = a.expand(len(b), -1, -1, -1)
-    low = linear(h, a.flatten(-3, -2), a.new_zeros(*a.shape[:-3], a.shape[-3] * shape.rank))
-    low = low.reshape(*b.shape[:-3], -1, len(shape.projections), shape.rank).transpose(-3, -2)
-    high = (low @ b.mT * shape.scale).transpose(-3, -2)
+    low = linear(h, a.flatten(-3, -2), a.new_zeros(*a.shape[:-3], a.shape[-3] * shape.rank))  # [..., L, J R]
+    low = low.reshape(*b.shape[:-3], -1, len(shape.projections), shape.rank).transpose(-3, -2)  # [(N), J, tokens, R]
+    high = (low @ b.mT * shape.scale).transpose(-3, -2)  # [(N), tokens, J, D]
     parts = dict(zip(shape.projections, high.unbind(-2), strict=True))
     nothing = high.new_zeros(()).expand(*high.shape[:-2], h.shape[-1])
     return torch.cat([parts.get(part, nothing) for part in "qkv"], dim=-1).reshape(*h.shape[:-1], -1)

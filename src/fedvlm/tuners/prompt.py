@@ -72,7 +72,7 @@ class Prompt(FeatureTuner):
         return features.view(*prompts.shape[:-2], *features.shape[1:])
 
     def _set(self, row: Tensor, prompts: Tensor) -> Tensor:
-        """Rows `[G, N, D]` with the learned tokens in their places."""
+        """Rows `[G, L, D]` with the learned tokens in their places."""
         learned = prompts.reshape(-1, *prompts.shape[-2:]).to(row.dtype)
         return row.index_copy(1, self.slots, learned.index_select(1, self.which))
 

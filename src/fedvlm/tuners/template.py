@@ -21,7 +21,7 @@ class Template(FeatureTuner):
         self.text = each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1)
 
     def init(self, generator: torch.Generator) -> Named:
-        """Nothing is trained."""
+        """An empty mapping: nothing is trained."""
         return {}
 
     def classifier(self, tensors: Named, constants: Named) -> Named:

@@ -1,4 +1,4 @@
-"""Partial optimal transport between an image's patches and a class's prompts. P patches, N prompts."""
+"""Partial optimal transport between an image's patches and a class's prompts. P patches, G prompts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def plan(similarity: Tensor, mass: float, smoothing: float, iterations: int) -> Tensor:
-    """The plan T `[..., P, N]` that moves `mass` onto the prompts in equal parts, at most 1/P from each patch.
+    """The plan T `[..., P, G]` that moves `mass` onto the prompts in equal parts, at most 1/P from each patch.
 
     It minimises <T, 1 - similarity> - smoothing H(T) by Dykstra's scaling (Chizat et al. 2018; FedOTP, equation 9):
-    log u = min(0, log(1/P) - log K v), log v = log(mass/N) - log K' u with log K = -(1 - similarity) / smoothing. In
+    log u = min(0, log(1/P) - log K v), log v = log(mass/G) - log K' u with log K = -(1 - similarity) / smoothing. In
     logarithms and float32 nothing underflows, whatever the smoothing. The number of iterations is fixed, so that no
     image's plan depends on the others of its batch; column sums are exact. No gradient.
     """
