@@ -1,4 +1,4 @@
-"""The one local training loop: what a client does in a visit, wherever it runs."""
+"""The local training loop: a client's update in one round, in a simulation and at a site."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """Tensors after a visit, and the loss of every batch before its update."""
+    """A client's tensors after local training, and the loss of every batch before its update."""
 
     tensors: Named
     losses: list[float]
@@ -39,7 +39,7 @@ def train(
     lr_factor: float = 1.0,
     factory: OptimizerFactory = make_optimizer,
 ) -> Trained:
-    """Descend from `tensors` over `batches`, with a fresh optimizer; nothing passed in is changed.
+    """Train `tensors` on `batches` with a new optimizer; the arguments are not changed.
 
     `lr_factor` multiplies every learning rate (the round's place in the schedule). Raises `DivergenceError` when the
     loss is no longer a number.
@@ -63,7 +63,7 @@ def train(
 
 
 def check_precision(method: Method, device: Device) -> None:
-    """Raises `FedvlmError` where a method would train in float16, whose small gradients become zero without a word."""
+    """Raise `FedvlmError` if a method would train in float16, in which small gradients silently become zero."""
     if method.trains and device.dtype == torch.float16:
         raise FedvlmError(
             f"compute.dtype = 'float16' cannot train {method.name}: gradients below 6e-8 become zero, and fedvlm does "
@@ -73,7 +73,7 @@ def check_precision(method: Method, device: Device) -> None:
 
 
 def _collect(method: Method, tensors: Named, losses: list[Tensor], place: int = 0) -> Trained:
-    # One synchronisation with a GPU per visit, not one per step.
+    # One synchronisation with a GPU per client and round, not one per step.
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
     *values, sound = torch.cat([*(loss.float()[None] for loss in losses), finite.all().float()[None]]).tolist()
     if not (sound and all(math.isfinite(value) for value in values)):
@@ -85,7 +85,7 @@ def _collect(method: Method, tensors: Named, losses: list[Tensor], place: int = 
 
 @dataclass(frozen=True)
 class LocalJob:
-    """One of several clients that train together: where it starts, what it received, its batches."""
+    """Input of one client's local training: initial tensors, received tensors, batches."""
 
     tensors: Named
     received: Named
@@ -96,11 +96,16 @@ def train_together(
     method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device, lr_factor: float = 1.0,
     factory: OptimizerFactory = make_optimizer,
 ) -> list[Trained]:  # fmt: skip
-    """`train` for several clients, whose steps of equal shape become one batched step; the same up to rounding.
+    """`train` for several clients; steps of equal shapes are computed as one batched step. Equal up to rounding.
 
     Gradients do not mix: each client's loss depends on its own slice of the stacked tensors only, so the gradient of
-    the sum holds every client's own. Clients with fewer batches are done earlier; a batch that no other client's
-    matches goes alone. With another factory all clients do.
+    the summed losses holds every client's gradient. Clients with fewer batches finish earlier. With another factory
+    than `make_optimizer`, clients train one after another. For three clients (A: 3 batches, B: 2, C: 2, whose last one
+    is smaller):
+
+        step 1   A1 B1 C1   equal shapes: one batched step of three clients
+        step 2   A2 B2 | C2   C2 has fewer images: a step of its own
+        step 3   A3   B and C have finished
     """
     if len(jobs) == 1 or factory is not make_optimizer:
         return [train(method, tuner, v.tensors, v.received, v.batches, device, lr_factor, factory) for v in jobs]
@@ -137,7 +142,7 @@ def train_together(
 def _group_by_shape(
     batches: Sequence[Batch | None], constants: Sequence[Named], received: Sequence[Named]
 ) -> list[list[int]]:
-    """Places of the clients that have a batch, grouped by the shapes of what goes into their step."""
+    """Positions of the clients that have a batch, grouped by the shapes of the tensors of their step."""
     groups: dict[object, list[int]] = {}
     for place, batch in enumerate(batches):
         if batch is not None:
@@ -150,7 +155,7 @@ def _group_by_shape(
 def _client_step(
     row: int, logits: Tensor, labels: Tensor, leaves: Named, received: Named, classifier: Named, beside: Named
 ) -> Step:
-    """One client's part of what was computed for several."""
+    """The `Step` of one client, from tensors that were computed for several."""
     mine, made, more = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier, beside))
     return Step(logits[row], labels[row], mine, received, made, more)
 
@@ -158,7 +163,7 @@ def _client_step(
 def schedule_factor(config: Config, round_: int, rounds: int) -> float:
     """Factor on the learning rate in round `round_` (from 0) of `rounds`: 1, or half a cosine from 1 towards 0.
 
-    Visits after the last round have its factor.
+    Local rounds after the last federated round have the factor of that round.
     """
     if config.schedule == "constant":
         return 1.0

@@ -13,11 +13,11 @@ from fedvlm.tensors import Named
 EPSILON = 1e-8
 """Adam's, as in torch."""
 OptimizerFactory = Callable[[Method, Named, float], torch.optim.Optimizer]
-"""What makes the optimizer of a client's local training, as `make_optimizer` does."""
+"""A function that makes the optimizer of a client's local training, such as `make_optimizer`."""
 
 
 def make_optimizer(method: Method, leaves: Named, lr_factor: float = 1.0) -> torch.optim.Optimizer:
-    """A new optimizer over the leaves, each at its configured rate times `lr_factor`; biases decay like all others."""
+    """A new optimizer over the leaves, each at its configured rate times `lr_factor`; weight decay includes biases."""
     config: Config = method.config
     rates: dict[float, list[Tensor]] = {}
     for name, leaf in leaves.items():
@@ -43,12 +43,12 @@ class StackedOptimizer:
         self.steps = torch.zeros(len(next(iter(stacked.values()))), device=next(iter(stacked.values())).device)
 
     def leaves(self, rows: Tensor) -> Named:
-        """Copies of these clients' tensors that gather gradients."""
+        """Copies of these clients' tensors that require gradients."""
         return {name: tensor.index_select(0, rows).requires_grad_() for name, tensor in self.stacked.items()}
 
     @torch.no_grad()
     def step(self, rows: Tensor, leaves: Named) -> None:
-        """One update of the clients in `rows`; tensors without a gradient stay."""
+        """One update of the clients in `rows`; tensors without a gradient are left as they are."""
         self.steps.index_add_(0, rows, torch.ones(len(rows), device=self.steps.device))
         for name, leaf in self._moved(leaves):
             change = self._sgd if self.config.optimizer == "sgd" else self._adam
