@@ -173,7 +173,7 @@ def test_a_sweep_is_a_plain_preset_at_one_value(tmp_path: Path) -> None:
     words = ["partition.alpha=0.3", "data.shots=2", "--out", str(tmp_path / "p.png")]
     done = CliRunner().invoke(app, ["partition", "ablation_labels", *words])
     assert done.exit_code == 0, done.output
-    with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: play them with fedvlm sweep, or set it"):
+    with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: run them with fedvlm sweep, or set it"):
         experiment.parse(overrides.apply_words(presets.settings("ablation_shots"), ["rounds=2"]))
 
 

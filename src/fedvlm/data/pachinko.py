@@ -5,8 +5,8 @@ pFedMoAP's `noniid-labeldir100`: clients draw their images one after another. A 
 super-classes that still have images, and in each of these a mixture over the classes that still have images:
 
     client 0, 6 images
-      animals   0.7 -> 4      fish  0.9 -> 3 (only 3 are left: the fourth draw is repeated)   bird  0.1 -> 1
-      vehicles  0.3 -> 2      bus   0.5 -> 1                                                    train 0.5 -> 1
+      animals   0.7 -> 4      fish  0.9 -> 3 (only 3 are left: the fourth draw is repeated)    bird  0.1 -> 1
+      vehicles  0.3 -> 2      bus   0.5 -> 1                                                     train 0.5 -> 1
     client 1, 6 images: the same, from what client 0 left; the last client takes all the rest
 """
 
