@@ -72,8 +72,7 @@ class Sweep:
         return stats.holm(raw)
 
     def as_json(self) -> dict[str, object]:
-        """All values, per value and seed. `corrected` in a comparison is for one value, `corrected_over_values` for
-        all."""
+        """All results per value and seed; `corrected` is for one value, `corrected_over_values` for all values."""
         over_all = {
             metric: [
                 {"value": value, "method": method, "p": p} for (value, method), p in self.corrected(metric).items()
