@@ -1,4 +1,4 @@
-"""Verbs that run several experiments and say what follows: compare, sweep, audit, reproduce."""
+"""Verbs of studies: compare, sweep, audit, reproduce."""
 
 from __future__ import annotations
 

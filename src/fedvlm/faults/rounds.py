@@ -21,8 +21,7 @@ from fedvlm.training.site import Site
 
 
 class DetachedPenalty(Fault):
-    """The distance to the received tensors is computed from detached tensors: it adds to the loss without a
-    gradient."""
+    """The distance to received tensors is computed from detached tensors: it adds to the loss without a gradient."""
 
     name = "detached_penalty"
     title = "the proximal penalty is made of detached tensors and has no gradient"

@@ -38,8 +38,7 @@ Branches = dict[int, Callable[[Tensor], Tensor]]
 
 
 class UncachedPixels(Activations):
-    """Activations without a cache: rows are normalised pixels `[B, 3, S, S]`, decoded and transformed on every
-    request."""
+    """Activations without a cache: normalised pixels `[B, 3, S, S]`, decoded and transformed on every request."""
 
     def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:
         return self.clip.preprocess.normalise(pixels.to(self.device.device))

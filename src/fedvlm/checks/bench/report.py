@@ -189,8 +189,7 @@ def row_cells(row: BenchRow) -> list[str]:
 
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
-    """The table as Markdown; a column without a name is of this package, the one before it of the released
-    procedure."""
+    """The table as Markdown; an unnamed column is of this package, the one before it of the released procedure."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     lines += ["| " + " | ".join(row_cells(row)) + " |" for row in rows]
     if (together := quickstart_ratio(rows)) is not None:
