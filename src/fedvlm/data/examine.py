@@ -35,7 +35,7 @@ def inspect_rows(
     ]
     listed = "; ".join(sentence.removeprefix("left out: ") for sentence in sentences)
     if bad and config.on_unreadable == "error":
-        raise FedvlmError(f'{source}: {listed}. Mend them, or set data.on_unreadable = "skip"')
+        raise FedvlmError(f'{source}: {listed}. Fix them, or set data.on_unreadable = "skip"')
     notes += sentences
     kept = [InspectedRow(row, facts) for row, facts in inspected if isinstance(facts, ImageFacts)]
     if not kept:

@@ -18,7 +18,7 @@ def mark_newcomers(clients: tuple[Client, ...], newcomers: int | Sequence[str], 
     names = _draw_names(clients, newcomers, seed) if isinstance(newcomers, int) else _match_names(clients, newcomers)
     if len(names) == len(clients):
         raise FedvlmError(
-            f"partition.newcomers = {newcomers} makes all {len(clients)} clients late: nobody is left to train"
+            f"partition.newcomers = {newcomers} makes all {len(clients)} clients newcomers: no client is left to train"
         )
     return tuple(replace(client, is_newcomer=client.name in names) for client in clients)
 

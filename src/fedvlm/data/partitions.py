@@ -277,7 +277,7 @@ def class_chunks(order: list[int], clients: int) -> list[list[int]]:
         some = "1 base class" if len(order) == 1 else f"{len(order)} base classes"
         raise FedvlmError(
             f"{some} cannot be dealt to {clients} clients, round({len(order)} / {clients}) = {size} to each: "
-            f"somebody would get none. Set partition.clients to, for example, {listed(near)} "
+            f"a client would get none. Set partition.clients to, for example, {listed(near)} "
             f'(at most {len(order)}), or partition.kind = "dirichlet"'
         )
     return [order[i * size : (i + 1) * size] for i in range(clients - 1)] + [order[(clients - 1) * size :]]

@@ -107,7 +107,7 @@ def client_metrics(
     """A client's metrics of its model's outputs. Raises `DivergenceError` if a logit is not finite."""
     if not outputs.finite():
         raise DivergenceError(
-            f"client {client.name}: {spec.method.name} predicts no numbers any more: lower the learning rate"
+            f"client {client.name}: {spec.method.name} predicts values that are not finite: lower the learning rate"
         )
     if not (tradeoff and site.zero_shot):
         return evaluate(outputs, spec.metrics)

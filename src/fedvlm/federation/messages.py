@@ -134,10 +134,10 @@ def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
     except ValidationError as error:
         raise FedvlmError(f"a message's header: {'; '.join(problems(error, Header))}") from None
     except (TypeError, KeyError, ValueError, RecursionError):
-        raise FedvlmError("these bytes are no message of fedvlm: there is no header") from None
+        raise FedvlmError("these bytes are not a message of fedvlm: there is no header") from None
     _check_table(table, len(data), limits)
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(table):
-        raise FedvlmError("a message's header names other tensors than there are")
+        raise FedvlmError("a message's header names other tensors than the message holds")
     try:
         read = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
@@ -159,7 +159,7 @@ def _table(data: bytes, limits: Limits) -> dict[str, Any]:
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict) or len(data) < 8 + size:
-        raise FedvlmError("these bytes are no message of fedvlm")
+        raise FedvlmError("these bytes are not a message of fedvlm")
     return table
 
 
@@ -176,4 +176,4 @@ def _check_table(table: Mapping[str, Any], size: int, limits: Limits) -> None:
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
