@@ -60,7 +60,7 @@ class Experiment(Section):
         return value
 
     def load_source(self, seed: int) -> Source:
-        """All records of the data; sound files are remembered in the user's cache unless `compute.disk_gib` is 0."""
+        """All records of the data; digests of sound files are cached for the user unless `compute.disk_gib` is 0."""
         return load_source(self.data, seed, use_cache=self.compute.disk_gib > 0)
 
     def resolved(self) -> dict[str, Any]:

@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "no list": ({"sweep": {"rounds": 3}}, [], "", "one setting"),
     "seeds": ({}, [], "seeds=1,2", "same for all values"),
     "methods": ({}, [], "methods=coop,pfedmma", "same for all values"),
-    "besides": ({}, ["rounds=3"], "rounds=1,2", "set besides"),
+    "besides": ({}, ["rounds=3"], "rounds=1,2", "both swept and set"),
     "inside": ({"sweep": {"rounds": [1, 2]}}, ["sweep.rounds=3"], "", "--over KEY="),
     "faults": ({}, [], "faults=stale_text,shared_optimiser", "fedvlm audit"),
     "with faults": ({}, ["faults=stale_text"], "rounds=1,2", "fedvlm audit"),

@@ -49,7 +49,7 @@ class Federation:
     base: tuple[int, ...]
     """Source label ids of the classes that are trained on, in order."""
     novel: tuple[int, ...]
-    """Source label ids of the classes that nobody trains on, in order."""
+    """Source label ids of the classes that no client trains on, in order."""
     clients: tuple[Client, ...]
     tests: dict[str, tuple[int, ...]]
     """Evaluation images that several clients share, by name."""

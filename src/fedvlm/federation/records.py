@@ -12,7 +12,7 @@ from fedvlm.methods.base import EvalPoint
 from fedvlm.training.metrics import Metrics
 
 Moment = Literal["on_arrival", "after_tuning"]
-"""When newcomers are measured: with the received tensors laid over the common start, before any training of theirs; and
+"""When newcomers are measured: with the received tensors laid over the common start, before they train; and
 after their local rounds."""
 
 

@@ -92,18 +92,18 @@ def contract_text(
 
 def _storage_lines(experiment: Experiment, place: Path | None) -> list[str]:
     """Lines on the data that are stored on this machine, and where."""
-    told = []
+    lines = []
     if place is not None:
-        told.append(
+        lines.append(
             f"kept here   in {place}/seed-*: every client's tensors (checkpoint), losses and accuracies (ledger, "
             "result) and lists of images (partition), readable by your user alone"
         )
     if experiment.compute.disk_gib and experiment.data.on_disk:
-        told.append(
+        lines.append(
             f"kept here   in {cache.folder('')}: activations of the images, and which of them can be decoded "
             "(compute.disk_gib=0: nothing)"
         )
-    return told
+    return lines
 
 
 def _seed_note(seeds: Sequence[int]) -> str:
@@ -119,19 +119,19 @@ def _exposure_lines(lines: Sequence[MethodTerms], count: int) -> list[str]:
             kinds.setdefault(line.exposes, []).append(line.method)
     if not kinds:
         return []
-    told = ["", "the server sees what each client sends; other clients see:"]
-    told += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
+    text = ["", "the server sees what each client sends; other clients see:"]
+    text += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
     if count <= 2 and any(kind.startswith(MEAN) for kind in kinds):
         why = "is that client's own tensors" if count == 1 else "tells each client the other's tensors"
-        told.append(f"  with {count} in a round the mean {why}")
-    return told
+        text.append(f"  with {count} in a round the mean {why}")
+    return text
 
 
 def _fault_lines(faults: Mapping[str, Sequence[str]]) -> list[str]:
     if not faults:
         return []
-    told = [line for name, each in faults.items() for line in (f"  {name}", *(f"    {fault}" for fault in each))]
-    return ["!!! FAULTS OF RELEASED CODE ARE BUILT INTO THIS RUN: ITS RESULTS ARE WRONG ON PURPOSE !!!", *told, ""]
+    lines = [line for name, each in faults.items() for line in (f"  {name}", *(f"    {fault}" for fault in each))]
+    return ["!!! FAULTS OF RELEASED CODE ARE BUILT INTO THIS RUN: ITS RESULTS ARE WRONG ON PURPOSE !!!", *lines, ""]
 
 
 _HEADS = ("method", "trained", "private", "shared", "up B", "down B", "local training", "evaluated")
@@ -161,8 +161,8 @@ def _clients(clients: Sequence[Client]) -> str:
 def _newcomers(clients: Sequence[Client], kind: str) -> str:
     """The line on newcomers, without names of natural clients, who are people or sites."""
     # The name of a domain's client begins with the domain.
-    told = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
-    names = "" if kind == "natural" else f": {listed(told)}"
+    labels = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
+    names = "" if kind == "natural" else f": {listed(labels)}"
     do = (
         "joins after the last round, sends nothing and is"
         if len(clients) == 1

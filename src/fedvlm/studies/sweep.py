@@ -96,7 +96,7 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
     base = overrides.apply_words({**settings, "sweep": {key: values}}, words)
     if "sweep" not in base:
-        raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
+        raise FedvlmError(f"'{key}' is both swept and set: leave one of them out")
     del base["sweep"]
     experiment.warn_renamed(base)
     if len(values) < 2:
@@ -173,11 +173,11 @@ def sweep(
 
 
 def _write(swept: Sweep, folder: Path) -> None:
-    tables, told = sweep_tables(swept), reading_notes(swept)
+    tables, lines = sweep_tables(swept), reading_notes(swept)
     text = [f"# {swept.name}: {swept.key}", "", *(f"{title}\n\n{grid.markdown(*t)}\n" for title, t in tables.items())]
-    durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in told)]) + "\n")
+    durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in lines)]) + "\n")
     latex = [f"% {title}\n{grid.latex(*table)}\n" for title, table in tables.items()]
-    durable.write_text(folder / "sweep.tex", "\n".join([*latex, *(f"% {note}" for note in told)]) + "\n")
+    durable.write_text(folder / "sweep.tex", "\n".join([*latex, *(f"% {note}" for note in lines)]) + "\n")
     records = [{swept.key: value, **record} for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", grid.csv(records, comparison_text.REACHED))
     durable.write_json(folder / "sweep.json", swept.as_json())
