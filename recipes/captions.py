@@ -1,4 +1,4 @@
-"""Captions for the pre-training of the embedded model: what they say, in which words, and how long they are.
+"""Captions for the pre-training of the embedded model: attributes, wording and length.
 
 A caption names the shape and, by chance, the fill and the colour; it says nothing false. Some are short ("a photo of
 a striped fish."), others carry the same phrase far behind unrelated words, so that every position of the text
@@ -17,7 +17,7 @@ from fedvlm.data.scenes import COLOURS, FILLS, SHAPES
 Numbers = npt.NDArray[np.int64]
 
 CONTEXT = 32
-"""Positions of the text encoder."""
+"""Number of positions of the text encoder."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("disc",), "square": ("box",), "moon": ("crescent",), "cross": ("plus",), "house": ("home",),
@@ -59,7 +59,7 @@ CLOSINGS = (
 
 
 def vocabulary() -> list[str]:
-    """Every word a caption may hold, sorted."""
+    """All words of captions, sorted."""
     phrases = [*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)]
     texts = [FAVOURITE, *TEMPLATES, *DRAWING, *OPENINGS, *CLOSINGS, *phrases]
     letters = "".join(character if character.isalpha() else " " for character in " ".join(texts))
@@ -67,14 +67,14 @@ def vocabulary() -> list[str]:
 
 
 def chatter() -> list[str]:
-    """Words that say nothing about an image, sorted."""
+    """Words that do not describe an image, sorted."""
     taken = {*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)}
     return [word for word in vocabulary() if word not in taken]
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """What B captions say: positions in SHAPES, FILLS and COLOURS; -1 where not mentioned."""
+    """B captions with the attributes that they mention: positions in SHAPES, FILLS and COLOURS, -1 if not mentioned."""
 
     texts: list[str]
     shape: Numbers
@@ -126,7 +126,7 @@ def _one(choices: tuple[str, ...], draw: np.random.Generator) -> str:
 
 
 def _lengthened(text: str, phrase: str, draw: np.random.Generator) -> str:
-    """The caption among other words: sentences around it, loose words or letters before it."""
+    """The caption with other text: sentences around it, or words or letters before it."""
     kind = draw.random()
     if kind < 0.45:
         openings = [_one(OPENINGS, draw) for _ in range(int(draw.integers(0, 4)))]

@@ -1,9 +1,9 @@
-"""`python recipes/fingerprints.py OUT.json`: digests of what runs give, to see after a change that no number moved.
+"""`python recipes/fingerprints.py OUT.json`: digests of results of runs, to check that a change affects no number.
 
     python recipes/fingerprints.py build/before.json                   # before the change
     python recipes/fingerprints.py build/after.json --against build/before.json
 
-Every method on quickstart; some of them on common_style, with remembered views, with a late client, with visits after
+Every method on quickstart; some of them on common_style, with cached views, with newcomers, with local rounds after
 the last round, with faults, and where `--photographs DIR` names data, on Office-Caltech10; `fedvlm verify --path all`
 where `--reference DIR` names reference outputs. Of each point: the final tensors, the ledger without clocks, the result
 without clocks; of each run: contract and tables. About half an hour on one core. Exit code 1 where something differs.
@@ -27,7 +27,7 @@ import fedvlm
 FEW = ("methods=zero_shot,coop,pfedmma,pfedmoap,fedlora,fedmgp", "data.test_per_class=4")
 CLOCKS = ("seconds", "train_s", "evaluate_s", "peak_memory_bytes")
 SUMS = ("ece",)
-"""Sums over clients: in another order they may differ in the last of their digits, and so may what covers them."""
+"""Sums over clients, whose last digits depend on the order of summation."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ OFFICE = "benchmarks/photographs/office.toml"
 
 
 def sha(value: object) -> str:
-    """Of bytes, or of JSON."""
+    """Digest of bytes, or of a JSON value."""
     data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def without_clocks(value: Any) -> Any:
-    """The same tables without what the clock says, and with 12 decimals of sums."""
+    """The same tables without timings, and with sums rounded to 12 decimals."""
     if isinstance(value, Mapping):
         kept = {key: each for key, each in value.items() if key not in (*CLOCKS, "digest")}
         return {key: rounded(each) if key in SUMS else without_clocks(each) for key, each in kept.items()}
@@ -65,7 +65,7 @@ def without_clocks(value: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Floats with 12 decimals."""
+    """The value with floats rounded to 12 decimals."""
     if isinstance(value, float):
         return round(value, 12)
     if isinstance(value, Mapping):
@@ -78,7 +78,7 @@ def fingerprints_of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
     for result in sorted(folder.glob("seed-*/*/result.json")):
         point, place = json.loads(result.read_text()), f"{name}/{result.parent.name}"
         ledger = [json.loads(line) for line in (result.parent / "ledger.jsonl").read_text().splitlines()]
-        # The result's own digest covers its numbers too: tensors are told apart from them.
+        # The result's digest covers its numbers too, so tensors have a fingerprint of their own.
         yield f"{place}: tensors", sha(point["tensors"])
         yield f"{place}: ledger", sha(without_clocks(ledger))
         yield f"{place}: result", sha(without_clocks(point))
@@ -91,19 +91,19 @@ def fingerprints_of(name: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def verify_fingerprint(reference: Path) -> str:
-    """Fingerprint of the verdicts and figures of all paths."""
+    """Fingerprint of the output of `fedvlm verify` for all paths."""
     command = [sys.executable, "-m", "fedvlm", "verify", str(reference), "--path", "all"]
     return sha(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def write(out: Path, found: Mapping[str, str]) -> None:
-    """What is known so far."""
+    """Write the fingerprints so far."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
-    """Play, write, compare."""
+    """Run the cases, write their fingerprints, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--against", type=Path)

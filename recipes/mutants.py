@@ -42,7 +42,7 @@ METHODS = {"clone", "detach", "double", "float", "clamp", "square", "copy", "neg
 FUNCTIONS = {"normalize", "relu", "tanh", "sorted"}
 """Methods and functions of one main value that are left out."""
 GUARDS = {"strict", "device"}
-"""Keyword arguments that change nothing in a sound program, or nothing on a CPU."""
+"""Keyword arguments without effect in a correct program, or without effect on a CPU."""
 SAID = {"warn", "print", "Field", "ConfigDict", "TypeVar"}
 """Calls whose arguments are words or bounds of settings."""
 
@@ -60,27 +60,27 @@ class Mutant:
     first: int
     last: int
     at_import: bool
-    """It stands in no function: it is a default or a constant, say."""
+    """Whether the change is outside functions, such as in a default or a constant."""
     source: str
-    """Digest of the whole file, so that what is known of a mutant ends with its file's next change."""
+    """Digest of the whole file, so that results of a mutant are valid until the file changes."""
 
     @property
     def id(self) -> str:
-        """A name that no other mutant has."""
+        """The unique name of the mutant."""
         return f"{self.source}:{self.start}:{self.end}:{self.after}"
 
     def applied(self, text: bytes) -> bytes:
-        """The file with the mistake."""
+        """The text of the file with the mutation."""
         return text[: self.start] + self.after.encode() + text[self.end :]
 
 
 def digest(text: bytes) -> str:
-    """Sixteen hexadecimal digits."""
+    """Digest of a text: sixteen hexadecimal digits."""
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def mutants(path: str, text: bytes) -> list[Mutant]:
-    """Every mutant of a file in the order of its text."""
+    """All mutants of a file, in the order of its text."""
     lines = text.splitlines(keepends=True)
     starts = [sum(map(len, lines[:number])) for number in range(len(lines) + 1)]
     source, found = digest(text), dict[str, Mutant]()
@@ -104,7 +104,7 @@ Node = ast.stmt | ast.expr
 Where = tuple[ast.stmt, bool]
 """The statement that something stands in, and whether it runs at import."""
 Change = tuple[Where, Node, str]
-"""Where it stands, the node, and the text that takes its place."""
+"""The place of a node, the node, and the text that replaces it."""
 
 
 def _changes(tree: ast.Module) -> Iterator[Change]:

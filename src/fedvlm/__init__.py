@@ -34,9 +34,9 @@ def run(
 
     `what` is a preset or a TOML file. `settings` are laid over it as values (`rounds=5`, `seeds=[0, 1]`,
     `method={"pfedmma": {"lr": 0.01}}`), table by table, and `words` over both as `key=value` on the command line.
-    `processes` run that many points at once; a script calls this under `if __name__ == "__main__":` then. What was
-    promised before training is in `Results.contract`; the folders it names fill without a word while this is `quiet`.
-    Raises `FedvlmError` with one message for any mistake.
+    `processes`: number of points that run at the same time; with several, a script must call this function under
+    `if __name__ == "__main__":`. The contract, which lists the data that are stored on this machine, is in
+    `Results.contract`, and is not printed if `quiet`. Raises `FedvlmError` with one message for any mistake.
     """
     from fedvlm import experiment
     from fedvlm.runs.progress import Reporter

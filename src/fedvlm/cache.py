@@ -1,4 +1,4 @@
-"""The user's cache folder: all of it may be deleted at any time, and its owner alone can read it."""
+"""The user's cache folder. It may be deleted at any time, and only its owner can read it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of things in `$FEDVLM_CACHE`, or in `fedvlm` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder `kind` in `$FEDVLM_CACHE`, or in `fedvlm` below `$XDG_CACHE_HOME` or `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("FEDVLM_CACHE") or f"{home}/fedvlm").expanduser() / kind
 
 
 def make(path: Path) -> None:
-    """Create a folder, and what is missing above it, for the owner alone. Raises OSError."""
+    """Create a folder and missing parents, for the owner only. Raises OSError."""
     for place in (*reversed(path.parents), path):
         if not place.is_dir():
             place.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sections: typed tables of settings, strict about unknown keys. Each room that has settings defines its own."""
+"""Sections: typed tables of settings that reject unknown keys. Every room with settings defines its own sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedvlm.errors import nearest
 
 Share = Annotated[float, Field(gt=0, le=1)]
-"""Of a whole: more than nothing, at most all."""
+"""A share of a whole: above 0, at most 1."""
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -23,20 +23,20 @@ class Section(BaseModel):
 
     @classmethod
     def renamed(cls) -> dict[str, str]:
-        """The earlier names of settings, by their names of now. Files keep the earlier ones: digests cover them."""
+        """Earlier names of settings by their current names. Files keep the earlier ones, because digests cover them."""
         fields = cls.model_fields.items()
         return {name: field.serialization_alias for name, field in fields if field.serialization_alias}
 
     def dump(self) -> dict[str, Any]:
-        """The settings as files keep them: plain JSON values, by their earliest names."""
+        """The settings as JSON values, by the names that files keep (`renamed`)."""
         return self.model_dump(mode="json", by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
     def _read_words(cls, values: Any) -> Any:
-        """Settings by their names of now.
+        """Settings by their current names, with words converted.
 
-        TOML has no null: `none` stands for it in settings that may be absent. A whole number may be a name.
+        TOML has no null, so `none` stands for it in optional settings. A whole number may be a name.
         """
         if not isinstance(values, dict):
             return values
@@ -52,7 +52,7 @@ def _parse_words(value: Any, kinds: set[Any]) -> Any:
 
 
 def to_current_names(table: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """A table of settings by their names of now. Raises `ValueError` where a setting is given by both names."""
+    """A table of settings by their current names. Raises `ValueError` if a setting is given by both names."""
     now = {before: name for name, before in renamed.items()}
     both = [name for name, before in renamed.items() if name in table and before in table]
     if both:
@@ -75,7 +75,7 @@ def _problem(detail: dict[str, Any], model: type[BaseModel], prefix: str) -> str
     if detail["type"] == "missing":
         return f"setting '{name}' is needed"
     message = detail["msg"].removeprefix("Value error, ")
-    if not path:  # of the table as a whole
+    if not path:  # a problem of the whole table
         return f"setting '{name.rstrip('.')}': {message}"
     if repr(detail["input"]) in message:
         return f"setting '{name}': {message}"

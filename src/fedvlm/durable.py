@@ -1,4 +1,4 @@
-"""The one module that makes bytes durable: whole files appear at once or not at all, logs grow by whole lines."""
+"""The one module that writes durable files: whole files appear atomically, logs grow by whole lines."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _END = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 def _mode(private: bool) -> int:
-    """Access of a new file: its owner's alone, or as the umask says."""
+    """Permissions of a new file: for its owner only, or those of the umask."""
     return 0o600 if private else 0o666
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` by `data` atomically: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    `private`: what belongs to clients; only the file's owner can read it, whatever the umask.
+    `private`: for data of clients; only the owner can read the file, whatever the umask.
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}"
     try:
@@ -66,7 +66,7 @@ def make_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file of ours; a damaged file ends in a `FedvlmError` that names it."""
+    """The JSON value of a file that fedvlm has written. Raises `FedvlmError` naming a damaged file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,13 +79,13 @@ def json_digest(value: Any) -> str:
 
 
 def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = False) -> int:
-    """Append one JSON line, with `sync` durable on return; gives the file's new length in bytes."""
+    """Append one JSON line, durable on return with `sync`; returns the file's new length in bytes."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, _END, _mode(private)), "ab") as file:
             if private:
-                os.fchmod(file.fileno(), _mode(private))  # one that was there may be readable by others
+                os.fchmod(file.fileno(), _mode(private))  # an existing file may be readable by others
             file.write(line.encode())
             file.flush()
             if sync:
@@ -98,7 +98,7 @@ def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = Fa
 def truncate(path: Path, length: int) -> None:
     """Cut `path` back to `length` bytes (a missing file counts as empty).
 
-    Raises `FedvlmError` if it is shorter: lines that were durable once are missing.
+    Raises `FedvlmError` if the file is shorter, because then durable lines are missing.
     """
     try:
         found = path.stat().st_size if path.exists() else 0
@@ -111,12 +111,12 @@ def truncate(path: Path, length: int) -> None:
     if found < length:
         raise FedvlmError(
             f"{path} has {found:,} bytes, but {length:,} were written: lines are missing. Put the file back as it was, "
-            f"or delete {path.parent} to play this point again"
+            f"or delete {path.parent} to run this point again"
         )
 
 
 def keep_private(path: Path) -> None:
-    """Let nobody but its owner read a file that is there, where that can be done."""
+    """Restrict an existing file to its owner, if possible."""
     with contextlib.suppress(OSError):
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)

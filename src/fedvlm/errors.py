@@ -1,4 +1,4 @@
-"""The one exception a user's mistake ends in: a sentence that says what was expected and what to do."""
+"""The exception for mistakes of users: its message says what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class FedvlmError(Exception):
-    """A mistake the user can mend. Shown as one message, never as a traceback."""
+    """A mistake that the user can fix. It is shown as one message, without a traceback."""
 
 
 class DivergenceError(FedvlmError):
-    """Training left the numbers. `place`: which of the clients that trained together it was, where that is known."""
+    """Training diverged. `place`: position of the client among those that trained together, if known."""
 
     def __init__(self, message: str, place: int | None = None) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class DivergenceError(FedvlmError):
 
 
 class StorageError(FedvlmError):
-    """What has to be durable cannot be written: no other part of the run could be kept either."""
+    """A durable file cannot be written, so no other part of the run could be stored either."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

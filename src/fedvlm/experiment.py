@@ -1,7 +1,7 @@
 """An experiment: the sections of all rooms together, checked as a whole, and digested.
 
-`load` is the one way in: a preset or TOML file, settings and `key=value` words laid over it. What a method adds is a
-table of its own, `[method.NAME]`, which is validated by that method's configuration class.
+`load` is the one way to an experiment: a preset or TOML file, with settings and `key=value` words laid over it.
+Settings of a method are in a table `[method.NAME]`, which is validated by the method's configuration class.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ from fedvlm.training.evaluation import EvaluationSection
 
 
 class Experiment(Section):
-    """Everything a comparison of methods depends on."""
+    """All settings of a run or of a comparison of methods."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)] = "experiment"
-    """Heads tables and pictures, and names the run folder."""
+    """Title of tables and pictures, and part of the run folder's name."""
     methods: list[str] = Field(default=["zero_shot", "pfedmma"], min_length=1)
-    """Names of methods or of their variants; `all` for every one of both."""
+    """Names of methods or of variants (`[method.NAME]`); `all` for all of them."""
     seeds: list[int] = Field(default=[0], min_length=1)
     rounds: Count = 10
     participation: Share = 1.0
-    """Share of clients trained in a round: max(1, floor(share x clients)) of them."""
+    """Share of clients in a round: max(1, floor(share x clients)) clients train."""
     views: Literal["none", "online"] | Count = "none"
-    """Training sees the test transform, new crops and flips in every epoch (`online`), or one of so many remembered."""
+    """Views of training images: `none` (the test transform), `online` (new crops and flips in every epoch), or the
+    number of cached views of which an epoch uses one."""
     model: ModelSection = ModelSection()
     data: SerializeAsAny[DataSource] = ScenesData()
     partition: PartitionSection = PartitionSection()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
     faults: list[str] = Field(default=[])
-    """Faults of the released code to build in on purpose, named in every output (see `fedvlm audit`)."""
+    """Faults of released code to build in on purpose; all outputs name them (see `fedvlm audit`)."""
     method: dict[str, dict[str, Any]] = Field(default={})
-    """Settings by method name; `all` holds those of every method that knows the key."""
+    """Settings by method name; those of `all` apply to every method that has the key."""
 
     @field_validator("name")
     @classmethod
     def _one_folder(cls, value: str) -> str:
-        """Files that others send may hold any name; the folder it names lies in `runs`."""
+        """Raise ValueError unless the name is valid for a folder in `runs`; files of others may hold any name."""
         if value.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", value):
             raise ValueError("expected a name for a folder: no '/', no '\\', no '.' at its beginning")
         return value
 
     def load_source(self, seed: int) -> Source:
-        """All records of the data; sound files are remembered in the user's cache unless `compute.disk_gib` is 0."""
+        """All records of the data; digests of sound files are cached for the user unless `compute.disk_gib` is 0."""
         return load_source(self.data, seed, use_cache=self.compute.disk_gib > 0)
 
     def resolved(self) -> dict[str, Any]:
@@ -71,11 +72,11 @@ class Experiment(Section):
         return settings
 
     def digest(self) -> str:
-        """SHA-256 of what can change results: everything but the name, the device and the bounds of caches."""
+        """SHA-256 of all settings that can change results: all but the name, the device and the bounds of caches."""
         return durable.json_digest(self._digested_settings())
 
     def basis(self) -> str:
-        """The same without methods, seeds and methods' settings: what all points of a comparison have in common."""
+        """The digest without methods, seeds and methods' settings: equal for all points of a comparison."""
         return durable.json_digest(
             {key: value for key, value in self._digested_settings().items() if key not in _POINT_SETTINGS}
         )
@@ -95,15 +96,15 @@ class Experiment(Section):
 ADDED_LATER = {
     "": {"faults"}, "evaluation": {"metrics"}, "data": {"on_duplicate", "grey_bits", "classes"}, "partition": {"late"},
 }  # fmt: skip
-"""Settings that came later, by table: digests leave them out while they have their defaults (or name nothing), so that
-runs that were begun before there were any can be resumed."""
+"""Settings of later versions, by table. Digests omit them while they have their defaults (or are empty), so that runs
+of earlier versions can be resumed."""
 _POINT_SETTINGS = ("methods", "seeds", "method")
 
 
 def load(what: str, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment of a preset or TOML file, with settings laid over it table by table, and words over both.
+    """The experiment of a preset or TOML file, with `settings` laid over it table by table, and `words` over both.
 
-    In `settings`, classes may stand for methods and data sources. Raises `FedvlmError` as `parse` does.
+    In `settings`, methods and data sources may be classes. Raises `FedvlmError` as `parse` does.
     """
     given = overrides.apply_words(
         overrides.merge_settings(presets.settings(what), _replace_classes(settings or {})), words
@@ -113,7 +114,7 @@ def load(what: str, words: Sequence[str] = (), settings: Mapping[str, Any] | Non
 
 
 def warn_renamed(settings: Mapping[str, Any]) -> None:
-    """Warn once of each setting that is given by an earlier name."""
+    """Warn of each setting that is given by an earlier name."""
     sections = {name: field.annotation for name, field in Experiment.model_fields.items()}
     tables = [(f"{name}.", settings.get(name), kind.renamed()) for name, kind in sections.items()
               if isinstance(kind, type) and issubclass(kind, Section)]  # fmt: skip
@@ -128,7 +129,7 @@ def warn_renamed(settings: Mapping[str, Any]) -> None:
 
 
 def _replace_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings given in Python, classes replaced by their names."""
+    """Settings from Python, with classes replaced by their dotted names."""
 
     def name(value: Any) -> Any:
         if isinstance(value, type):
@@ -143,13 +144,13 @@ def _replace_classes(settings: Mapping[str, Any]) -> dict[str, Any]:
 def parse(settings: Mapping[str, Any]) -> Experiment:
     """A valid experiment: every setting known, every method and source found, `all` written out.
 
-    Every problem is told with its key path, what was expected and the nearest key. A `[data]` table without a source
-    that has only settings of drawn scenes changes the default data.
+    Raises `FedvlmError` with the key path, the expected value and the nearest key of every problem. A `[data]` table
+    without a source, with settings of drawn scenes only, changes the default data.
     """
     if "sweep" in settings:
         keys = ", ".join(settings["sweep"]) if isinstance(settings["sweep"], dict) else settings["sweep"]
         raise FedvlmError(
-            f"these settings have a [sweep] over {keys}: play them with fedvlm sweep, or set it to one value"
+            f"these settings have a [sweep] over {keys}: run them with fedvlm sweep, or set it to one value"
         )
     rest, wrong = _name_outside_methods(dict(settings)), []
     if isinstance(rest.get("data"), dict):
@@ -174,7 +175,7 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
 
 
 def _parse_data(table: dict[str, Any]) -> DataSource:
-    """The `[data]` table as the settings of its source."""
+    """The `[data]` table as an object of its source's class."""
     known = sources.builtin_sources()
     if "source" not in table and table.keys() <= ScenesData.model_fields.keys():
         table = {"source": "scenes", **table}
@@ -193,7 +194,7 @@ def _is_outside(name: str, group: str) -> bool:
 
 
 def _name_outside_methods(settings: dict[str, Any]) -> dict[str, Any]:
-    """Methods of other packages under their own names, each with a table that says where it is from."""
+    """Settings in which methods of other packages have their own names, and tables with their dotted paths."""
     names, tables = settings.get("methods"), settings.get("method", {})
     if not isinstance(tables, dict):
         return settings
@@ -210,7 +211,7 @@ def _name_outside_methods(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _method_to_current_names(name: str, table: Any) -> Any:
-    """A method's table by the names of now."""
+    """A method's table by the current names of its settings."""
     try:
         return to_current_names(table, methods.renamed(name, table)) if isinstance(table, dict) else table
     except ValueError as error:
@@ -218,7 +219,7 @@ def _method_to_current_names(name: str, table: Any) -> Any:
 
 
 def _check_methods(experiment: Experiment) -> Experiment:
-    """With the names of all methods in the place of `all`. Raises `FedvlmError` for methods that are not there."""
+    """The experiment with `all` replaced by names. Raises `FedvlmError` for unknown methods and for duplicates."""
     methods.check(experiment.method)
     experiment = experiment.model_copy(update={"methods": methods.expanded(experiment.methods, experiment.method)})
     for name in experiment.methods:

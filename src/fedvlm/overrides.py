@@ -1,4 +1,4 @@
-"""Plain settings, before they are validated: read from TOML, overridden by `key=value` words, laid over each other."""
+"""Settings as plain tables, before validation: read from TOML, merged, and overridden by `key=value` words."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def apply_words(settings: dict[str, Any], words: Sequence[str]) -> dict[str, Any
         if path.split(".")[0] == "sweep":
             raise FedvlmError(f"'{word}': what is swept is changed by fedvlm sweep --over KEY=VALUE,VALUE")
         if isinstance(swept, dict) and path in swept:
-            result.pop("sweep", None)  # one of its values instead
+            result.pop("sweep", None)  # one value instead of the sweep
         set_value(result, path, _parse_value(text, is_list=path in LIST_SETTINGS))
     return result
 
 
 def set_value(settings: dict[str, Any], path: str, value: Any) -> None:
-    """Set `table.key` in plain settings, in place."""
+    """Set `table.key` in plain settings, in place. Raises `FedvlmError` if `table` is a value."""
     *tables, last = path.split(".")
     for table in tables:
         settings = settings.setdefault(table, {})
@@ -74,9 +74,9 @@ def flatten(table: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Plain settings with others laid over them, table by table.
+    """Plain settings with `changes` laid over them, table by table.
 
-    Data of another source and the settings of another method replace those of the base.
+    A table of another data source, or of another method, replaces the table of the base.
     """
     result = base | changes
     for key, value in changes.items():
@@ -89,7 +89,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`merge` for settings given from outside: of a swept setting that is among them, one value is left."""
+    """`merge` for settings from Python; a `[sweep]` over one of these settings is removed."""
     swept = base.get("sweep")
     if isinstance(swept, dict) and swept.keys() & flatten(changes).keys():
         base = {key: value for key, value in base.items() if key != "sweep"}
@@ -97,7 +97,7 @@ def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
 
 
 _KINDS = {"source": "scenes", "method": None}
-"""What decides which settings a table may have, and what it is where nothing is said."""
+"""Keys that decide which settings a table may have, with their defaults."""
 LIST_SETTINGS = ("methods", "seeds", "faults", "evaluation.metrics", "data.styles", "data.include", "data.exclude")
 
 
@@ -108,5 +108,5 @@ def _parse_value(text: str, *, is_list: bool) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    # Dates and times are no settings: such a word is a name.
+    # No setting is a date or a time: such a word is a name.
     return value if isinstance(value, bool | int | float | str | list | dict) else text

@@ -1,7 +1,7 @@
 """Classes of other packages: by dotted path, by entry point, or as the class itself.
 
-`my_pkg.my_method:MyMethod` names a class of an installed module. Importing it runs its code, with the rights of whoever
-runs fedvlm: experiment files that name other packages' code are to be read before they are run.
+`my_pkg.my_method:MyMethod` names a class of an installed module. Importing the module runs its code with the rights of
+the user: read experiment files that name other packages' code before you run them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def classes(package: ModuleType, kind: type[T]) -> Iterator[type[T]]:
-    """The classes of a kind that the modules of a package define, in the order of the modules' names."""
+    """The subclasses of `kind` that the modules of a package define, in the order of the modules' names."""
     for found in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{found.name}")
         for value in vars(module).values():
@@ -29,12 +29,12 @@ def classes(package: ModuleType, kind: type[T]) -> Iterator[type[T]]:
 
 
 def entry_points(group: str) -> dict[str, str]:
-    """What installed packages offer in a group: `package.module:Class` by name."""
+    """Entry points of installed packages in a group: `package.module:Class` by name."""
     return {point.name: point.value for point in metadata.entry_points(group=group)}
 
 
 def dotted_path(value: type) -> str:
-    """How a class is named. Raises `FedvlmError` for one that cannot be found again by its name."""
+    """The dotted path of a class. Raises `FedvlmError` if the class cannot be imported by this path."""
     path = f"{value.__module__}:{value.__qualname__}"
     if "<locals>" in path or getattr(sys.modules.get(value.__module__), value.__qualname__, None) is not value:
         raise FedvlmError(f"{path} cannot be found by its name: define it at the top of a module")
@@ -42,7 +42,7 @@ def dotted_path(value: type) -> str:
 
 
 def load_object(path: str, kind: type[T], what: str) -> Any:
-    """The class (or object) of a kind that `package.module:Name` names. Raises `FedvlmError` if there is none."""
+    """The subclass (or instance) of `kind` at `package.module:Name`. Raises `FedvlmError` if there is none."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -59,7 +59,7 @@ def load_object(path: str, kind: type[T], what: str) -> Any:
 
 
 def find(name: str, known: Mapping[str, type[T]], kind: type[T], group: str, what: str) -> type[T]:
-    """A class by the name of our own, of an entry point, or by `package.module:Class`."""
+    """A class by its name in `known`, by entry point or by `package.module:Class`. Raises `FedvlmError` otherwise."""
     if name in known:
         return known[name]
     offered = entry_points(group)

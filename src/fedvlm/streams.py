@@ -1,4 +1,4 @@
-"""Named random streams: every draw is a function of (seed, names), never of what was drawn before.
+"""Named random streams: every draw is a function of (seed, names), and independent of earlier draws.
 
 `stream(7, "order", 3, 0)` gives the same numbers in every process, on every machine and in whatever
 order streams are opened; another name gives independent numbers. There is no global random state.

@@ -1,4 +1,4 @@
-"""Dictionaries of named tensors: the one shape in which state is trained, sent, averaged and stored."""
+"""Dictionaries of named tensors: the form in which state is trained, sent, averaged and stored."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def _mean(terms: list[tuple[Tensor, float]], total: float) -> Tensor:
 
 
 def count(tensors: Named) -> int:
-    """Numbers in all tensors together."""
+    """Number of elements of all tensors."""
     return sum(tensor.numel() for tensor in tensors.values())
 
 
 def nbytes(tensors: Named) -> int:
-    """Bytes of all tensors together."""
+    """Number of bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -96,19 +96,19 @@ def digest(tensors: Named) -> str:
 
 
 def save(path: Path, tensors: Named, *, private: bool = False) -> None:
-    """Write a safetensors file atomically; `private`: readable by its owner alone."""
-    # Clones: the format refuses two names of one memory.
+    """Write a safetensors file atomically; `private`: readable by its owner only."""
+    # Clones: the format refuses two names for the same memory.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     durable.write_bytes(path, safetensors.torch.save(plain), private=private)
 
 
 def load(path: Path, max_bytes: int | None = None) -> Named:
-    """Read a safetensors file; a damaged or too large file ends in a `FedvlmError` that names it."""
+    """Read a safetensors file. Raises `FedvlmError` naming a missing, damaged or too large file."""
     try:
         size = path.stat().st_size
         if max_bytes is not None and size > max_bytes:
             raise FedvlmError(f"{path} has {size:,} bytes, more than the {max_bytes:,} expected")
-        # Copies: a file's tensors may lie at odd addresses, and products of unaligned matrices round differently.
+        # Copies: a file's tensors may be unaligned, and products of unaligned matrices round differently.
         return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except FileNotFoundError as error:
         raise FedvlmError(f"no such file: {path}") from error

@@ -190,8 +190,8 @@ FORGED = {
     "an unknown type": (rewritten(lambda t: t["a"].update(dtype="C64")), "element type"),
     "a shape that does not fit": (rewritten(lambda t: t["a"].update(shape=[3, 3])), "cannot be read"),
     "offsets that overlap": (rewritten(lambda t: t["b"].update(data_offsets=t["a"]["data_offsets"])), "cannot be read"),
-    "a table that is a list": (b"\x02" + bytes(7) + b"[]" + WHOLE[10:], "no message"),
-    "deep nesting": ((40_000).to_bytes(8, "little") + b"[" * 40_000, "no message"),
+    "a table that is a list": (b"\x02" + bytes(7) + b"[]" + WHOLE[10:], "not a message"),
+    "deep nesting": ((40_000).to_bytes(8, "little") + b"[" * 40_000, "not a message"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Late clients: in no round, in no message, in no average; measured on arrival and after visits of their own."""
+"""Newcomers: in no round, in no message, in no average; measured on arrival and after their local rounds."""
 
 from __future__ import annotations
 

@@ -407,5 +407,5 @@ def test_logits_that_are_no_numbers_end_a_run(clip: FrozenCLIP, fed: Federation)
             return found
 
     chosen = replace(chosen, procedure=Broken(chosen.procedure))
-    with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts no numbers any more"):
+    with pytest.raises(FedvlmError, match="round 1, client site-2: count predicts values that are not finite"):
         tiny.run(chosen)

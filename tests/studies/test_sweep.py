@@ -173,7 +173,7 @@ def test_a_sweep_is_a_plain_preset_at_one_value(tmp_path: Path) -> None:
     words = ["partition.alpha=0.3", "data.shots=2", "--out", str(tmp_path / "p.png")]
     done = CliRunner().invoke(app, ["partition", "ablation_labels", *words])
     assert done.exit_code == 0, done.output
-    with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: play them with fedvlm sweep, or set it"):
+    with pytest.raises(FedvlmError, match=r"\[sweep\] over data.shots: run them with fedvlm sweep, or set it"):
         experiment.parse(overrides.apply_words(presets.settings("ablation_shots"), ["rounds=2"]))
 
 
@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "no list": ({"sweep": {"rounds": 3}}, [], "", "one setting"),
     "seeds": ({}, [], "seeds=1,2", "same for all values"),
     "methods": ({}, [], "methods=coop,pfedmma", "same for all values"),
-    "besides": ({}, ["rounds=3"], "rounds=1,2", "set besides"),
+    "besides": ({}, ["rounds=3"], "rounds=1,2", "both swept and set"),
     "inside": ({"sweep": {"rounds": [1, 2]}}, ["sweep.rounds=3"], "", "--over KEY="),
     "faults": ({}, [], "faults=stale_text,shared_optimiser", "fedvlm audit"),
     "with faults": ({}, ["faults=stale_text"], "rounds=1,2", "fedvlm audit"),

@@ -1,10 +1,10 @@
-"""Whether computed tensors agree with reference outputs, and what it means where they do not.
+"""Agreement of computed tensors with reference outputs, and analysis of differences.
 
 Tensors are compared by max|a-b| <= t max|ref| + 1e-6, t = 1e-4, or 1e-5 for trained parameters; gradients that are
 zero in exact arithmetic (key, value and output bias of the gate) by |a| < 1e-6.
 
-A ReLU has no derivative at zero. Where a unit's input is zero to within rounding, two right computations stand on
-different sides of it, and their gradients differ by much more than rounding. Such a place is found by disturbing the
+A ReLU has no derivative at zero. If a unit's input is zero up to rounding, two correct computations may be on different
+sides of zero, and their gradients differ by much more than rounding. Such places are found by disturbing the
 computation at the level of rounding: see `judge`.
 """
 
@@ -36,21 +36,21 @@ class Group:
     difference: float
     """Largest absolute difference."""
     ratio: float
-    """The same over the largest reference value of the tensor where it occurs."""
+    """The largest difference over the largest reference value of its tensor."""
     agrees: bool
     """Whether the undisturbed computation is within the tolerances."""
     draws: int = 0
-    """Disturbed computations, where something in the fixture differs."""
+    """Number of disturbed computations; 0 if the whole fixture agrees."""
     agreed: int = 0
-    """Those of them in which this group agrees."""
+    """Number of disturbed computations in which this group agrees."""
     best: float = math.nan
-    """Largest absolute difference in the disturbed computation that comes nearest."""
+    """Largest absolute difference in the disturbed computation that is nearest to the reference."""
     together: bool = False
     """Whether one disturbed computation agrees with the reference in every group of the fixture."""
 
     @property
     def passed(self) -> bool:
-        """Agrees, or would but for a place where rounding decides."""
+        """Whether the group agrees, or differs only where rounding decides."""
         return self.agrees or self.together
 
     @property
@@ -60,7 +60,7 @@ class Group:
 
 
 def compare(fixture: str, computed: Named, reference: Named) -> list[Group]:
-    """Differences of every stored output, by prefix; raises `FedvlmError` where one was not computed."""
+    """Differences of all stored outputs, by prefix. Raises `FedvlmError` if an output was not computed."""
     expected = {name: tensor for name, tensor in reference.items() if not is_input(name)}
     if not expected:
         raise FedvlmError(f"{fixture}: there is nothing to compare, only inputs")
@@ -76,15 +76,15 @@ def compare(fixture: str, computed: Named, reference: Named) -> list[Group]:
 
 
 def judge(plain: Sequence[Group], disturbed: Sequence[Sequence[Group]]) -> list[Group]:
-    """What differs in a fixture, seen again in disturbed computations of the whole fixture.
+    """Judge the differing groups of a fixture by disturbed computations of the whole fixture.
 
-    It is ill-conditioned, and passes, if in one and the same draw everything agrees: then one computation within
-    rounding of ours gives all of the reference. That each group agrees in some draw of its own is not enough, because
-    the tensors come out of connected computations, and two draws are two different computations. Otherwise it fails.
+    A difference is ill-conditioned, and passes, if all groups agree in one and the same draw: then one computation
+    within rounding of ours gives the whole reference. It is not enough that each group agrees in some draw, because the
+    tensors come from connected computations, and two draws are two different computations. Otherwise it fails.
 
-    Could a fault pass this way? Noise of 1e-7 moves a differentiable result by some hundredths of the tolerance, so
-    what is noticeably beyond the tolerance stays so in every draw; a fault within it passes with or without noise. What
-    cannot be seen at an edge is which side is right: there the derivative at zero is not tested.
+    Could a fault pass this way? Noise of 1e-7 moves a differentiable result by some hundredths of the tolerance. A
+    difference well above the tolerance therefore remains in every draw, and a fault below it passes with or without
+    noise. At an edge this test cannot decide which side is right: the derivative at zero is not tested.
     """
     whole = [draw for draw in disturbed if all(group.agrees for group in draw)]
     return [group if group.agrees else _judge_group(group, [draw[place] for draw in disturbed],
@@ -116,7 +116,7 @@ def _tolerance(name: str) -> float:
 
 
 def is_input(name: str) -> bool:
-    """Whether a stored tensor is given to the computation, and not compared with what it gives."""
+    """Whether a stored tensor is an input of the computation, and so is not compared."""
     return tensors.matches(name, _INPUTS)
 
 
@@ -130,7 +130,7 @@ _COLOURS = {"pass": "green", "ILL-CONDITIONED": "yellow", "FAIL": "red"}
 
 
 def as_rich(groups: Sequence[Group], title: str) -> Table:
-    """The comparison for the terminal; what was seen again with how often and how nearly it agreed."""
+    """The comparison for the terminal; of disturbed groups, the number of agreeing draws and the nearest difference."""
     shown = Table("fixture", "tensors", "", "largest |a-b|", "/ max |ref|", "", box=None, pad_edge=False, title=title)
     if any(g.draws for g in groups):
         shown.add_column("disturbed")

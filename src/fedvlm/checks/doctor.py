@@ -1,4 +1,4 @@
-"""`fedvlm doctor`: what this machine has, what is missing, and the command that gets it."""
+"""`fedvlm doctor`: state of the installation, missing parts, and commands that install them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedvlm.runs.machine import versions
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, whether it is in order, and how to mend it."""
+    """One line: the checked item, the finding, whether it is in order, and how to fix it."""
 
     what: str
     found: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine(out: Path = Path("runs")) -> list[Finding]:
-    """Versions, devices, threads, weights, optional extras, the run folder."""
+    """Findings on versions, devices, threads, weights, optional extras and the run folder."""
     return [*_machine(), *_weights(), *_extras(), *_disk(out)]
 
 

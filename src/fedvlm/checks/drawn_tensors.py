@@ -1,8 +1,8 @@
-"""Tensors that are kept as the draw that made them: `NAME.drawn.json` beside `NAME.safetensors`.
+"""Tensors that are stored as random draws: `NAME.drawn.json` beside `NAME.safetensors`.
 
-Random inputs and random weights need no storage: PyTorch's generator on the CPU is a Mersenne twister whose numbers
-follow from the seed alone. The file lists tensors by law, each with its position (32-bit numbers drawn before it) and
-its shape, and the Euclidean norm of all of them together:
+Random inputs and weights need no storage: PyTorch's generator on the CPU is a Mersenne twister, whose numbers depend on
+the seed only. The file lists tensors by distribution, each with its position (32-bit numbers drawn before it) and its
+shape, and the Euclidean norm of all tensors:
 
     {"norm": 213.4, "draws": [{"seed": 111, "law": "normal", "scale": 1.0, "tensors": {"images": [0, 8, 3, 32, 32]}}]}
 
@@ -31,13 +31,13 @@ from fedvlm.tensors import Named
 
 SUFFIX = ".drawn.json"
 _LIMIT = 1 << 27
-"""Numbers drawn for one tensor, those before it included: a file cannot ask for hours of drawing."""
+"""Maximum of position and size of a tensor, so that a file cannot require hours of drawing."""
 _CHUNK = 1 << 20
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Law(pydantic.BaseModel):
-    """How numbers become a tensor. `normal`: mean + scale z. `uniform`: mean + a number between -scale and scale."""
+    """Distribution of a tensor. `normal`: mean + scale z. `uniform`: mean + a number between -scale and scale."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -46,12 +46,12 @@ class Law(pydantic.BaseModel):
     scale: Annotated[_Finite, Field(gt=0)]
     mean: _Finite = 0.0
     half: bool = False
-    """Rounded to float16 and back."""
+    """Whether numbers are rounded to float16."""
     transposed: bool = False
-    """Matrices that were drawn in the other order of their axes."""
+    """Whether matrices were drawn with exchanged axes."""
 
     def draw_tensor(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """A tensor of a shape, from a generator that stands at its position."""
+        """Draw a tensor of a shape, from a generator at the position of the tensor."""
         empty = torch.empty(tuple(reversed(shape)) if self.transposed else tuple(shape))
         if self.law == "normal":
             found = self.mean + self.scale * empty.normal_(generator=generator)
@@ -62,7 +62,7 @@ class Law(pydantic.BaseModel):
 
 
 class Draws(Law):
-    """Tensors of one law: name to position and shape."""
+    """Tensors of one distribution: position and shape by name."""
 
     tensors: dict[str, Annotated[list[Annotated[int, Field(ge=0, le=_LIMIT)]], Field(min_length=2, max_length=5)]]
 
@@ -79,7 +79,7 @@ class Draws(Law):
 
 
 class DrawTable(pydantic.BaseModel):
-    """What a `NAME.drawn.json` holds."""
+    """The content of a `NAME.drawn.json`."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -88,7 +88,7 @@ class DrawTable(pydantic.BaseModel):
 
 
 def draw(groups: Sequence[Draws]) -> Named:
-    """All tensors, in the order of seeds and positions, so that little is drawn twice."""
+    """Draw all tensors, in the order of seeds and positions, so that few numbers are drawn twice."""
     entries = [(group.seed, place, name, shape, group)
                for group in groups for name, (place, *shape) in group.tensors.items()]  # fmt: skip
     found, generator, at = Named(), torch.Generator(), (-1, 0)
@@ -102,14 +102,14 @@ def draw(groups: Sequence[Draws]) -> Named:
 
 
 def _skip(generator: torch.Generator, count: int) -> None:
-    """Draw and forget."""
+    """Advance the generator by `count` numbers."""
     while count > 0:
         torch.rand(min(count, _CHUNK), generator=generator)
         count -= _CHUNK
 
 
 def load(file: Path) -> Named:
-    """A safetensors file with what stands beside it as draws; raises `FedvlmError` where one cannot be read."""
+    """The tensors of a safetensors file and of the draws beside it. Raises `FedvlmError` for an unreadable file."""
     beside = file.with_suffix(SUFFIX)
     stored = tensors.load(file)
     if not beside.exists():
@@ -127,7 +127,7 @@ def load(file: Path) -> Named:
 
 
 def read(file: Path) -> DrawTable:
-    """The laws and tensors of a `NAME.drawn.json`."""
+    """The content of a `NAME.drawn.json`. Raises `FedvlmError` for an unreadable file."""
     try:
         return DrawTable.model_validate_json(file.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
@@ -148,7 +148,7 @@ def save(file: Path, stored: Named, groups: Sequence[Draws]) -> None:
 
 @contextmanager
 def completed_folder(folder: Path) -> Iterator[Path]:
-    """A CLIP directory with all its weights: the directory itself, or a temporary copy where some are draws."""
+    """A CLIP directory with all weights: the directory itself, or a temporary copy if some weights are draws."""
     if not any(folder.glob(f"*{SUFFIX}")):
         yield folder
         return

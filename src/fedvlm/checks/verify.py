@@ -1,7 +1,7 @@
 """`fedvlm verify DIR`: recompute a directory of reference outputs with the code that runs experiments.
 
 A directory holds pairs `NAME.json` (settings) and `NAME.safetensors` (inputs and outputs) and the CLIP directories
-they name; of either, random tensors may be kept as draws (`drawn_tensors`). What agrees, is `agreement`'s to say.
+they name; random tensors may be stored as draws (`drawn_tensors`). `agreement` decides what agrees.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ from fedvlm.tuners.template import Template
 
 CPU = Device(torch.device("cpu"))
 DRAWS = 16
-"""Disturbed computations of a fixture in which something differs."""
+"""Number of disturbed computations of a fixture that differs."""
 
 
 class ExecutionPath:
-    """One way through the code; this one is the plainest: every client alone, activations as they are computed."""
+    """A path of execution. This class is the simplest: clients train alone, activations are not cached."""
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
-        """What computes logits."""
+        """The tuner that computes logits."""
         return exact
 
     def initial(self, start: Named) -> Named:
-        """Tensors at the start."""
+        """Initial tensors."""
         return start
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
-        """Normalised pixels to what the tuner reads."""
+        """Activations at the tuner's entry from normalised pixels."""
         return clip.visual.hidden(images, entry)
 
     def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
-        """A visit of every client."""
+        """Local training of every client."""
         return [train(method, tuner, one.tensors, one.received, one.batches, device) for one in jobs]
 
 
 class TogetherPath(ExecutionPath):
-    """All clients in one batched computation; one that is alone with a twin."""
+    """Clients train in batched steps; a single client trains with a copy of itself."""
 
     def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
-        """A visit of every client."""
+        """Local training of every client."""
         twins = [*jobs, *jobs] if len(jobs) == 1 else jobs
         return train_together(method, tuner, twins, device)[: len(jobs)]
 
 
 class StoredPath(ExecutionPath):
-    """Activations are those that come back from disk."""
+    """Activations are written to disk and read back."""
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
-        """Normalised pixels to what the tuner reads."""
+        """Activations at the tuner's entry from normalised pixels."""
         rows = clip.visual.hidden(images, entry)
         names = [str(number) for number in range(len(rows))]
         with tempfile.TemporaryDirectory() as place:
@@ -86,29 +86,29 @@ PATHS: dict[str, ExecutionPath] = {"alone": ExecutionPath(), "together": Togethe
 
 
 class DisturbedPath(ExecutionPath):
-    """Another way with noise at the level of rounding: 1e-7 of the largest number, before the tuner and in it.
+    """Another path with noise at the level of rounding: 1e-7 of the largest number, in activations and initial tensors.
 
-    Nothing else is changed, so what it computes is as good a float32 result as the undisturbed one. `draw` numbers
-    independent disturbances; one draw gives the same noise to the same tensor.
+    Apart from the noise nothing is changed, so the results are as exact as the undisturbed float32 results. `draw` is
+    the number of the disturbance; in one draw, equal tensors have equal noise.
     """
 
     def __init__(self, path: ExecutionPath, draw: int) -> None:
         self.path, self.draw = path, draw
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
-        """What computes logits."""
+        """The tuner that computes logits."""
         return self.path.tuner(exact, method, clip, names, template)
 
     def initial(self, start: Named) -> Named:
-        """Tensors at the start, disturbed: the tuner's part of the text encoder sees no images."""
+        """Initial tensors with noise: the text encoder, which reads no activations of images, is disturbed by these."""
         return {name: self._noisy(tensor, name) for name, tensor in self.path.initial(start).items()}
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
-        """Normalised pixels to what the tuner reads, disturbed."""
+        """Activations at the tuner's entry from normalised pixels, with noise."""
         return self._noisy(self.path.hidden(clip, images, entry))
 
     def train(self, method: Method, tuner: Tuner, jobs: Sequence[LocalJob], device: Device) -> list[Trained]:
-        """A visit of every client."""
+        """Local training of every client."""
         return self.path.train(method, tuner, jobs, device)
 
     def _noisy(self, tensor: Tensor, *names: str) -> Tensor:
@@ -117,9 +117,9 @@ class DisturbedPath(ExecutionPath):
 
 
 def verify(folder: Path, path: ExecutionPath = PATHS["alone"], device: Device = CPU, draws: int = DRAWS) -> list[Group]:
-    """Compare every fixture of a directory; raises `FedvlmError` where files are missing or cannot be understood.
+    """Compare all fixtures of a directory. Raises `FedvlmError` for missing or malformed files.
 
-    A fixture in which something differs is computed `draws` times more, disturbed (see `agreement.judge`).
+    A fixture that differs is computed `draws` times more with noise (see `agreement.judge`).
     """
     folder = folder.resolve()
     fixtures = [file for file in sorted(folder.glob("*.json")) if file.with_suffix(".safetensors").exists()]
@@ -153,7 +153,7 @@ def _fixture(file: Path, path: ExecutionPath, device: Device, draws: int) -> lis
 
 @dataclass(frozen=True)
 class _Fixture:
-    """Inputs, and how to go about them."""
+    """A fixture: CLIP, settings, stored tensors, and the path of execution."""
 
     clip: FrozenCLIP
     settings: dict[str, Any]
@@ -163,11 +163,11 @@ class _Fixture:
 
     @property
     def initial(self) -> Named:
-        """Tensors at the start."""
+        """Initial tensors."""
         return self.path.initial(_strip_prefix(self.reference, "init/"))
 
     def hidden(self, name: str, tuner: Tuner) -> Tensor:
-        """Some of the images at a tuner's entry."""
+        """Activations of stored images at a tuner's entry."""
         with torch.no_grad():
             return self.path.hidden(self.clip, self.reference[name], tuner.entry)
 
@@ -187,7 +187,7 @@ def _recompute_adapter(fixture: _Fixture) -> Named:
 
 
 def _federated(fixture: _Fixture, method: PFedMMA, tuner: Tuner) -> Named:
-    """Rounds over the stored clients, in stored order, through the ordinary local training and aggregation."""
+    """Federated rounds of the stored clients, with the ordinary local training and aggregation."""
     rounds, result, losses = fixture.settings["federated"], Named(), list[float]()
     clients = [f"client{i}" for i in range(len(rounds["client_sizes"]))]
     own, server = dict.fromkeys(clients, fixture.initial), method.server(fixture.initial)
@@ -262,7 +262,7 @@ def _mixture_outputs(fixture: _Fixture, method: PFedMoAP, tuner: Tuner, received
 
 
 def _step(logits: Callable[[Named], Tensor], fixture: _Fixture) -> tuple[Tensor, Tensor, Named]:
-    """Logits, loss `[1]` and every gradient of the mean cross-entropy at the start."""
+    """Logits, loss `[1]` and all gradients of the mean cross-entropy at the initial tensors."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in fixture.initial.items()}
     values = logits(leaves)
     loss = torch.nn.functional.cross_entropy(values, fixture.reference["labels"])

@@ -1,6 +1,6 @@
-"""The command line: verbs by what they are about, each in a few lines over the rooms below.
+"""The command line: every verb calls the rooms below in a few lines.
 
-app.py      what all verbs share: arguments, printing
+app.py      shared by all verbs: arguments, printing
 runs.py     run, partition
 studies.py  compare, sweep, audit, reproduce
 lists.py    methods, presets, cache
@@ -30,14 +30,14 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """What users can do something about, in a line; the rest as Python shows it."""
+    """Print warnings of fedvlm for users in one line, and other warnings as Python does."""
     own = issubclass(category, FutureWarning) and "fedvlm" in filename
     text = f"fedvlm: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
     Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one message on standard error and exit code 2."""
+    """Entry point. A user's mistake gives one message on standard error and exit code 2."""
     warnings.showwarning = _warn
     warnings.simplefilter("default", FutureWarning)
     try:

@@ -1,4 +1,4 @@
-"""What all verbs share: arguments, settings, printing. Settings are `key=value` words."""
+"""Shared by all verbs: arguments, settings as `key=value` words, printing."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def load_experiment(what: str, words: Sequence[str] | None) -> Experiment:
 
 
 def print_tables(*tables: RenderableType) -> None:
-    """Print tables, an empty line between them."""
+    """Print tables with empty lines between them."""
     for place, table in enumerate(tables):
         _console().print(*(["", table] if place else [table]), sep="\n")
 
 
 def print_text(text: str = "", *, wrapped: bool = False, style: str | None = None) -> None:
-    """Print words as they are: brackets in paths and names are no markup."""
+    """Print text without markup, because paths and names may hold brackets."""
     _console().print(text, style=style, highlight=False, markup=False, soft_wrap=not wrapped)
 
 
 def print_written(folder: Path, *files: str) -> None:
-    """Say what was written."""
+    """Print the names of written files."""
     print_text(f"\nwritten: {folder / files[0]}" + "".join(f", {file}" for file in files[1:]))
 
 
 def _console() -> Console:
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or a pipe has no width of its own
+        console.width = 120  # files and pipes have no width
     return console

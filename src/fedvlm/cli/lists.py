@@ -1,4 +1,4 @@
-"""Verbs that list what there is: methods, presets, the cache."""
+"""Verbs that list methods, presets and the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs about one run: carry it out, look at how its data are dealt."""
+"""Verbs on one run: carry it out, or show its partition."""
 
 from __future__ import annotations
 

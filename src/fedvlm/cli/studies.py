@@ -1,4 +1,4 @@
-"""Verbs that run several experiments and say what follows: compare, sweep, audit, reproduce."""
+"""Verbs of studies: compare, sweep, audit, reproduce."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods over seeds: intervals, trade-offs, paired tests. Started again, it goes on where it was.
+    """Compare methods over seeds: intervals, trade-offs, paired tests. Started again, it continues.
 
     Methods and seeds may be added to a comparison: what is finished is not run again. Exit code 1: a method has no
     result with some seed.
@@ -67,7 +67,7 @@ def sweep(
 ) -> None:
     """Compare methods at several values of one setting: shots, clients, participation, a method's rank.
 
-    Started again, it goes on where it was; values, methods and seeds may be added. Exit code 1: a value or a method
+    Started again, it continues; values, methods and seeds may be added. Exit code 1: a value or a method
     failed.
     """
     from fedvlm.reports import grid
@@ -97,9 +97,9 @@ def audit(
     processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
-    """What each fault of the released code is worth: the right run against each of them and against all together.
+    """The effect of each fault of the released code: the right run against runs with each fault, and with all.
 
-    Repeat the command and it continues where it stopped. Exit code 1 if a run failed.
+    Repeat the command to continue. Exit code 1 if a run failed.
     """
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies.audit import report
@@ -133,9 +133,9 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what can run and what is missing.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a published table again: paper, ours, difference, known reasons, what is missing and how to get it.
+    """Reproduce a published table: paper, ours, difference, known reasons, what is missing and how to get it.
 
-    Exit code 1 if any cell that was asked for has no number of ours.
+    Exit code 1 if a requested cell has no number of ours.
     """
     from fedvlm.runs.progress import Reporter
     from fedvlm.studies.published import plan, report, reproduce, request

@@ -28,7 +28,7 @@ __all__ = [
 def load_source(config: DataSource, seed: int, *, use_cache: bool = True) -> Source:
     """All records of the configured data, every image checked. The seed matters to sources that are `seeded` only.
 
-    Image files that were found sound are remembered in the user's cache by their digests, unless `use_cache` is false.
+    Digests of image files that were decoded without error are stored in the user's cache, unless `use_cache` is false.
     Raises FedvlmError, naming the file and what to do, for data that cannot be used.
     """
     return config.load(seed, decode_cache.open_cache() if use_cache and config.on_disk else DecodeCache())

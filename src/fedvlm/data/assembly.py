@@ -34,24 +34,25 @@ from fedvlm.errors import FedvlmError
 
 @dataclass(frozen=True)
 class _Images:
-    """What is dealt: indices into the source's records, in rising order."""
+    """The images that are dealt to clients: indices of the source's records, in rising order."""
 
     table: Columns
     train: Ints
-    """Of base classes, after the few-shot draw."""
+    """Training images of base classes, after the few-shot draw."""
     base: Ints
     """Evaluation images of base classes."""
     novel: Ints
+    """Evaluation images of novel classes."""
     tests: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """The shared evaluation sets that some client needs, made when it is first asked for."""
+    """The shared evaluation sets of clients by name; a set is added when the first client needs it."""
 
 
 class EvaluationSettings(Protocol):
-    """Which images clients are evaluated on."""
+    """Settings of the images on which clients are evaluated."""
 
     @property
     def split(self) -> Literal["test", "val"]:
-        """Test images, or validation images in their place."""
+        """Evaluate on test images, or on validation images."""
         ...
 
     @property
@@ -61,27 +62,27 @@ class EvaluationSettings(Protocol):
 
 
 class FederationSettings(Protocol):
-    """What of an experiment's settings decides how data are dealt."""
+    """The settings of an experiment that decide how data are dealt to clients."""
 
     @property
     def data(self) -> DataSource:
-        """The source."""
+        """Settings of the source."""
         ...
 
     @property
     def partition(self) -> PartitionSection:
-        """Which client gets what."""
+        """Settings of the partition."""
         ...
 
     @property
     def evaluation(self) -> EvaluationSettings:
-        """On which images clients are evaluated."""
+        """Settings of the evaluation images."""
         ...
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings in one place."""
+    """The settings of `FederationSettings`, in one flat object."""
 
     data: DataSource
     partition: PartitionSection
@@ -90,21 +91,21 @@ class _Settings:
 
     @classmethod
     def from_experiment(cls, experiment: FederationSettings) -> _Settings:
-        """Those of an experiment."""
+        """The settings of an experiment."""
         evaluation = experiment.evaluation
         return cls(experiment.data, experiment.partition, evaluation.split, evaluation.general)
 
     @property
     def by_client(self) -> bool:
-        """Whether the data's own clients are kept."""
+        """Whether the clients that the data name are used."""
         return self.partition.kind == "natural"
 
 
 def federate(source: Source, experiment: FederationSettings, seed: int) -> Federation:
-    """Deal a source to clients as the experiment says. Depends on the source, the settings and the seed only.
+    """Deal a source to clients. The result depends on the source, the settings and the seed only.
 
-    Raises FedvlmError for settings that the data cannot meet; smaller shortfalls and the source's warnings are told in
-    `Federation.notes`.
+    Raises FedvlmError for settings that the data cannot satisfy; smaller shortfalls and the source's warnings are
+    listed in `Federation.notes`.
     """
     return _federate(source, _Settings.from_experiment(experiment), seed)
 
@@ -129,10 +130,10 @@ def _federate(source: Source, settings: _Settings, seed: int) -> Federation:
 
 
 def federate_validation(source: Source, experiment: FederationSettings, seed: int) -> Federation | None:
-    """`federate` with the validation images in the place of the test images: the same clients train on the same.
+    """`federate` with validation images in the place of test images; clients and training images are the same.
 
-    None where the data has no validation images of base classes, where they are what is evaluated already, or where
-    the partition of the training images depends on the evaluation images (`pachinko`, `min_test`).
+    None if the data has no validation images of base classes, if validation images are evaluated already, or if the
+    partition of training images depends on the evaluation images (`pachinko`, `min_test`).
     """
     settings = _Settings.from_experiment(experiment)
     if settings.split == "val" or settings.partition.kind == "pachinko" or settings.partition.min_test:
@@ -144,12 +145,12 @@ def federate_validation(source: Source, experiment: FederationSettings, seed: in
         return None
     try:
         return _federate(source, replace(settings, split="val"), seed)
-    except FedvlmError:  # validation images of some domain are missing: the run itself does not need them
+    except FedvlmError:  # some domain has no validation images; the run itself does not need them
         return None
 
 
 def _superclass_ids(source: Source, base: Sequence[int]) -> Ints | None:
-    """Super-class ids of the base classes, in the order of the super-classes' names."""
+    """Super-class id of each base class, numbered by sorted names; None without super-classes."""
     if not source.superclasses:
         return None
     return np.unique([source.superclasses[label] for label in base], return_inverse=True)[1].astype(np.int64)
@@ -191,7 +192,7 @@ def _validation(split: SplitIndices, config: DataSource) -> Ints:
 def _clients(
     images: _Images, assignment: Assignment, settings: _Settings, position: Ints, notes: list[str]
 ) -> tuple[Client, ...]:
-    """The clients that take part."""
+    """The clients that take part, with their training and evaluation images."""
     table, section = images.table, settings.partition
     count = len(assignment.domains)
     train, local = (
@@ -199,7 +200,7 @@ def _clients(
         _group_by_owner(images.base, assignment.test, count),
     )
     if section.kind == "natural":
-        # Counted over all splits: who takes part does not depend on what is held out.
+        # Counted over all splits, so that held-out images do not change who takes part.
         mine = table.client[(position[table.label] >= 0) & (table.client >= 0)]
         kept = _select_natural(
             [len(part) for part in train], np.bincount(mine, minlength=count).tolist(), section, notes
@@ -220,7 +221,7 @@ def _clients(
 def _client_names(
     domains: Sequence[str], bound: Sequence[int], clients: Sequence[int], section: PartitionSection
 ) -> list[str]:
-    """Names of clients that the data do not name: their domains', numbered where a domain has several; else numbers."""
+    """Names of clients that the data do not name: domain, or domain and number if a domain has several, else number."""
     if section.kind != "domain":
         return [str(i).zfill(len(str(len(bound) - 1))) for i in clients]
     safe, each = safe_names(domains), section.clients_per_domain
@@ -241,7 +242,7 @@ def _group_by_owner(images: Ints, owner: Ints, count: int) -> list[Ints]:
 
 
 def _select_trainable(sizes: Sequence[int], section: PartitionSection, notes: list[str]) -> list[int]:
-    """Numbers of the clients that have anything to train on."""
+    """Numbers of the clients that have training images."""
     kept = [i for i, size in enumerate(sizes) if size]
     if len(kept) < len(sizes):
         notes.append(f"{len(sizes) - len(kept)} of {len(sizes)} clients have no training image and are left out")
@@ -270,7 +271,7 @@ def _select_natural(
 
 
 def _domain_of(table: Columns, images: Ints, bound: int, section: PartitionSection) -> str | None:
-    """The domain a client is bound to; a natural client's, if all its images come from one."""
+    """The domain to which a client is bound; for a natural client, the one domain of all its images, or None."""
     if section.kind == "natural":
         seen = set(table.domain[images].tolist())
         bound = seen.pop() if len(seen) == 1 else -1
@@ -306,7 +307,7 @@ def _note_gaps(
     clients: Sequence[Client],
     notes: list[str],
 ) -> None:
-    """Notes on clients without own evaluation images, classes that nobody trains on, images that nobody gets."""
+    """Add notes on clients without local test images, classes without training, images without an owner."""
     without = [client.name for client in clients if not client.local]
     if without:
         own = f"no {settings.split} image of"
@@ -329,9 +330,9 @@ def _note_gaps(
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Names that every file system takes and that differ even where case does not count.
+    """Names that are valid on every file system and differ also if case is ignored.
 
-    A name that had to be changed, or that equals another one but for case, ends in a digest of the original.
+    A name that had to be changed, or that equals another one up to case, ends in a digest of the original.
     """
     plain = [re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).lstrip(".-")[:48] for name in names]
     count = Counter(word.casefold() for word in plain)

@@ -1,4 +1,4 @@
-"""From the rows of any list of images to a source: every file checked up front, every name tied to one label id."""
+"""From rows of images to a source: every file is inspected first, and every class name has one label id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS: dict[str, Split] = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What folders and columns call the splits (lower case)."""
+"""Splits by the names of folders and of values in columns (lower case)."""
 
 
 def build_source(
@@ -31,12 +31,11 @@ def build_source(
     classnames: Sequence[str] | None = None,
     warnings: Sequence[str] = (),
 ) -> Source:
-    """The source made of `rows`: labels left out, copies and unusable images dropped with a counted warning.
+    """The source of `rows`, without excluded labels; copies and unusable images are dropped and counted in warnings.
 
-    Every image is read once and decoded in full, unless `decode_cache` knows its bytes; its record's image refuses any
-    other bytes later. `classnames` gives the class order where the source has one of its own; otherwise names are
-    sorted. Raises FedvlmError for what cannot be meant: an unknown label to exclude, one photograph with two labels,
-    no image left.
+    Every image is read once and decoded in full, unless `decode_cache` has its digest; the image of a record refuses
+    other bytes later. `classnames`: the class order of the data; by default names are sorted. Raises FedvlmError for an
+    unknown label to exclude, for a photograph with two labels, and if no image is left.
     """
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
@@ -64,7 +63,7 @@ def _record(item: InspectedRow, label: int, bits: int) -> Record:
 
 
 def parse_split(word: str) -> Split | None:
-    """The split a folder or a column's value stands for; None if it names none."""
+    """The split that a folder's name or a column's value stands for; None if it names none."""
     return SPLITS.get(word.strip().lower())
 
 
@@ -100,7 +99,7 @@ def _select_names(
 
 
 def _superclasses(names: Sequence[str], rows: Sequence[ImageRow]) -> tuple[str, ...]:
-    """Super-class by label id; empty where no row has one. Raises FedvlmError for a class that is given two."""
+    """Super-class by label id; empty if no row has one. Raises FedvlmError for a class with two super-classes."""
     found: dict[str, str] = {}
     for row in rows:
         if row.superclass is not None and found.setdefault(row.name, row.superclass) != row.superclass:
@@ -112,7 +111,7 @@ def _superclasses(names: Sequence[str], rows: Sequence[ImageRow]) -> tuple[str, 
 
 
 def _similar_names(names: Sequence[str]) -> list[str]:
-    """Names that differ only in case, spaces or underscores make the same prompt: probably one class by mistake."""
+    """A note on class names that differ only in case, spaces or underscores, and so give the same prompt."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups["".join(name.replace("_", " ").split()).casefold()].append(name)
@@ -122,7 +121,7 @@ def _similar_names(names: Sequence[str]) -> list[str]:
 
 
 def _note_empty_classes(names: Sequence[str], rows: Sequence[ImageRow], notes: list[str]) -> None:
-    """Classes without images stay in the list: one damaged file must not move the border of base and novel classes."""
+    """Add a note on classes without images; they stay listed, so that no damaged file shifts base and novel classes."""
     present = {row.name for row in rows}
     empty = [name for name in names if name not in present]
     if empty:

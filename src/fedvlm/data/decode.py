@@ -1,4 +1,4 @@
-"""Encoded images: refused by their header, decoded upright to 8-bit RGB, and what one full decode tells about them."""
+"""Encoded images: checks of the header, decoding to upright 8-bit RGB, and facts from one full decode."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from fedvlm.data import integrity
 
 DECODER = 1
-"""Raised when the same bytes are judged otherwise, or give other pixels, than before: what was remembered is void."""
+"""Version of the decoder. It is raised when the same bytes give other pixels or another verdict; the cache is then
+void."""
 MAX_ASPECT = 64
-"""Longest side over shortest: resizing the short side of a narrower image to 224 would fill the memory."""
+"""Largest ratio of sides: resizing the short side of a narrower image to 224 would fill the memory."""
 GREY_BITS = 16
-"""Grey values of more than 8 bits are taken as 16-bit numbers where nothing else is known of the data set."""
+"""Default range of grey values that are stored in more than 8 bits."""
 
 _blake = partial(hashlib.blake2b, digest_size=20)
 
@@ -39,15 +40,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a full decode of some bytes showed: that they are sound, and what is in them."""
+    """Facts of an image from a full decode without error."""
 
     digest: str
-    """Of the bytes."""
+    """Digest of the encoded bytes."""
     pixels: str
-    """Of the upright pixels: the same for a photograph that was saved again without loss."""
+    """Digest of the upright pixels, equal for copies that were saved again without loss."""
     width: int
     height: int
-    """As the header says, before the image is turned upright."""
+    """Width and height are those of the header, before the image is turned upright."""
     depth: Literal[8, 16]
     """16 for grey values that the file stores in more than 8 bits, else 8."""
     low: int
@@ -56,14 +57,14 @@ class ImageFacts:
 
 
 def digest(data: bytes) -> str:
-    """Of encoded bytes: by it an image is known in later runs."""
+    """Digest of encoded bytes, by which an image is recognised in later runs."""
     return _blake(data).hexdigest()
 
 
 def decode(data: bytes, max_megapixels: float, bits: int = GREY_BITS) -> PIL.Image.Image:
-    """The first frame as an upright RGB image, 8 bits a channel; `bits` of a grey value that has more are its range.
+    """The first frame as an upright RGB image, 8 bits per channel; wider grey values are scaled from `bits` bits.
 
-    Raises ValueError and whatever Pillow raises.
+    Raises ValueError, or any error of Pillow.
     """
     with PIL.Image.open(io.BytesIO(data)) as image:
         problem = size_problem(image.size, max_megapixels)
@@ -76,7 +77,7 @@ def decode(data: bytes, max_megapixels: float, bits: int = GREY_BITS) -> PIL.Ima
 def inspect_bytes(
     data: bytes, max_megapixels: float, lookup: Callable[[str], ImageFacts | None]
 ) -> ImageFacts | Problem:
-    """What is in these bytes, decoded in full unless `lookup` has it by their digest; or why they cannot be used."""
+    """Facts of the image, from `lookup` by digest or from a full decode; or the problem that makes it unusable."""
     name = digest(data)
     facts = lookup(name)
     if facts is not None:
@@ -93,13 +94,13 @@ def inspect_bytes(
     except PIL.Image.DecompressionBombError as error:
         return Problem("too large", str(error))
     except MemoryError:
-        raise  # this machine's trouble and not the file's
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        raise  # a problem of this machine, not of the file
+    except Exception as error:  # a broken file may raise any error in Pillow's decoders
         return Problem("unreadable", describe_error(error))
 
 
 def size_problem(size: tuple[int, int], max_megapixels: float) -> Problem | None:
-    """Why an image of this size is not decoded; None for one that is."""
+    """The problem of an image of this size; None if it can be decoded."""
     width, height = size
     if width * height > max_megapixels * 1e6:
         found = f"{width} x {height} = {width * height / 1e6:.1f} megapixels"
@@ -110,13 +111,13 @@ def size_problem(size: tuple[int, int], max_megapixels: float) -> Problem | None
 
 
 def describe_error(error: Exception) -> str:
-    """A decoder's complaint in one line."""
+    """A decoder's error in one line."""
     text = str(error).split(" <_io", 1)[0].split("\n", 1)[0]
     return f"{type(error).__name__}: {text}" if not isinstance(error, ValueError) else text
 
 
 def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
-    """RGB without transparency; grey values `[H, W]` as stored where they have more than 8 bits."""
+    """RGB without transparency, or grey values `[H, W]` as stored if they have more than 8 bits."""
     PIL.ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("it has floating-point pixels: convert it to 8 or 16 bits")
@@ -131,7 +132,7 @@ def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image | Greys:
 
 
 def _scale_grey(grey: Greys, bits: int) -> PIL.Image.Image:
-    """Grey values of so many bits as RGB; Pillow would clip them to white."""
+    """Grey values of `bits` bits scaled to 8-bit RGB; Pillow would clip them to white."""
     if grey.max() >= 1 << bits:
         raise ValueError(f"its grey values reach {grey.max()}, more than {bits} bits hold: set data.grey_bits higher")
     return PIL.Image.fromarray((grey >> (bits - 8)).astype(np.uint8)).convert("RGB")

@@ -1,7 +1,7 @@
-"""Which images were found sound, and what their decode showed, remembered in the user's cache by their bytes' digest.
+"""Facts of images that were decoded without error, cached for the user by the digest of their bytes.
 
-One text file for each version of Pillow and of our decoder, in `images` of the cache folder. It grows by whole lines;
-processes need no lock. A line that is damaged is ignored, and the image decoded again.
+There is one text file for each version of Pillow and of our decoder, in `images` of the cache folder. It grows by whole
+lines, so processes need no lock. A damaged line is ignored, and its image is decoded again.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fedvlm import cache
 from fedvlm.data.decode import DECODER, ImageFacts
 
 MAX_BYTES = 128 * 2**20
-"""A longer file, of a million images, is begun anew."""
+"""Largest size of the file, about a million images; a larger file is deleted."""
 _LINE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) (\d{1,9}) (\d{1,9}) (8|16) (\d{1,5}) (\d{1,5}) ([0-9a-f]{8})")
 _DIGEST = 40
 
 
 class DecodeCache:
-    """What earlier decodes showed. Without a file, nothing is read or kept."""
+    """Facts from earlier decodes. Without a file nothing is read or stored."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self.lines = _read(file) if file else {}
 
     def get(self, digest: str) -> ImageFacts | None:
-        """What is known of the bytes with this digest. Safe in threads."""
+        """Facts of the bytes with this digest, or None. Thread-safe."""
         line = self.lines.get(digest.encode())
         facts = _parse(line) if line is not None else None
         if facts is None:
@@ -41,7 +41,7 @@ class DecodeCache:
         return facts
 
     def add(self, images: Iterable[ImageFacts]) -> None:
-        """Keep what is new. A cache that cannot be written keeps nothing, and is no error."""
+        """Store new facts. A cache that cannot be written is disabled without an error."""
         new = {facts.digest.encode(): _line(facts) for facts in images if facts.digest.encode() not in self.lines}
         if not new or self.file is None:
             return
@@ -51,7 +51,7 @@ class DecodeCache:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             handle = os.open(self.file, flags, 0o600)
             try:
-                # The first end of line closes what another process may have been killed in.
+                # The first line break ends a line that a killed process may have left incomplete.
                 os.write(handle, b"\n" + b"\n".join(new.values()) + b"\n")
             finally:
                 os.close(handle)
@@ -60,7 +60,7 @@ class DecodeCache:
 
 
 def open_cache() -> DecodeCache:
-    """What the user's cache knows for the installed Pillow."""
+    """The user's cache for the installed Pillow."""
     try:
         return DecodeCache(folder() / f"pillow-{PIL.__version__}-decoder-{DECODER}.txt")
     except RuntimeError:  # the user has no home
@@ -68,17 +68,17 @@ def open_cache() -> DecodeCache:
 
 
 def folder() -> Path:
-    """Where the files are."""
+    """The folder of the cache files."""
     return cache.folder("images")
 
 
 def used_bytes() -> int:
-    """Bytes of all files, of other versions too."""
+    """Bytes of all cache files, including those of other versions."""
     return sum(size for _, size in _files())
 
 
 def clear() -> int:
-    """Delete them; gives the bytes that became free."""
+    """Delete all cache files; returns the freed bytes."""
     freed = 0
     for file, size in _files():
         with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ def _files() -> Iterator[tuple[Path, int]]:
 
 
 def _read(file: Path) -> dict[bytes, bytes]:
-    """Lines by the digest that they begin with, not looked at any closer."""
+    """Lines by their first word, the digest; they are parsed on use."""
     try:
         if file.stat().st_size > MAX_BYTES:
             file.unlink()

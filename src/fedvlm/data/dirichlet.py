@@ -1,4 +1,4 @@
-"""Dirichlet partitions: uneven shares of each class, drawn a bounded number of times, then mended."""
+"""Dirichlet partitions: uneven shares of each class, drawn a bounded number of times, then moves of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedvlm.data.splits import Ints, grouped
 
 MAX_DRAWS = 100
-"""Draws before images are moved instead; the papers' code draws for ever."""
+"""Maximum number of draws, after which images are moved instead; the papers' code draws without a bound."""
 
 Floats = NDArray[np.float64]
 
@@ -27,11 +27,11 @@ def draw_shares(
     tests: Ints | None = None,
     least_tests: int = 0,
 ) -> tuple[Floats, int]:
-    """The first draw that gives every client `least` images, or the one of `MAX_DRAWS` that fails the fewest.
+    """The first draw that gives every client `least` images, or of `MAX_DRAWS` draws the one with the fewest failures.
 
-    totals: images of each class `[K]`; draw: the generator of each attempt; tests: test images of each class, of which
-    every client is to get `least_tests` in the same shares. Gives shares `[K, N]` and how many clients they leave with
-    fewer images of either kind.
+    totals: images of each class `[K]`; draw: gives the generator of each attempt; tests: test images of each class, of
+    which every client must get `least_tests` in the same shares. Returns shares `[K, N]`, and the number of clients
+    that have too few images of either kind.
     """
     tests = np.zeros_like(totals) if tests is None else tests
     best: tuple[Floats, int] | None = None
@@ -51,7 +51,13 @@ def dirichlet_shares(totals: Ints, clients: int, alpha: float, generator: np.ran
     """Shares of each class by client `[K, N]`, every row from Dirichlet(alpha).
 
     cap: a client that already has its fair number of images (all / N) gets none of the classes that follow, as in
-    NIID-Bench (Li et al., ICDE 2022), whose partition the papers use for CIFAR-10.
+    NIID-Bench (Li et al., ICDE 2022), whose partition the papers use for CIFAR-10. An example with 12 images, so a fair
+    number of 4:
+
+        class (images)   drawn shares        client:  0  1  2
+        cat (6)          0.67  0.17  0.17             4  1  1   client 0 has 4 images: it gets no more
+        dog (4)          0.50  0.25  0.25             0  2  2   (0, 0.25, 0.25) / 0.5
+        owl (2)          0.10  0.60  0.30             0  1  1   (0, 0.60, 0.30) / 0.9, rounded
     """
     shares = generator.dirichlet(np.full(clients, alpha), len(totals))
     if not cap:
@@ -68,8 +74,8 @@ def dirichlet_shares(totals: Ints, clients: int, alpha: float, generator: np.ran
 def round_shares(totals: Ints, shares: Floats) -> Ints:
     """Whole images `[K, N]` in these shares, every row summing to its total.
 
-    The cumulative shares are rounded; rounded down, as the papers' code has it, the last client would get an image
-    of nearly every class.
+    The cumulative shares are rounded to the nearest number. Rounded down, as in the papers' code, the last client would
+    get an image of nearly every class.
     """
     edges = np.rint(np.cumsum(shares, axis=1) * totals[:, None]).astype(np.int64)
     edges[:, -1] = totals
@@ -77,7 +83,7 @@ def round_shares(totals: Ints, shares: Floats) -> Ints:
 
 
 def owners_by_shares(labels: Ints, shares: Floats, generator: np.random.Generator) -> Ints:
-    """Owner of each image: of each class, shuffled, the first part goes to client 0, the next to client 1 and so on."""
+    """Owner of each image: the shuffled images of a class are split into consecutive parts for clients 0, 1, ..."""
     owner = np.empty(len(labels), np.int64)
     sizes = round_shares(np.bincount(labels, minlength=len(shares)), shares)
     for (label,), members in grouped(np.arange(len(labels)), [labels]):
@@ -86,9 +92,9 @@ def owners_by_shares(labels: Ints, shares: Floats, generator: np.random.Generato
 
 
 def top_up(owner: Ints, clients: int, least: int, generator: np.random.Generator) -> int:
-    """Move images, in place, from the largest clients to those with fewer than `least`; gives how many were moved.
+    """Move images, in place, from the largest clients to those with fewer than `least`; returns the number moved.
 
-    Nobody falls below `least` by giving, so that some may still lack images afterwards.
+    No giving client falls below `least`, so some clients may have fewer images afterwards.
     """
     sizes = np.bincount(owner, minlength=clients)
     shuffled = generator.permutation(len(owner))

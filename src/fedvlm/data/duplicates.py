@@ -1,4 +1,4 @@
-"""Each photograph once: known by its name first, then, whatever it is called, by its pixels."""
+"""Removal of duplicates: rows of the same file first, then files with the same pixels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError, listed
 
 _RANK = {None: 0, "train": 0, "val": 1, "test": 2}
-"""What is tested on must not be trained on."""
+"""Rank of splits: a duplicate counts for the highest, so that no test image is a training image."""
 
 
 def drop_repeated(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
-    """Each file once, though several rows name it. Raises FedvlmError for a file with two labels."""
+    """One row for each file. Raises FedvlmError for a file with two labels."""
     groups = _group_places([row.image.key for row in rows])
     kept, repeated = [], []
     for group in groups:
@@ -35,9 +35,9 @@ def drop_repeated(rows: Sequence[ImageRow], notes: list[str]) -> list[ImageRow]:
 def drop_copies(
     source: str, inspected: Sequence[InspectedRow], config: FileData, notes: list[str]
 ) -> list[InspectedRow]:
-    """Each photograph once, though several files show it; with `data.on_duplicate = "keep"` every file.
+    """One row for each photograph; with `data.on_duplicate = "keep"` all rows.
 
-    A copy counts for the last of train, val and test that has it, and for the first row there. Raises FedvlmError for
+    Of several copies the first row of the last of train, val and test is used. Raises FedvlmError for
     a photograph with two labels.
     """
     groups = _group_places([item.facts.pixels for item in inspected])
@@ -65,7 +65,7 @@ def drop_copies(
 
 
 def _group_places(identities: Sequence[str]) -> list[list[int]]:
-    """The places of each identity, in the order of the first ones."""
+    """Positions of each identity, ordered by first occurrence."""
     groups: dict[str, list[int]] = {}
     for place, identity in enumerate(identities):
         groups.setdefault(identity, []).append(place)
@@ -73,7 +73,7 @@ def _group_places(identities: Sequence[str]) -> list[list[int]]:
 
 
 def _representative(same: Sequence[ImageRow]) -> int:
-    """Which of the rows of one photograph stands for it."""
+    """Position of the row that represents a photograph."""
     return max(range(len(same)), key=lambda place: (_RANK[same[place].split], -place))
 
 
@@ -87,7 +87,7 @@ def _two_labels_note(groups: Sequence[Sequence[ImageRow]]) -> str:
 
 
 def _note_splits(groups: Sequence[Sequence[ImageRow]], used: str, notes: list[str]) -> None:
-    """A note on photographs that are in training and among those tested on."""
+    """Add a note on photographs that are both training images and validation or test images."""
     across = []
     for rows in groups:
         trained = [row for row in rows if _RANK[row.split] == 0]
@@ -100,7 +100,7 @@ def _note_splits(groups: Sequence[Sequence[ImageRow]], used: str, notes: list[st
 
 
 def _note_shared(groups: Sequence[Sequence[ImageRow]], used: str, notes: list[str]) -> None:
-    """A note on photographs of several clients: what is held out at one would be trained on at another."""
+    """Add a note on photographs of several clients: one client might train on another's held-out images."""
     shared = []
     for rows in groups:
         clients = list(dict.fromkeys(row.client for row in rows if row.client is not None))

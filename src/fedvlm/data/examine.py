@@ -1,4 +1,4 @@
-"""Every image looked at before anything is trained: can it be used, and how are its grey values to be read?"""
+"""Inspection of every image before training: whether it is usable, and the range of its grey values."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedvlm.data.settings import FileData
 from fedvlm.errors import FedvlmError
 
 _CHUNK = 128
-"""Images that a thread looks at before it reports."""
+"""Number of images that a thread inspects before it reports."""
 _FLAT = 16
-"""An image whose values, of 256, lie closer together than this is told: probably its range was misunderstood."""
+"""Images with a smaller range of their 256 levels are noted: probably their range of grey values is wrong."""
 
 
 def inspect_rows(
     source: str, rows: Sequence[ImageRow], config: FileData, decode_cache: DecodeCache, notes: list[str]
 ) -> list[InspectedRow]:
-    """The rows whose images can be used; the others counted by what is wrong with them, or an error."""
+    """The rows with usable images. Others are counted in `notes` by problem, or raise FedvlmError if so configured."""
     inspected = list(zip(rows, _inspect_all([row.image for row in rows], decode_cache), strict=True))
     bad: dict[str, list[str]] = defaultdict(list)
     for row, facts in inspected:
@@ -35,7 +35,7 @@ def inspect_rows(
     ]
     listed = "; ".join(sentence.removeprefix("left out: ") for sentence in sentences)
     if bad and config.on_unreadable == "error":
-        raise FedvlmError(f'{source}: {listed}. Mend them, or set data.on_unreadable = "skip"')
+        raise FedvlmError(f'{source}: {listed}. Fix them, or set data.on_unreadable = "skip"')
     notes += sentences
     kept = [InspectedRow(row, facts) for row, facts in inspected if isinstance(facts, ImageFacts)]
     if not kept:
@@ -44,7 +44,7 @@ def inspect_rows(
 
 
 def grey_bits(rows: Sequence[InspectedRow], config: FileData, notes: list[str]) -> int:
-    """The range, in bits, of grey values that are stored in more than 8: as set, or the least of 8, 12 and 16 for all.
+    """Range, in bits, of grey values that are stored in more than 8: as set, or the least sufficient of 8, 12 and 16.
 
     Radiographs have 10 to 16 bits, usually 12, in 16-bit files, and no header says how many. Raises FedvlmError naming
     the image that has greater values than the setting allows.
@@ -66,7 +66,7 @@ def grey_bits(rows: Sequence[InspectedRow], config: FileData, notes: list[str]) 
 
 
 def note_flat(rows: Sequence[InspectedRow], bits: int, notes: list[str]) -> None:
-    """A note on images that are all but of one value."""
+    """Add a note on images whose values hardly differ."""
     flat = []
     for item in rows:
         shift = bits - 8 if item.facts.depth > 8 else 0
@@ -78,16 +78,16 @@ def note_flat(rows: Sequence[InspectedRow], bits: int, notes: list[str]) -> None
 
 
 def _threads() -> int:
-    """At least some for disks that are slow to answer, and one for each core that can decode."""
+    """Number of threads: at least 4 for slow disks, at most 16, else one per core."""
     return max(4, min(16, os.cpu_count() or 1))
 
 
 def _inspect_all(images: Sequence[InspectableImage], decode_cache: DecodeCache) -> list[ImageFacts | Problem]:
-    """What is seen in each image. What is new is remembered as it comes, so that a run that is stopped keeps it."""
+    """Facts or problem of each image. New facts are cached immediately, so that an interrupted run keeps them."""
     pieces = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     found: list[ImageFacts | Problem] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
-        warnings.simplefilter("ignore")  # Pillow's, about files that are counted here
+        warnings.simplefilter("ignore")  # Pillow warns of files that are counted here
         for piece in pool.map(lambda piece: [image.inspect(decode_cache.get) for image in piece], pieces):
             found += piece
             decode_cache.add(facts for facts in piece if isinstance(facts, ImageFacts))

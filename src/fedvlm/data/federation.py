@@ -1,4 +1,4 @@
-"""A federation: which images each client trains on and is tested on, as index lists that can be saved and compared."""
+"""A federation: index lists of each client's training and evaluation images, which can be saved and compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedvlm.data.record import Source
 from fedvlm.errors import FedvlmError
 
 VERSION: Literal[1] = 1
-"""Of the saved form."""
+"""Version of the saved form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,17 @@ class Client:
     """Unique and safe as a file name."""
     train: tuple[int, ...]
     local: tuple[int, ...]
-    """Its own evaluation images; may be empty."""
+    """Local evaluation images; may be empty."""
     base: str
-    """Key of its base evaluation images in `Federation.tests`."""
+    """Key of the base evaluation images in `Federation.tests`."""
     novel: str | None
-    """Key of its novel evaluation images; None where there are none."""
+    """Key of the novel evaluation images; None if there are none."""
     classes: tuple[int, ...]
-    """Positions in `Federation.base` of the classes it trains on, in rising order."""
+    """Positions in `Federation.base` of the classes that the client trains on, in rising order."""
     domain: str | None
-    """The one domain all its images come from, if there is one."""
+    """The domain of all the client's images; None if there is not exactly one."""
     is_newcomer: bool = False
-    """It joins after the last round: in no round and in no average."""
+    """Whether the client joins after the last round; newcomers are in no round and in no average."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Federation:
     base: tuple[int, ...]
     """Source label ids of the classes that are trained on, in order."""
     novel: tuple[int, ...]
-    """Source label ids of the classes that nobody trains on, in order."""
+    """Source label ids of the classes that no client trains on, in order."""
     clients: tuple[Client, ...]
     tests: dict[str, tuple[int, ...]]
     """Evaluation images that several clients share, by name."""
     notes: tuple[str, ...] = ()
-    """What could not be satisfied, and what was left out before (`source.warnings`)."""
+    """Notes on settings that could not be satisfied, and on left-out data (`source.warnings`)."""
 
     @property
     def trained(self) -> tuple[Client, ...]:
-        """The clients that rounds choose from."""
+        """The clients that take part in rounds."""
         return tuple(client for client in self.clients if not client.is_newcomer)
 
     @property
@@ -67,7 +67,7 @@ class Federation:
         return tuple(client for client in self.clients if client.is_newcomer)
 
     def subset(self, names: Collection[str]) -> Federation:
-        """The same federation as these clients see it, at a place where nobody else's images are."""
+        """The federation restricted to these clients and their test sets, for a site without other clients' images."""
         clients = tuple(client for client in self.clients if client.name in names)
         used = {key for client in clients for key in (client.base, client.novel)}
         return replace(self, clients=clients, tests={key: t for key, t in self.tests.items() if key in used})
@@ -83,7 +83,7 @@ class Federation:
         return [self.source.classnames[label] for label in self.novel]
 
     def labels(self, images: Sequence[int]) -> list[int]:
-        """For each index its class's position in `base`, or in `novel` for a novel class."""
+        """For each image the position of its class in `base`, or in `novel` for a novel class."""
         return [self._position[self.source.records[image].label] for image in images]
 
     @cached_property
@@ -91,14 +91,14 @@ class Federation:
         return {label: place for labels in (self.base, self.novel) for place, label in enumerate(labels)}
 
     def digest(self) -> str:
-        """SHA-256 over the index lists, the class lists and the name of every image; notes and bytes do not count."""
+        """SHA-256 over index lists, class lists and image names, but not over notes and image bytes."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The federation without its images, as JSON values; `from_json` with the same source gives it back.
 
-        "content" is of the images' bytes, where they have any. "notes" name no file and no client; "details" are the
-        same in full, where they differ.
+        "content" is the digest of the images' bytes, if they have any. "notes" name no file and no client; "details"
+        are the full notes, if these differ.
         """
         public_notes, full = [public(note) for note in self.notes], [str(note) for note in self.notes]
         content = {} if self.source.content is None else {"content": self.source.content}
@@ -126,7 +126,7 @@ class Federation:
 
     @staticmethod
     def from_json(source: Source, saved: dict[str, Any]) -> Federation:
-        """The federation that was saved. Raises FedvlmError if the source is another one or the file was changed."""
+        """The saved federation. Raises FedvlmError if the source differs or the file was changed."""
         try:
             read = _Saved.model_validate(saved)
         except ValidationError as error:
@@ -172,14 +172,14 @@ class _Saved(Section):
     clients: list[_SavedClient]
     tests: dict[str, list[int]]
     content: str | None = None
-    """Not in partitions that were saved before there was any."""
+    """None in partitions of earlier versions."""
     notes: list[str]
     details: list[str] | None = None
     digest: str
 
 
 def _restored(source: Source, read: _Saved) -> Federation | None:
-    """The federation of a saved one; None if a list points outside the source."""
+    """The federation of a saved form; None if a list points outside the source."""
     clients = tuple(
         Client(c.name, tuple(c.train), tuple(c.local), c.base, c.novel, tuple(c.classes), c.domain, c.late)
         for c in read.clients

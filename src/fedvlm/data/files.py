@@ -1,4 +1,4 @@
-"""Images in files: read only inside the data folder, checked before they are decoded, never a surprise later."""
+"""Images in files: read only inside the data folder, checked before decoding, and refused if changed later."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fedvlm.data.decode import GREY_BITS, ImageFacts, Problem, decode, describe_
 from fedvlm.errors import FedvlmError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""What counts as an image in a folder."""
+"""Suffixes of image files."""
 MAX_IMAGE_BYTES = 512 * 2**20
-"""Larger image files are refused: 40 megapixels of 16-bit colour take half of it without any compression."""
+"""Largest image file that is read: 40 uncompressed megapixels of 16-bit colour take half of it."""
 MAX_TEXT_BYTES = 256 * 2**20
-"""Larger lists (CSV, JSON) are refused: no data set of photographs comes near."""
+"""Largest list (CSV, JSON) that is read; no data set of photographs comes near."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """An image file below a folder; what its path may reach is bounded by that folder, symlinks included."""
+    """An image file below a folder. Paths and symlinks that lead out of the folder are refused."""
 
     root: Path
     path: str
     """Relative to `root`, with forward slashes."""
     max_megapixels: float = 40.0
     expected_digest: str = ""
-    """Digest of the bytes that were looked at: `open` refuses any others."""
+    """Digest of the inspected bytes; `open` refuses others."""
     bits: int = GREY_BITS
     """Range of grey values of more than 8 bits."""
 
@@ -47,18 +47,18 @@ class FileImage:
             )
 
     def digest(self) -> str:
-        """Of the bytes that were looked at, or are there now. Raises FedvlmError naming a file that cannot be read."""
+        """Digest of the inspected bytes, or of the present ones. Raises FedvlmError naming an unreadable file."""
         with _naming_errors(str(self.root / self.path)):
             return image_identity(self.expected_digest or digest(self._bytes()), self.bits)
 
     def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
-        """What is in the file, read once and decoded in full if it is not `lookup`; or why it cannot be used.
+        """Facts of the image, from `lookup` by digest or from a full decode; or the problem that makes it unusable.
 
         Raises FedvlmError if the path leaves the folder.
         """
         try:
             path = resolve_inside(self.root, self.path)
-            if not path.is_file():  # nor a named pipe, which would be waited for
+            if not path.is_file():  # this excludes named pipes, which would block
                 return Problem("missing", "no such file")
             data = _bytes(path)
         except OSError as error:
@@ -68,7 +68,7 @@ class FileImage:
         return inspect_bytes(data, self.max_megapixels, lookup)
 
     def with_facts(self, facts: ImageFacts, bits: int) -> FileImage:
-        """The same image, of the bytes that were looked at, with this range of grey values."""
+        """The same image, tied to the inspected bytes, with this range of grey values."""
         return replace(self, expected_digest=facts.digest, bits=bits)
 
     def _bytes(self) -> bytes:
@@ -89,11 +89,11 @@ class EncodedImage:
         return open_image(self.data, self.key, self.max_megapixels, bits=self.bits)
 
     def digest(self) -> str:
-        """Of the encoded bytes."""
+        """Digest of the encoded bytes."""
         return image_identity(digest(self.data), self.bits)
 
     def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
-        """What is in the bytes; or why they cannot be used."""
+        """Facts of the image, or the problem that makes it unusable."""
         return inspect_bytes(self.data, self.max_megapixels, lookup)
 
     def with_facts(self, facts: ImageFacts, bits: int) -> EncodedImage:
@@ -115,12 +115,12 @@ def open_image(
 
 
 def image_identity(seen: str, bits: int) -> str:
-    """An image's digest: of its bytes, and of how grey values of more than 8 bits are scaled, if not as 16-bit ones."""
+    """An image's digest: that of its bytes, and the range of wide grey values if it is not 16 bits."""
     return seen if bits == GREY_BITS else f"{seen}/grey{bits}"
 
 
 def resolve_inside(root: Path, path: str) -> Path:
-    """The file `root/path`; FedvlmError if `..`, an absolute path or a symlink leads out of `root`, or for no path."""
+    """The file `root/path`. Raises FedvlmError for a path that leads out of `root` (`..`, symlink), or is invalid."""
     try:
         real, home = os.path.realpath(root / path), os.path.realpath(root)
     except ValueError:
@@ -134,7 +134,7 @@ def resolve_inside(root: Path, path: str) -> Path:
 
 
 def existing_folder(path: str | Path, key: str = "data.path") -> Path:
-    """An existing folder, `~` expanded; FedvlmError naming the setting otherwise."""
+    """An existing folder, `~` expanded. Raises FedvlmError naming the setting if it does not exist."""
     found = Path(path).expanduser()
     if found.is_dir():
         return found.resolve()
@@ -143,7 +143,7 @@ def existing_folder(path: str | Path, key: str = "data.path") -> Path:
 
 
 def subfolders(outer: Path) -> list[Path]:
-    """The folders in `outer`, sorted, without hidden ones and those that systems strew about."""
+    """The folders in `outer`, sorted, without hidden ones (`is_shown`)."""
     try:
         return sorted(entry for entry in outer.iterdir() if is_shown(entry.name) and entry.is_dir())
     except OSError as error:
@@ -151,12 +151,12 @@ def subfolders(outer: Path) -> list[Path]:
 
 
 def is_shown(name: str) -> bool:
-    """Whether a name is neither hidden nor what macOS adds to archives."""
+    """Whether a name is neither hidden nor a folder that macOS adds to archives."""
     return not name.startswith((".", "__MACOSX"))
 
 
 def read_text(path: Path) -> str:
-    """The text of a list that others made (UTF-8, with or without a byte-order mark), bounded in size."""
+    """The text of a list (UTF-8, byte-order mark optional). Raises FedvlmError if it is too large or unreadable."""
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise FedvlmError(f"{path} is larger than {MAX_TEXT_BYTES} bytes: no list of images needs that")
@@ -169,7 +169,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def _naming_errors(where: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one sentence naming the file."""
+    """Turn any error of a decoder into a FedvlmError that names the file."""
     try:
         yield
     except FedvlmError:
@@ -179,10 +179,10 @@ def _naming_errors(where: str) -> Iterator[None]:
 
 
 def _bytes(path: Path) -> bytes:
-    """All bytes of a file. Raises ValueError for more than any image needs."""
+    """All bytes of a file. Raises ValueError if it is larger than MAX_IMAGE_BYTES."""
     with path.open("rb") as file:
         is_huge = os.fstat(file.fileno()).st_size > MAX_IMAGE_BYTES
         data = b"" if is_huge else file.read(MAX_IMAGE_BYTES + 1)
-    if is_huge or len(data) > MAX_IMAGE_BYTES:  # it may have grown
+    if is_huge or len(data) > MAX_IMAGE_BYTES:  # the file may have grown
         raise ValueError(f"over {MAX_IMAGE_BYTES // 2**20} MiB")
     return data

@@ -1,7 +1,7 @@
-"""Damage that Pillow decodes without a word: pixels that end before the picture does.
+"""Detection of damage that Pillow ignores: truncated pixel data.
 
-Pillow fills what is missing with black (PNG) or grey (JPEG). Other formats' decoders tell. What nothing tells are wrong
-bytes in the middle of a JPEG that still decode to some picture.
+Pillow fills missing pixels with black (PNG) or grey (JPEG); decoders of other formats raise an error. Wrong bytes in
+the middle of a JPEG that still decode to some picture cannot be detected.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Iterator, Sequence
 import PIL.Image
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Samples a pixel by PNG's colour type."""
+"""Samples per pixel by PNG's colour type."""
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Of an interlaced PNG: first column, first row, step of columns, step of rows."""
+"""Passes of an interlaced PNG: first column, first row, step of columns, step of rows."""
 _PIECE = 2**20
-"""Bytes that are decompressed at a time."""
+"""Number of bytes decompressed at a time."""
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-"""What ends a JPEG's scan: a marker other than a restart."""
+"""The end of a JPEG's scan: a marker other than a restart."""
 _JUNK = bytes(value * 37 % 251 for value in range(1, 250))
-"""Any data for the decoder to go on with; without the byte that begins a marker."""
+"""Arbitrary data with which the decoder can continue, without the byte that begins a marker."""
 
 
 def check(image: PIL.Image.Image, data: bytes) -> None:
-    """Raise ValueError if `image`, loaded from `data` and not changed since, is not whole."""
+    """Raise ValueError if `image`, loaded from `data` and unchanged since, is truncated."""
     if image.format == "PNG":
         _check_png(data)
     elif image.format in ("JPEG", "MPO"):
@@ -37,7 +37,7 @@ def check(image: PIL.Image.Image, data: bytes) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """All checksums, and as many decompressed bytes as the header's width, height and depth need."""
+    """Raise ValueError if a checksum is wrong, or fewer bytes are decompressed than the header requires."""
     left, inflate = -1, zlib.decompressobj()
     for kind, content in _chunks(data):
         if kind == b"IHDR":
@@ -67,7 +67,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_bytes(header: bytes) -> int:
-    """Bytes of all rows, each with the byte that names its filter (PNG specification, sections 7.2 and 8)."""
+    """Bytes of all rows, each with one byte for its filter (PNG specification, sections 7.2 and 8)."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     bits = depth * _CHANNELS[colour]
@@ -76,9 +76,9 @@ def _png_bytes(header: bytes) -> int:
 
 
 def _may_be_cut(image: PIL.Image.Image, scans: Sequence[int]) -> bool:
-    """Whether a JPEG has to be decoded a second time: not if one pass over the blocks reached the last of them.
+    """Whether a JPEG must be decoded a second time; False if a single scan has reached the last block.
 
-    libjpeg leaves the blocks that it has no data for at zero, which is a grey of 128.
+    libjpeg leaves blocks without data at zero, which is a grey of 128.
     """
     if len(scans) > 1 or image.info.get("progressive") or image.mode not in ("L", "RGB"):
         return True
@@ -87,20 +87,20 @@ def _may_be_cut(image: PIL.Image.Image, scans: Sequence[int]) -> bool:
 
 
 def _is_cut(image: PIL.Image.Image, data: bytes, end: int) -> bool:
-    """Whether a JPEG's decoder wanted more data than the last scan has: then more data change the pixels."""
+    """Whether the last scan of a JPEG lacks data: then additional data change the pixels."""
     try:
         with PIL.Image.open(io.BytesIO(data[:end] + _JUNK + data[end:])) as longer:
             return longer.tobytes() != image.tobytes()
-    except Exception:  # it stumbled over what follows, which says nothing of the pixels
+    except Exception:  # the error is in the data that follow, not in the pixels
         return False
 
 
 def _scan_ends(data: bytes) -> list[int]:
-    """Where the data of each scan end. None are told of arithmetic coding, in which zeros at the end are left out."""
+    """End of the data of each scan. Empty for arithmetic coding, in which trailing zeros are left out."""
     place, ends = 2, []
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xD9:
         kind = data[place + 1]
-        if kind == 0xFF:  # a marker may have any number of these before it
+        if kind == 0xFF:  # fill bytes may precede a marker
             place += 1
             continue
         if 0xC9 <= kind <= 0xCF and kind != 0xCC:

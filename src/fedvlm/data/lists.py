@@ -29,27 +29,27 @@ _DOMAIN = "{domain}"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of a list."""
+    """A line of a split list."""
 
     path: str
-    """As it stands in the line, `.` and doubled slashes removed."""
+    """The path of the line, without `.` and doubled slashes."""
     label: int
     where: str
-    """File and line, for messages."""
+    """File and line, for error messages."""
 
     @property
     def name(self) -> str:
-        """The class: the folder that the image lies in."""
+        """The class: the folder that holds the image."""
         return self.path.split("/")[-2]
 
     @property
     def above(self) -> str:
-        """The folder at the start of the path: the domain or client, if the layout has one."""
+        """The first folder of the path: the domain or client, if the layout has one."""
         return self.path.split("/")[0]
 
 
 def has_lists(config: FolderData) -> bool:
-    """Whether the split comes from lists. Raises FedvlmError for settings that need one and have none."""
+    """Whether the split comes from lists. Raises FedvlmError for settings that need `train_list` without it."""
     lists = {key: getattr(config, key) for key in ("train_list", "val_list", "test_list", "images")}
     given = [f"data.{key}" for key, value in lists.items() if value is not None]
     if given and config.train_list is None:
@@ -60,8 +60,8 @@ def has_lists(config: FolderData) -> bool:
 def listed_source(root: Path, config: FolderData, decode_cache: DecodeCache) -> Source:
     """The listed images, classes in the order of their label numbers.
 
-    Raises FedvlmError where a class's folder and its number do not always go together, a path has not the layout's
-    depth or not its list's domain, or two lists name one image. Files that are missing are counted, as everywhere.
+    Raises FedvlmError if a folder has two label numbers or a number two folders, if a path has not the depth of the
+    layout or the domain of its list, and if two lists name one image. Missing files are counted in warnings.
     """
     if config.images is not None:
         existing_folder(root / config.images, "data.images")
@@ -83,7 +83,7 @@ def listed_source(root: Path, config: FolderData, decode_cache: DecodeCache) -> 
 
 
 def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> Iterator[ImageRow]:
-    """Rows of the classes to use: the others' files are not looked at and may be absent."""
+    """Rows of the classes to use; files of other classes are not opened and may be missing."""
     known = {entry.name for entries in splits.values() for entry in entries}
     wanted = known & set(config.include) or known
     for split, entries in splits.items():
@@ -96,7 +96,7 @@ def _rows(root: Path, splits: dict[Split, list[Entry]], config: FolderData) -> I
 
 
 def _files(root: Path, pattern: str, split: str, config: FolderData) -> dict[str, Path]:
-    """The lists that a pattern stands for, by domain; by "" where it names one file for all."""
+    """The files of a pattern by domain; by "" if the pattern names one file for all domains."""
     if _DOMAIN not in pattern:
         return {"": resolve_inside(root, pattern)}
     if config.layout != "domain":
@@ -115,7 +115,7 @@ def _files(root: Path, pattern: str, split: str, config: FolderData) -> dict[str
 
 
 def _entries(path: Path, domain: str, config: FolderData) -> Iterator[Entry]:
-    """The entries of one list. Raises FedvlmError naming the line that is none, or is of another domain."""
+    """The entries of one list. Raises FedvlmError naming a line that is malformed or of another domain."""
     depth = 2 if config.layout == "class" else 3
     wanted = "class/img" if config.layout == "class" else f"{config.layout}/class/img"
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -137,7 +137,7 @@ def _entries(path: Path, domain: str, config: FolderData) -> Iterator[Entry]:
 
 
 def _check_domains(domains: dict[str, list[str]]) -> None:
-    """Every split has the same domains, where its lists are named after them."""
+    """Raise FedvlmError if splits with lists by domain have different domains."""
     named = {pattern: found for pattern, found in domains.items() if _DOMAIN in pattern}
     everyone = sorted({domain for found in named.values() for domain in found})
     for pattern, found in named.items():
@@ -147,7 +147,7 @@ def _check_domains(domains: dict[str, list[str]]) -> None:
 
 
 def _check_apart(splits: dict[Split, list[Entry]]) -> None:
-    """No image belongs to two splits."""
+    """Raise FedvlmError if an image belongs to two splits."""
     first: dict[str, tuple[Split, Entry]] = {}
     for split, entries in splits.items():
         for entry in entries:
@@ -160,7 +160,7 @@ def _check_apart(splits: dict[Split, list[Entry]]) -> None:
 
 
 def _classnames(entries: Sequence[Entry]) -> list[str]:
-    """Class names in the order of their numbers; FedvlmError unless each folder has one number and each number one."""
+    """Class names in the order of their numbers. Raises FedvlmError unless each folder has exactly one number."""
     by_label: dict[int, Entry] = {}
     by_name: dict[str, Entry] = {}
     for entry in entries:

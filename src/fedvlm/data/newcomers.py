@@ -1,4 +1,4 @@
-"""Who joins late: clients, or all clients of a domain, that are there only after the last round."""
+"""Newcomers: clients, or all clients of a domain, that join after the last round."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedvlm.streams import stream
 
 
 def mark_newcomers(clients: tuple[Client, ...], newcomers: int | Sequence[str], seed: int) -> tuple[Client, ...]:
-    """The same clients in the same order, the late ones marked: so many drawn by the seed, or by client or domain name.
+    """The same clients in the same order, newcomers marked: a number drawn with the seed, or by client or domain name.
 
-    Raises FedvlmError for a name that is none, and where nobody would be left.
+    Raises FedvlmError for an unknown name, and if no client would be left to train.
     """
     names = _draw_names(clients, newcomers, seed) if isinstance(newcomers, int) else _match_names(clients, newcomers)
     if len(names) == len(clients):
         raise FedvlmError(
-            f"partition.newcomers = {newcomers} makes all {len(clients)} clients late: nobody is left to train"
+            f"partition.newcomers = {newcomers} makes all {len(clients)} clients newcomers: no client is left to train"
         )
     return tuple(replace(client, is_newcomer=client.name in names) for client in clients)
 
@@ -26,7 +26,7 @@ def mark_newcomers(clients: tuple[Client, ...], newcomers: int | Sequence[str], 
 def _draw_names(clients: Sequence[Client], count: int, seed: int) -> set[str]:
     if count > len(clients):
         raise FedvlmError(f"partition.newcomers = {count}, but there are {len(clients)} clients")
-    # Names and not positions decide, as in a round.
+    # The draw depends on the sorted names, as in a round.
     names = sorted(client.name for client in clients)
     return {names[place] for place in stream(seed, "late").choice(len(names), count, replace=False).tolist()}
 

@@ -1,4 +1,4 @@
-"""Sentences about the data: in full for its owner, without names for everybody else."""
+"""Notes about the data: in full for its owner, and without names of files and clients for all others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Note(str):
     public: str
 
     def __new__(cls, full: str, public: str | None = None) -> Note:
-        """Both texts of a sentence; one of them where it names nobody."""
+        """`full` with names; `public` without, by default the same text."""
         note = super().__new__(cls, full)
         note.public = full if public is None else public
         return note
 
 
 def public(note: str) -> str:
-    """The text that may leave the owner's machine. A plain sentence names nobody and is given as it is."""
+    """The text that may leave the owner's machine. A plain string names nobody and is returned unchanged."""
     return note.public if isinstance(note, Note) else note
 
 

@@ -1,8 +1,13 @@
 """The two-level partition of CIFAR-100: a client draws super-classes, then classes inside them, without replacement.
 
-Pachinko allocation (Li and McCallum 2006; for federated CIFAR-100 in Reddi et al., ICLR 2021), as pFedMMA's and
-pFedMoAP's `noniid-labeldir100` has it: clients take their images in turn; each has a Dirichlet mixture over the
-super-classes that still have images, and inside each of these one over its classes that do.
+Pachinko allocation (Li and McCallum 2006; for federated CIFAR-100 in Reddi et al., ICLR 2021), as in pFedMMA's and
+pFedMoAP's `noniid-labeldir100`: clients draw their images one after another. A client has a Dirichlet mixture over the
+super-classes that still have images, and in each of these a mixture over the classes that still have images:
+
+    client 0, 6 images
+      animals   0.7 -> 4      fish  0.9 -> 3 (only 3 are left: the fourth draw is repeated)    bird  0.1 -> 1
+      vehicles  0.3 -> 2      bus   0.5 -> 1                                                     train 0.5 -> 1
+    client 1, 6 images: the same, from what client 0 left; the last client takes all the rest
 """
 
 from __future__ import annotations
@@ -16,10 +21,10 @@ from fedvlm.data.splits import Ints
 def pachinko_owners(
     labels: Ints, groups: Ints, clients: int, alphas: tuple[float, float], generator: np.random.Generator
 ) -> tuple[Ints, int]:
-    """Owner of each image `[n]`, equal numbers to within one, and how many draws fell on what was used up.
+    """Owner of each image `[n]`, equal numbers to within one, and the number of draws that had to be repeated.
 
-    labels: class of each image `[n]`; groups: super-class of each class `[K]`; alphas: the concentrations of
-    Dirichlet over super-classes and over the classes of one. All images are dealt, the last client takes what is left.
+    labels: class of each image `[n]`; groups: super-class of each class `[K]`; alphas: the Dirichlet concentrations
+    over super-classes, and over the classes of a super-class. All images are dealt; the last client takes the rest.
     """
     left = np.bincount(labels, minlength=len(groups))
     order = generator.permutation(len(labels))
@@ -38,7 +43,7 @@ def pachinko_owners(
 def _draw_client(
     left: Ints, groups: Ints, size: int, alphas: tuple[float, float], generator: np.random.Generator
 ) -> tuple[Ints, int]:
-    """How many images of each class `[K]` one client takes of those left, `size` in all; and the draws repeated."""
+    """Number of images of each class `[K]` that a client takes of those left, `size` in all; and of repeated draws."""
     taken = np.zeros_like(left)
     if not size:
         return taken, 0
@@ -55,16 +60,16 @@ def _draw_client(
 
 
 def dirichlet(alpha: float, count: int, generator: np.random.Generator) -> Floats:
-    """One draw of `count` shares; zeros instead of what no float can hold."""
+    """One draw of `count` shares; shares too small for a float are zero."""
     return np.nan_to_num(generator.dirichlet(np.full(count, alpha)))
 
 
 def capped_multinomial(size: int, weights: Floats, room: Ints, generator: np.random.Generator) -> tuple[Ints, int]:
-    """Counts `[G]` of `size` draws with these weights, at most `room` of each; and how many had to be drawn again.
+    """Counts `[G]` of `size` draws with these weights, at most `room` of each; and the number of repeated draws.
 
-    A draw of what is used up is repeated among the rest, which is the same as renormalising the weights the moment
-    something is used up. Every pass uses up something or is the last: at most G + 1 passes. Where all that has room
-    has weight zero, it is drawn in proportion to the room.
+    A draw of an exhausted item is repeated among the others, which equals renormalising the weights when an item is
+    exhausted. Every pass exhausts an item or is the last, so there are at most G + 1 passes. If all items with room
+    have weight zero, they are drawn in proportion to their room.
     """
     drawn, redrawn = np.zeros_like(room), 0
     size = min(size, int(room.sum()))

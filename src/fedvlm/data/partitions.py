@@ -1,4 +1,4 @@
-"""Partitions: which client owns each image. Every kind ends after a bounded number of steps and says what it missed."""
+"""Partitions: the owner of each image. Every kind ends after a bounded number of steps and notes unmet requirements."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from fedvlm.streams import stream
 
 
 class PartitionSection(Section):
-    """How training (and own test) images are dealt to clients."""
+    """How training images (and local test images) are dealt to clients."""
 
     kind: Literal["pathological", "dirichlet", "pachinko", "domain", "natural", "iid", "quantity"] = "pathological"
     clients: Count | None = 10
-    """Number of clients (`natural`: at most so many, the largest first; `domain`: not used)."""
+    """Number of clients (`natural`: the maximum, largest first; `domain`: not used)."""
     order: Literal["seeded", "paper"] = "seeded"
-    """From the run's seed, or fixed as in the papers' code. `pathological`: the constant `random.seed(2023)` shuffle of
-    classes; `pachinko`: a constant seed, only which client gets which share follows the run's seed."""
+    """`seeded`: from the run's seed. `paper`: fixed as in the papers' code, for `pathological` the constant
+    `random.seed(2023)` shuffle of classes; for `pachinko` a constant seed, the run's seed only permutes the clients."""
     alpha: Annotated[float, Field(gt=0)] | None = None
     """Dirichlet concentration over labels (`dirichlet`, and `domain` to split each domain unevenly), over super-classes
     (`pachinko`), or over the clients' sizes (`quantity`)."""
     inner_alpha: Annotated[float, Field(gt=0)] = 10.0
     """`pachinko`: Dirichlet concentration over the classes inside a super-class."""
     cap: bool = False
-    """`dirichlet` and uneven `domain`: who has a fair share of all (the domain's) images gets none of the classes that
-    follow, as in the papers' code."""
+    """`dirichlet` and uneven `domain`: a client with a fair share of all (the domain's) images gets none of the classes
+    that follow, as in the papers' code."""
     clients_per_domain: Count = 1
-    """`domain`: so many clients for each domain."""
+    """`domain`: number of clients for each domain."""
     one_domain_each: bool = False
     """`pathological`/`iid`/`dirichlet`/`quantity`: client i sees only domain i mod D."""
     min_images: Count = 1
-    """Clients with fewer usable images are left out (`natural`); `dirichlet`, `quantity` and uneven `domain` draw again
-    below it in training ones."""
+    """`natural`: clients with fewer usable images are left out. `dirichlet`, `quantity` and uneven `domain`: shares are
+    drawn again until every client has as many training images."""
     min_test: Annotated[int, Field(ge=0)] = 0
-    """`dirichlet`, `quantity` and uneven `domain`: draw again below so many own test images; who trains on what depends
-    on the test images only if it is set."""
+    """`dirichlet`, `quantity` and uneven `domain`: shares are drawn again until every client has as many local test
+    images. Training images depend on the test images only if this is set."""
     newcomers: int | list[str] = Field(default=0, serialization_alias="late")
-    """Clients that join after the last round: so many, drawn by the run's seed, or those of these names or domains
-    (`["webcam"]`). They are in no round and no average, and are evaluated apart: on arrival, and after
-    `method.all.fine_tune` visits of their own."""
+    """Clients that join after the last round: a number, drawn with the run's seed, or names of clients or domains
+    (`["webcam"]`). Newcomers are in no round and in no average, and are evaluated separately: on arrival, and after
+    `method.all.fine_tune` local rounds."""
 
     @field_validator("newcomers", mode="before")
     @classmethod
     def _number_or_names(cls, value: Any) -> Any:
-        """A word is a list of names, `a,b`; a whole number in a list is a name."""
+        """A string is a list of names (`a,b`); a whole number in a list is a name."""
         value = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
         if isinstance(value, list) and all(type(item) in (str, int) and item != "" for item in value):
             return [str(item) for item in value]
@@ -78,7 +78,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class PartitionInput:
-    """All that is dealt: training images, and evaluation images, which go the way of the training images."""
+    """The images to deal: training images, and evaluation images, which are dealt in the same proportions."""
 
     train: ImageTable
     test: ImageTable
@@ -87,7 +87,7 @@ class PartitionInput:
     domains: tuple[str, ...]
     """Names by domain id."""
     groups: Ints | None = None
-    """Super-class of each base class; None where the data names none."""
+    """Super-class of each base class; None if the data name none."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class Assignment:
 
 
 def partition(images: PartitionInput, section: PartitionSection, seed: int) -> Assignment:
-    """The partition of these images. Raises FedvlmError for what cannot be dealt at all.
+    """Deal images to clients. Raises FedvlmError if this is impossible with the settings.
 
-    Who owns a training image does not depend on the evaluation images, but for `pachinko`, which deals both as one
-    pool, and where `min_test` is asked for.
+    The owner of a training image does not depend on the evaluation images, except for `pachinko`, which deals both
+    together, and if `min_test` is set.
     """
     if section.kind == "natural":
         count = 1 + max(table.client.max(initial=-1) for table in (images.train, images.test))
@@ -113,7 +113,7 @@ def partition(images: PartitionInput, section: PartitionSection, seed: int) -> A
         return _pathological(images, section, seed)
     if section.kind in ("dirichlet", "pachinko", "quantity") and section.alpha is None:
         raise FedvlmError(f'partition.kind = "{section.kind}" needs partition.alpha (the papers use 0.1 to 0.5)')
-    if section.kind == "quantity":  # NIID-Bench's quantity skew: `dirichlet`, as if all images were of one class
+    if section.kind == "quantity":  # NIID-Bench's quantity skew: `dirichlet` as if all images had the same class
         train, test = (replace(table, label=np.zeros_like(table.label)) for table in (images.train, images.test))
         images = replace(images, train=train, test=test, classes=1)
     assignment = Assignment(
@@ -131,7 +131,15 @@ def _unassigned(table: ImageTable) -> Ints:
 def _partition_domain(
     images: PartitionInput, domain: int, assignment: Assignment, section: PartitionSection, seed: int
 ) -> None:
-    """Deal the images of one domain (-1: all images) to the clients bound to it: evenly, or in Dirichlet shares."""
+    """Deal the images of one domain (-1: all images) to its clients, in place: evenly, or in Dirichlet shares.
+
+    Example of Dirichlet shares with two classes and three clients; `owners_by_shares` cuts the shuffled images of each
+    class, `top_up` moves images to clients with fewer than `min_images`:
+
+        shares   cat 0.5 0.3 0.2     images of cat (10)  [0 0 0 0 0 | 1 1 1 | 2 2]
+                 dog 0.9 0.1 0.0     images of dog (10)  [0 0 0 0 0 0 0 0 0 | 1]
+        sizes    14  4  2            with min_images = 3, one image moves from client 0 to client 2: 13 4 3
+    """
     clients = np.flatnonzero(np.array(assignment.domains) == domain)
     name = images.domains[domain] if domain >= 0 else ""
     train, test = (np.flatnonzero((table.domain == domain) | (domain < 0)) for table in (images.train, images.test))
@@ -181,11 +189,11 @@ def _partition_pachinko(
     seed: int,
     name: str,
 ) -> None:
-    """Deal training and evaluation images as one pool (`pachinko`); each stays what it was.
+    """Deal training and evaluation images together (`pachinko`), in place; every image keeps its split.
 
-    order = "paper": the shares come from a constant seed, and only which client gets which share follows the run's
-    seed, as published. The seed is the published one, the draws are our own named streams', so that the lists of the
-    released code are not reproduced image by image.
+    order = "paper": the shares come from a constant seed, and the run's seed only permutes the clients, as published.
+    The seed is the published one, but draws come from our named streams, so the lists of the released code are not
+    reproduced image by image.
     """
     if images.groups is None:
         raise FedvlmError(
@@ -215,7 +223,7 @@ def _even_owners(count: int, clients: int, generator: np.random.Generator) -> In
 
 
 def client_domains(domains: tuple[str, ...], section: PartitionSection) -> list[int]:
-    """The domain each client is bound to; -1 where it gets images of all domains."""
+    """The domain to which each client is bound; -1 if it gets images of all domains."""
     needs = 'needs domains, and the data names none: set data.layout = "domain" or data.domain'
     if section.kind == "domain":
         if not domains:
@@ -231,7 +239,7 @@ def client_domains(domains: tuple[str, ...], section: PartitionSection) -> list[
 
 
 def _pathological(images: PartitionInput, section: PartitionSection, seed: int) -> Assignment:
-    """Disjoint classes: each image goes to the owner of its class, if that client sees its domain."""
+    """Disjoint classes: each image goes to the owner of its class, if that client has the image's domain."""
     domains = client_domains(images.domains, section)
     chunks = class_chunks(class_order(images.classes, section.order, seed), len(domains))
     owner_of = np.empty(images.classes, np.int64)
@@ -249,7 +257,7 @@ def _pathological(images: PartitionInput, section: PartitionSection, seed: int) 
 
 
 def class_order(classes: int, order: str, seed: int) -> list[int]:
-    """The base classes in the order in which they are dealt: the papers' constant shuffle, or one per seed."""
+    """The base classes in the order of dealing: the papers' constant shuffle, or one per seed."""
     if order == "paper":
         ids = list(range(classes))
         random.Random(PAPER_SEED).shuffle(ids)
@@ -258,9 +266,9 @@ def class_order(classes: int, order: str, seed: int) -> list[int]:
 
 
 def class_chunks(order: list[int], clients: int) -> list[list[int]]:
-    """Disjoint classes by client: round(B / N) in turn, the last client takes the remainder.
+    """Disjoint classes by client: round(B / N) each, the last client takes the remainder.
 
-    Raises FedvlmError naming numbers of clients that work if somebody would get none.
+    Raises FedvlmError, naming possible numbers of clients, if a client would get no class.
     """
     size = round(len(order) / clients)
     if size == 0 or size * (clients - 1) >= len(order):
@@ -269,7 +277,7 @@ def class_chunks(order: list[int], clients: int) -> list[list[int]]:
         some = "1 base class" if len(order) == 1 else f"{len(order)} base classes"
         raise FedvlmError(
             f"{some} cannot be dealt to {clients} clients, round({len(order)} / {clients}) = {size} to each: "
-            f"somebody would get none. Set partition.clients to, for example, {listed(near)} "
+            f"a client would get none. Set partition.clients to, for example, {listed(near)} "
             f'(at most {len(order)}), or partition.kind = "dirichlet"'
         )
     return [order[i * size : (i + 1) * size] for i in range(clients - 1)] + [order[(clients - 1) * size :]]

@@ -1,4 +1,4 @@
-"""A partition to look at: rows for the terminal, and a picture of clients x classes."""
+"""A partition as a table for the terminal, and as a picture of clients x classes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fedvlm.errors import FedvlmError, listed
 
 _COLOURS = LinearSegmentedColormap.from_list("held", ["#e8f1f8", "#6aaed6", "#2070b4", "#08306b"])
 _WRITTEN = 400
-"""Pictures of at most so many cells have the numbers written into them."""
+"""Largest number of cells for which numbers are written into the cells."""
 _NAMED = 110
-"""At most so many rows or columns are named one by one."""
+"""Largest number of rows or columns that are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class ClientRow:
     client: str
     domain: str
     train: int
-    """Training images."""
+    """Number of training images."""
     local: int
-    """Own evaluation images."""
+    """Number of local evaluation images."""
     classes: int
-    """Base classes it trains on."""
+    """Number of base classes among the training images."""
     names: str
-    """The classes with most of its images, with their numbers."""
+    """The classes with most training images, with their numbers."""
 
 
 def partition_table(federation: Federation) -> list[ClientRow]:
@@ -79,11 +79,11 @@ def _is_svg(path: Path) -> bool:
     return path.suffix.lower() == ".svg"
 
 
-@rc_context({"text.parse_math": False})  # a dollar sign in a folder's name begins no formula
+@rc_context({"text.parse_math": False})  # a dollar sign in a folder's name must not start a formula
 def partition_figure(federation: Federation) -> Figure:
-    """Clients down, base classes across, darker for more training images; beside it the images of each client."""
+    """A grid of clients x base classes, darker for more training images, beside bars of each client's images."""
     held = class_counts(federation)
-    order = np.lexsort((np.arange(held.shape[1]), held.argmax(axis=0)))  # classes beside those of the same client
+    order = np.lexsort((np.arange(held.shape[1]), held.argmax(axis=0)))  # classes of the same client stand side by side
     high, wide = held.shape
     size = (min(4.5 + 0.28 * wide, 30), min(2.4 + 0.22 * high, 30))
     figure = Figure(figsize=size, layout="constrained")
@@ -96,8 +96,8 @@ def partition_figure(federation: Federation) -> Figure:
 
 
 def _draw_grid(figure: Figure, axes: Axes, federation: Federation, held: Ints, names: list[str]) -> None:
-    shown = np.ma.masked_equal(held, 0)  # nothing drawn where a client has none of a class
-    norm = PowerNorm(0.5, vmin=0, vmax=held.max())  # so that one image is still seen beside hundreds
+    shown = np.ma.masked_equal(held, 0)  # empty cells are not drawn
+    norm = PowerNorm(0.5, vmin=0, vmax=held.max())  # so that one image is visible beside hundreds
     image = axes.imshow(shown, cmap=_COLOURS, norm=norm, aspect="auto", interpolation="nearest")
     titles = [(_client_title(client), client.domain) for client in federation.clients]
     labels = [f"{title}  {domain}" if domain else title for title, domain in titles]
@@ -109,7 +109,7 @@ def _draw_grid(figure: Figure, axes: Axes, federation: Federation, held: Ints, n
     if max(held.shape) <= _NAMED:
         axes.grid(which="minor", color="0.88", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
-    slim = max(20, 1.5 * len(labels))  # as wide beside a hundred clients as beside ten
+    slim = max(20, 1.5 * len(labels))  # constant width for any number of clients
     figure.colorbar(image, ax=axes, label="training images", pad=0.01, aspect=slim, ticks=MaxNLocator(5, integer=True))
     if held.size <= _WRITTEN:
         for row, column in np.argwhere(held):
@@ -130,7 +130,7 @@ def _short(name: str) -> str:
 
 
 def _draw_bars(axes: Axes, federation: Federation) -> None:
-    """Training images to the right, own evaluation images beside them."""
+    """Bars of each client's training images and local evaluation images."""
     places = np.arange(len(federation.clients))
     train = [len(client.train) for client in federation.clients]
     local = [len(client.local) for client in federation.clients]

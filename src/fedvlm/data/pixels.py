@@ -1,4 +1,4 @@
-"""Many images at once: drawn ones rendered together, the others decoded several at a time."""
+"""Reading many images: drawn ones are rendered together, others are decoded in parallel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _render(images: Sequence[Drawn]) -> list[Pixels]:
 
 
 def _decode(images: Sequence[Image], threads: int | None) -> list[Pixels]:
-    """Decoding lets go of the interpreter lock, so threads do run side by side."""
+    """Pixels of each image, decoded in threads; decoders release the interpreter lock."""
     workers = min(threads or min(8, os.cpu_count() or 1), len(images))
     if workers < 2:
         return [_pixels(image) for image in images]

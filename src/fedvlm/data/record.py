@@ -1,4 +1,4 @@
-"""What a data source gives: records that keep an image, its label, class name, domain and client together."""
+"""Records of a data source: image, label, class name, domain and client belong together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Split = Literal["train", "val", "test"]
 
 
 class Image(Protocol):
-    """An image that is fetched when it is needed."""
+    """An image that is read when it is needed."""
 
     @property
     def key(self) -> str:
@@ -33,22 +33,22 @@ class Drawn(Protocol):
 
     @property
     def spec(self) -> Any:
-        """What is drawn (`scenes.Spec`)."""
+        """The description of the image (`scenes.spec.SceneSpec`)."""
         ...
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """An image that comes from bytes. Its `open` refuses others than those looked at when the source was read."""
+    """An image that is stored as bytes. `open` refuses other bytes than those inspected when the source was read."""
 
     def digest(self) -> str:
-        """SHA-256 of the bytes, by which its activations are found again in later runs."""
+        """Digest of the bytes, by which cached activations are found in later runs."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled image. Nothing in this package holds a label apart from its image."""
+    """One labelled image. This package stores no label apart from its image."""
 
     image: Image
     label: int
@@ -58,7 +58,7 @@ class Record:
     domain: str | None = None
     client: str | None = None
     split: Split | None = None
-    """The source's own split; None where it has none and images are held out later."""
+    """The split given by the source; None if images are held out later."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Source:
     """Class name by label id."""
     records: tuple[Record, ...]
     warnings: tuple[str, ...] = ()
-    """Sentences about what was left out, with counts and the first files' names (`notes.public`: without names)."""
+    """Notes on left-out data, with counts and the first files' names (`notes.public`: without names)."""
     superclasses: tuple[str, ...] = ()
-    """The class that each class belongs to, by label id ("" where nothing tells); empty where the source has none."""
+    """Super-class by label id ("" if unknown); empty if the source has none."""
 
     def __post_init__(self) -> None:
         """Check that labels and class names belong together."""
@@ -88,7 +88,7 @@ class Source:
 
     @cached_property
     def content(self) -> str | None:
-        """SHA-256 over the digests of all images, in order; None where an image has none because it is drawn."""
+        """SHA-256 over the digests of all images, in order; None if an image is drawn and has no digest."""
         digests = [record.image.digest() for record in self.records if isinstance(record.image, Stored)]
         if len(digests) < len(self.records):
             return None
@@ -98,11 +98,11 @@ class Source:
         return len(self.records)
 
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains in the order of their first records; empty where the source has none."""
+        """Names of the domains in the order of their first records; empty if the source has none."""
         return _distinct(record.domain for record in self.records)
 
     def clients(self) -> tuple[str, ...]:
-        """Names of the natural clients in sorted order; empty where the source has none."""
+        """Names of the natural clients in sorted order; empty if the source has none."""
         return tuple(sorted(_distinct(record.client for record in self.records)))
 
 

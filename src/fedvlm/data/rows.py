@@ -1,4 +1,4 @@
-"""One image as a folder, list or hub data set names it, before it has been looked at."""
+"""Rows of a folder, list or hub data set: images with the values beside them, before and after inspection."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fedvlm.data.record import Image, Split
 
 
 class InspectableImage(Image, Protocol):
-    """An image that can be looked at before it is used."""
+    """An image that can be inspected before it is used."""
 
     def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
-        """What is in it, decoded in full unless `lookup` has its bytes' digest; or why it cannot be used."""
+        """Facts of the image, from `lookup` by digest or from a full decode; or the problem that makes it unusable."""
         ...
 
     def with_facts(self, facts: ImageFacts, bits: int) -> Image:
-        """The image as it was looked at, with this range of grey values of more than 8 bits."""
+        """The image tied to the inspected bytes, with this range of grey values of more than 8 bits."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image with the words that stand beside it; class ids come later."""
+    """An image with its class name, domain, client and split; class ids are assigned later."""
 
     image: InspectableImage
     name: str
@@ -32,12 +32,12 @@ class ImageRow:
     client: str | None = None
     split: Split | None = None
     superclass: str | None = None
-    """The class that the class belongs to, the same for all images of a class."""
+    """Super-class, the same for all images of a class."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectedRow:
-    """A row whose image was looked at and can be used."""
+    """A row whose image was inspected and is usable."""
 
     row: ImageRow
     facts: ImageFacts

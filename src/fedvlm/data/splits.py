@@ -1,4 +1,4 @@
-"""Splits: base and novel classes, train, validation and test images, few shots."""
+"""Splits: base and novel classes; training, validation and test images; few shots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Columns:
     clients: tuple[str, ...]
 
     def groups(self, images: Ints, *, by_client: bool) -> Iterator[tuple[tuple[Name, ...], Ints]]:
-        """The images of each class and domain (and client), with these names."""
+        """Names and images of each combination of class and domain (and client)."""
         keys = [self.label[images], self.domain[images]] + ([self.client[images]] if by_client else [])
         for ids, members in grouped(images, keys):
             domain = self.domains[ids[1]] if ids[1] >= 0 else ""
@@ -52,7 +52,7 @@ def source_columns(source: Source) -> Columns:
 
 
 def class_lists(source: Source, config: DataSource) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Label ids of the base classes, the first ones, and of the novel classes, the rest."""
+    """Label ids of the base classes, which come first, and of the novel classes."""
     count = len(source.classnames)
     base = min(config.base_count(count), count)
     return tuple(range(base)), tuple(range(base, count))
@@ -70,10 +70,10 @@ class SplitIndices:
 def split_images(
     table: Columns, config: DataSource, *, novel: Sequence[int], by_client: bool, seed: int
 ) -> SplitIndices:
-    """The source's own split; test and validation images are held out of the training images where it has none.
+    """The source's split; missing test and validation splits are held out of the training images.
 
-    They are held out of each class and domain (`by_client`: of each client, its classes in proportion), at least
-    one and never all of two or more images. Raises FedvlmError if nothing is left to train on.
+    Images are held out of each class and domain (`by_client`: of each client, its classes in proportion), at least one
+    and never all of two or more images. Raises FedvlmError if no training image is left.
     """
     train, val, test = (np.flatnonzero(mask) for mask in (table.split <= 1, table.split == 2, table.split == 3))
     if not len(train):
@@ -100,7 +100,7 @@ def sample_shots(table: Columns, images: Ints, count: int | None, seed: int, pur
 
 
 def check_shots(table: Columns, images: Ints, shots: int) -> list[str]:
-    """A note naming the classes (and domains) with fewer training images than asked for."""
+    """A note on the classes (and domains) with fewer than `shots` training images, in a list; else an empty list."""
     short = [
         f"{' / '.join(str(name) for name in names if name)} ({len(members)})"
         for names, members in table.groups(images, by_client=False)
@@ -141,17 +141,17 @@ def _held_out(
 
 
 def _held_out_count(count: int, share: float) -> int:
-    """How many of `count` images are held out: the rounded share, but neither none nor all of two or more."""
+    """Number of held-out images of `count`: the rounded share, but neither none nor all of two or more."""
     return 0 if count < 2 else min(max(round(share * count), 1), count - 1)
 
 
 def _sample_proportionally(members: Ints, labels: Ints, share: float, generator: np.random.Generator) -> Ints:
-    """About `share` of the members, each label in proportion (Webster's rule; ties by lot).
+    """About `share` of the members, each label in proportion (Webster's rule; ties at random).
 
-    A label keeps an image to train on as long as another can give one.
+    A label keeps one training image as long as another label can give one.
     """
     order = generator.permutation(len(members))
-    rank = np.empty(len(members))  # how late an image is held out: its place within its label, as a share of it
+    rank = np.empty(len(members))  # rank of being held out: the place within the label, as a share of its size
     for _, places in grouped(order, [labels[order]]):
         rank[places] = (np.arange(len(places)) + 0.5) / len(places) + (np.arange(len(places)) == len(places) - 1)
     first = order[np.argsort(rank[order], kind="stable")]

@@ -1,8 +1,7 @@
 """Faults of released code as named switches on the right implementation: `faults=stale_text` in an experiment.
 
-One class per fault, in the files of this folder; the classes found there are the faults that exist. They are off by
-default. A run with any says so in its contract, and its methods carry the faults in their names: in folders, tables,
-figures and results alike.
+Every fault is a class in a file of this folder, and is found there. Faults are off by default. A run with faults lists
+them in its contract, and labels of methods name their faults, in folders, tables, figures and results.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def all_faults() -> dict[str, type[Fault]]:
 
 
 def check(experiment: Experiment) -> None:
-    """Every name is that of a fault or of a group of them."""
+    """Raise `FedvlmError` unless every name is that of a fault or of a group of faults."""
     for name in experiment.faults:
         if name not in all_faults() and name not in _WORDS:
             words = [*all_faults(), *_WORDS]
@@ -58,7 +57,7 @@ def applicable_faults(method: Method, experiment: Experiment) -> list[type[Fault
 
 
 def select_faults(method: Method, experiment: Experiment) -> list[type[Fault]]:
-    """The experiment's faults of one method; raises `FedvlmError` for one that does not apply to it."""
+    """The experiment's faults of one method. Raises `FedvlmError` for a named fault that does not apply to it."""
     possible = applicable_faults(method, experiment)
     chosen = set()
     for name in experiment.faults:
@@ -74,7 +73,7 @@ def select_faults(method: Method, experiment: Experiment) -> list[type[Fault]]:
 
 
 def method_label(name: str, method: Method, experiment: Experiment) -> str:
-    """A method's name with its faults, such as `pfedmma [stale_text]`; the name alone where there are none."""
+    """A method's name with its faults, such as `pfedmma [stale_text]`; without faults the name alone."""
     faults = select_faults(method, experiment)
     if not faults:
         return name
@@ -83,16 +82,16 @@ def method_label(name: str, method: Method, experiment: Experiment) -> str:
 
 
 class FaultSet:
-    """New objects of a method's faults, for its run with one seed."""
+    """The faults of a method's run with one seed, as new objects."""
 
     def __init__(self, method: Method, experiment: Experiment) -> None:
         self.requested = experiment.faults
         self.faults = [fault() for fault in select_faults(method, experiment)]
 
     def federation(self, federation: Federation, seed: int) -> Federation:
-        """The data with their faults; the same object without any.
+        """The federation with the faults of data; the same object if there are none.
 
-        What these data have no room for is an error where it was asked for by name, and left out of a group.
+        Raises `FedvlmError` if a fault named explicitly does not fit these data; a fault of a group is left out.
         """
         for fault in list(self.faults):
             try:
@@ -104,7 +103,7 @@ class FaultSet:
         return federation
 
     def simulation(self, run: Simulation) -> Simulation:
-        """The run with its faults: clients one after another, no validation images; as it is without any."""
+        """The run with its faults, with clients one after another and no validation; the same object without faults."""
         if not self.faults:
             return run
         schedule = replace(run.schedule, clients_per_step=1)

@@ -1,10 +1,10 @@
-"""What a fault is: a class that says where it was found and puts itself into the parts a method's run is made of.
+"""The base class of faults: a description, and changes of a federation or of a simulation.
 
-Nothing outside of this folder knows any fault. A fault changes the federation (data), or a `Simulation`: its method, or
-its `Procedure`, around which it puts one of its own.
+No code outside this folder depends on a fault. A fault changes the federation (data), or a `Simulation`: its method, or
+its `Procedure`, which it wraps.
 
-A new procedure is made for every run of one method with one seed. What a fault passes from client to client
-(momentum, a gate, a counter) lives in it and is not stored: an interrupted run with faults starts from its first round.
+Every run of one method with one seed has a new procedure. State that a fault passes from client to client (momentum, a
+gate, a counter) is in the procedure and is not stored: an interrupted run with faults starts from its first round.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Fault:
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """What it does, in one sentence."""
+    """Effect of the fault, in one sentence."""
     code: ClassVar[str]
-    """The published code it is in."""
+    """The published code that has the fault."""
     where: ClassVar[str]
-    """Files and lines, as read in it."""
+    """Files and lines of the published code."""
     methods: ClassVar[tuple[str, ...]] = ()
-    """The methods whose published code has it."""
+    """The methods whose published code has the fault."""
     data: ClassVar[bool] = False
-    """Whether it is a fault of data that every method trained on them has."""
+    """Whether it is a fault of data, which all methods trained on these data have."""
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Whether a method's published code has it (one of data: every method), and it changes anything here."""
+        """Whether a method's published code has the fault (faults of data: every method), and it has an effect here."""
         return cls.data or method.name in cls.methods
 
     def federation(self, federation: Federation, seed: int) -> Federation:
-        """The data with the fault."""
+        """The federation with the fault."""
         return federation
 
     def simulation(self, run: Simulation) -> Simulation:
@@ -51,12 +51,12 @@ class Fault:
 
 
 def replace_method(run: Simulation, method: Method, **changes: Any) -> Simulation:
-    """A run of another method, and of other fields of its `RunSpec`."""
+    """The run with another method, and with changed fields of its `RunSpec`."""
     return replace(run, spec=replace(run.spec, method=method, **changes))
 
 
 def subclass_method(method: M, kind: type[Method], **state: Any) -> M:
-    """A copy of a method whose class has `kind` in front, so that kind's functions call the method's by `super()`."""
+    """A copy of a method whose class inherits from `kind` first, so that `super()` in `kind` calls the method."""
     result = copy(method)
     result.__class__ = type(kind.__name__, (kind, type(method)), {})
     for name, value in state.items():

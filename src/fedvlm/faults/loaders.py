@@ -1,4 +1,4 @@
-"""Faults of the released data code: class names in no order, labels of other images, a client that is left out."""
+"""Faults of the released data code: unordered class names, labels of other images, a missing client."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fedvlm.methods import Method
 from fedvlm.streams import stream
 
 DROPPED_CLIENT = 5
-"""Position of the client that is left out."""
+"""Position of the missing client."""
 
 
 @dataclass(frozen=True)
 class Mislabelled(Federation):
-    """A federation whose prompts or labels are not those of its images."""
+    """A federation whose prompts or labels do not belong to its images."""
 
     order: Mapping[int, int] = field(default_factory=dict)
-    """By source label id: the id whose name stands in its place."""
+    """By source label id: the id whose name replaces its name."""
     lender: Mapping[int, int] = field(default_factory=dict)
-    """By image: the image whose label it carries."""
+    """By image: the image whose label it has."""
 
     @property
     def base_names(self) -> list[str]:
@@ -36,17 +36,17 @@ class Mislabelled(Federation):
         return [self.source.classnames[self.order.get(label, label)] for label in self.novel]
 
     def labels(self, images: Sequence[int]) -> list[int]:
-        """Labels as the images carry them."""
+        """Labels of the images, with the fault."""
         return super().labels([self.lender.get(image, image) for image in images])
 
 
 def mislabel(federation: Federation) -> Mislabelled:
-    """The same federation, nothing wrong yet."""
+    """The same federation as a `Mislabelled`, without any fault yet."""
     return Mislabelled(**{part.name: getattr(federation, part.name) for part in fields(federation)})
 
 
 class PermutedNames(Fault):
-    """Prompt k is not of label k: names in a random order, one for each seed, base and novel each among themselves.
+    """Prompt k does not belong to label k: base names and novel names are permuted, with a draw for each seed.
 
     Released, the order is that of a Python set and changes with every process.
     """
@@ -58,7 +58,7 @@ class PermutedNames(Fault):
     data = True
 
     def federation(self, federation: Federation, seed: int) -> Federation:
-        """Other names for the same labels."""
+        """The federation with permuted names."""
         order: dict[int, int] = {}
         for part, labels in (("base", federation.base), ("novel", federation.novel)):
             order |= zip(labels, stream(seed, "fault", self.name, part).permutation(labels).tolist(), strict=True)
@@ -66,10 +66,10 @@ class PermutedNames(Fault):
 
 
 class DetachedLabels(Fault):
-    """A client's labels go with other images of the same domain, in training and tests alike.
+    """A client's labels belong to other images of the same domain, in training and in tests.
 
-    Released, a client's labels are its own while its images are the first so many of the domain's file, the same ones
-    for all clients of the domain. Here each image is dealt once: a random permutation of the domain's training images
+    Released, a client has its own labels, but its images are the first ones of the domain's file, the same for all
+    clients of the domain. Here each image is dealt once: a random permutation of the domain's training images
     (of base classes), and of its test images, each time among base or novel classes. A client keeps its list of labels;
     label and image agree as often as by chance.
     """
@@ -81,7 +81,7 @@ class DetachedLabels(Fault):
     data = True
 
     def federation(self, federation: Federation, seed: int) -> Federation:
-        """Every client's images exchanged, its labels kept."""
+        """The federation with exchanged images; clients keep their labels."""
         to: dict[int, int] = {}
         for number, group in enumerate(_exchange_groups(federation)):
             moved = stream(seed, "fault", self.name, number).permutation(group).tolist()
@@ -99,7 +99,7 @@ class DetachedLabels(Fault):
 
 
 def _exchange_groups(federation: Federation) -> list[list[int]]:
-    """Images that change places: of one domain and split, all of base or all of novel classes."""
+    """Groups of images that are exchanged: of one domain and split, all of base or all of novel classes."""
     records, base = federation.source.records, set(federation.base)
     trained = {image for client in federation.clients for image in client.train}
     tested = {image for client in federation.clients for image in client.local}
@@ -114,7 +114,7 @@ def _exchange_groups(federation: Federation) -> list[list[int]]:
 
 
 class MissingClient(Fault):
-    """Client 5 (counted from 0) neither trains nor is tested."""
+    """Client 5 (counted from 0) is neither trained nor tested."""
 
     name = "missing_client"
     title = "client 5 is left out of training and tests"
@@ -124,12 +124,12 @@ class MissingClient(Fault):
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Where there are clients enough, as far as the settings say."""
+        """Whether there may be enough clients, as far as the settings tell."""
         known = None if experiment.partition.kind == "domain" else experiment.partition.clients
         return method.name in cls.methods and (known is None or known > DROPPED_CLIENT)
 
     def federation(self, federation: Federation, seed: int) -> Federation:
-        """The other clients."""
+        """The federation without client 5."""
         trained = federation.trained
         if len(trained) <= DROPPED_CLIENT:
             raise FedvlmError(

@@ -1,4 +1,4 @@
-"""Faults of pFedMoAP's released loop: experts fixed at the start or left over, gates inherited, an open pool."""
+"""Faults of pFedMoAP's released loop: fixed or left-over experts, inherited gates, an open pool."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ from fedvlm.training.site import Site
 
 
 class _MixtureFault(Fault):
+    """A fault of pFedMoAP, which applies if there are experts."""
+
     methods = ("pfedmoap",)
     code = "pFedMoAP"
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Where there are experts."""
+        """Whether the method uses experts."""
         return method.name in cls.methods and not method.config.alone
 
 
 class FixedExperts(_MixtureFault):
-    """Experts are the first K clients, of those that have trained, of one permutation drawn at the start."""
+    """Experts are the first K clients that have trained, in a permutation that is drawn once."""
 
     name = "fixed_experts"
     title = "experts are the first of one permutation drawn at the start, whatever the client and round"
     where = "pFedMoAP federated_main.py:370, 402 (--sparse_selection unused), trainers/pfedmoap.py:296-297, 321-329"
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Another choice of experts."""
+        """The run with fixed experts."""
         names = sorted(client.name for client in run.site.federation.clients)
         order = stream(run.spec.seed, "fault", self.name).permutation(names).tolist()
         return replace_method(run, subclass_method(run.spec.method, _FixedExpertChoice, order=order))
@@ -52,7 +54,7 @@ class _FixedExpertChoice(PFedMoAP):
     order: list[str]
 
     def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
-        """The first others of the order that are in the pool; nobody for a client that is not."""
+        """The first other clients of the order that are in the pool; none for a client that is not in the pool."""
         if self.config.alone or f"{POOL}{client}" not in server:
             return []
         others = [name for name in self.order if name != client and f"{POOL}{name}" in server]
@@ -60,10 +62,10 @@ class _FixedExpertChoice(PFedMoAP):
 
 
 class InheritedGate(_MixtureFault):
-    """At its second visit a client's gate begins as the client before it left its own.
+    """In its second round of training a client's gate starts from the gate of the client that trained before it.
 
-    The gate of a first visit is not stored, and the second visit loads nothing over the model, which still holds the
-    gate of whoever was visited last. From the third visit on a client has a gate of its own.
+    The gate of a client's first round is not stored, so in its second round the model still holds the gate of the
+    client that trained last. From its third round on a client has its own gate.
     """
 
     name = "inherited_gate"
@@ -71,7 +73,7 @@ class InheritedGate(_MixtureFault):
     where = "pFedMoAP federated_main.py:215, 365-368, 386, 400"
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Gates handed on."""
+        """The run with inherited gates."""
         return replace(run, procedure=_InheritedGate(run.procedure))
 
 
@@ -80,12 +82,12 @@ class _InheritedGate(ProcedureWrapper):
         super().__init__(inner)
         self.visits: dict[str, int] = {}
         self.gate: Named = {}
-        """Of the client that trained last."""
+        """Gate of the client that trained last."""
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """With the gate of the client before at the second visit."""
+        """Train; in a client's second round with the gate of the client that trained before."""
         name = one.client.name
         if self.visits.get(name) == 1:
             one = replace(one, personal={**(one.personal or {}), **clone(self.gate)})
@@ -96,9 +98,9 @@ class _InheritedGate(ProcedureWrapper):
 
 
 class LeftoverExperts(_MixtureFault):
-    """A client that has no experts yet is trained, and tested in that round, with those of the client before it.
+    """A client without experts is trained, and tested in that round, with the experts of the client before it.
 
-    Nothing is left over in the first round, so it needs clients that come later: participation below 1.
+    In the first round no client has experts, so the fault needs clients that first train later: participation below 1.
     """
 
     name = "leftover_experts"
@@ -107,11 +109,11 @@ class LeftoverExperts(_MixtureFault):
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Where some clients come later."""
+        """Whether some clients first train in a later round."""
         return super().applies(method, experiment) and experiment.participation < 1
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Experts handed on."""
+        """The run with left-over experts."""
         return replace(run, procedure=_LeftoverExperts(run.procedure))
 
 
@@ -119,15 +121,15 @@ class _LeftoverExperts(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.experts: Named = {}
-        """Of the client that trained last and had any."""
+        """Experts of the last client that trained with any."""
         self.given: dict[str, Named] = {}
-        """By client, what this round's clients were given."""
+        """Left-over experts of this round, by client."""
         self.round = -1
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """With the experts of the client before, if it has none."""
+        """Train; a client without experts has those of the client before."""
         if round_ != self.round:
             self.round, self.given = round_, {}
         own = tensors.select(one.received, [f"{EXPERT}*"])
@@ -138,16 +140,16 @@ class _LeftoverExperts(ProcedureWrapper):
         return super().train_one(spec, site, round_, one, factory)
 
     def outputs(self, site: Site, client: Client, own: Named, received: Named) -> Outputs:
-        """With what it was trained with."""
+        """Predict with the experts of the client's training."""
         if not tensors.select(received, [f"{EXPERT}*"]):
             received = received | self.given.get(client.name, {})
         return super().outputs(site, client, own, received)
 
 
 class OpenPool(_MixtureFault):
-    """Prompts enter the pool during the round: later clients are dealt prompts of the same round.
+    """Prompts enter the pool during the round: later clients receive prompts of the same round.
 
-    Clients are tested with what they were trained with; those that did not take part with the pool at the round's end.
+    Clients are tested with the experts of their training; clients that did not train, with the pool at the round's end.
     """
 
     name = "open_pool"
@@ -155,13 +157,13 @@ class OpenPool(_MixtureFault):
     where = "pFedMoAP federated_main.py:357-387"
 
     def simulation(self, run: Simulation) -> Simulation:
-        """A pool that is written in every visit."""
+        """The run with an open pool."""
         return replace(run, procedure=_OpenPool(run.procedure))
 
 
 @dataclass
 class _RoundPool:
-    """The prompts written in a round, and what its clients received."""
+    """Prompts that were written in a round, and tensors that its clients received."""
 
     written: Named = field(default_factory=dict)
     given: dict[str, Named] = field(default_factory=dict)
@@ -171,10 +173,10 @@ class _OpenPool(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.rounds: dict[int, _RoundPool] = {}
-        """By the number of rounds before it: the one that is under way and, while it is evaluated, the one after it."""
+        """Pools by round (from 0): the present round and, during its evaluation, the next one."""
 
     def downlink(self, spec: RunSpec, state: ServerState, client: str) -> Named:
-        """From the pool as it is written now; the same again for who has received already."""
+        """The downlink from the present pool; a client that has received already gets the same tensors again."""
         now = self.rounds.setdefault(state.round, _RoundPool())
         if client in now.given:
             return clone(now.given[client])
@@ -183,11 +185,11 @@ class _OpenPool(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """Writes the prompt at once."""
+        """Train, and write the prompt to the pool immediately."""
         self.rounds = {number: each for number, each in self.rounds.items() if number >= round_}
         now = self.rounds.setdefault(round_, _RoundPool())
         update = super().train_one(spec, site, round_, one, factory)
         now.given[one.client.name] = one.received
-        if round_ < spec.rounds:  # in local rounds nothing is sent
+        if round_ < spec.rounds:  # local rounds send nothing
             now.written[f"{POOL}{one.client.name}"] = update.uplink.tensors["prompt"]
         return update

@@ -1,4 +1,4 @@
-"""Faults of the released optimisers: one for all clients, a rate that swings from client to client, half precision."""
+"""Faults of the released optimizers: one for all clients, an oscillating learning rate, half precision."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WARM_UP = 1e-5 / 0.002
 
 
 class SharedOptimizer(Fault):
-    """Momentum of one client's visit moves the next client's tensors: the optimiser's state is never reset.
+    """Momentum of one client moves the next client's tensors, because the optimizer's state is never reset.
 
-    Visits follow each other in the order of clients' names; released, the order is random in every round.
+    Clients train in the order of their names; released, the order is random in every round.
     """
 
     name = "shared_optimiser"
@@ -46,12 +46,12 @@ class SharedOptimizer(Fault):
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Where there is any state."""
+        """Whether the optimizer has a state."""
         stateful = method.trains and (method.config.optimizer != "sgd" or method.config.momentum > 0)
         return method.name in cls.methods and stateful
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Optimizers that go on where the last one stopped."""
+        """The run with one optimizer state for all clients."""
         return replace(run, procedure=_SharedOptimizer(run.procedure))
 
 
@@ -64,7 +64,7 @@ class _SharedOptimizer(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """With the state that the last client left."""
+        """Train with the optimizer state of the last client."""
         return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
     def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
@@ -79,11 +79,11 @@ class _SharedOptimizer(ProcedureWrapper):
 
 
 class OscillatingRate(Fault):
-    """The prompt's rate follows a cosine over E local epochs whose counter runs on from client to client.
+    """The prompt's learning rate follows a cosine over E local epochs, whose counter continues from client to client.
 
-    With k the local epochs that any client has done before, the configured rate is multiplied by 0.005 for k = 0
-    (released: 1e-5 of 0.002) and by (1 + cos(pi (k - 1) / E)) / 2 after it, in the place of the configured schedule: a
-    period of 2E epochs that never anneals. The gate's rate stays as it is.
+    Let k be the number of earlier local epochs of all clients. The configured rate is multiplied by 0.005 for k = 0
+    (released: 1e-5 of 0.002), and by (1 + cos(pi (k - 1) / E)) / 2 for k > 0, instead of the configured schedule: the
+    period is 2E epochs, and the rate never anneals. The gate's rate does not change.
     """
 
     name = "oscillating_rate"
@@ -93,7 +93,7 @@ class OscillatingRate(Fault):
     methods = ("coop", "pfedmoap", "promptfl", "promptfl_prox")
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Rates set before every step."""
+        """The run with rates that are set before every step."""
         return replace(run, procedure=_OscillatingRate(run.procedure))
 
 
@@ -103,12 +103,12 @@ class _OscillatingRate(ProcedureWrapper):
         self.epochs = 0
         """Local epochs of all clients before this one."""
         self.steps = 1
-        """Of an epoch of the client that trains."""
+        """Number of steps in an epoch of the client that trains."""
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """With rates that depend on how many epochs others have done."""
+        """Train with rates that depend on the number of earlier epochs of all clients."""
         config, images = spec.method.config, len(one.client.train)
         self.steps = max(1, len(epoch_batches(images, config.batch, config.drop_last, stream(0, "count"))))
         update = super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
@@ -118,7 +118,7 @@ class _OscillatingRate(ProcedureWrapper):
     def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
         optimizer = inner(method, leaves, lr_factor)
         moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _rate_setting(method, name) == "lr"}
-        # One group for each tensor: the gate may happen to have the prompt's rate.
+        # One group for each tensor, because the gate may have the same rate as the prompt.
         optimizer.param_groups[:] = [
             {**group, "params": [leaf]} for group in optimizer.param_groups for leaf in group["params"]
         ]
@@ -136,7 +136,7 @@ class _OscillatingRate(ProcedureWrapper):
 
 
 def swing_factor(epoch: int, period: int) -> float:
-    """Factor on the rate in local epoch `epoch` (from 0, of all clients one after another)."""
+    """Factor of the learning rate in local epoch `epoch` (from 0, counted over all clients)."""
     return WARM_UP if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / period))
 
 
@@ -145,9 +145,9 @@ def _rate_setting(method: Method, name: str) -> str:
 
 
 class HalfPrecision(Fault):
-    """Trained tensors, gradients, momentum and the server's mean are rounded to half precision, with no loss scaling.
+    """Trained tensors, gradients, momentum and the server's mean are rounded to half precision, without loss scaling.
 
-    Arithmetic is in single precision and its result is rounded: after every step, and when a visit begins.
+    Arithmetic is in single precision; results are rounded after every step, and before the first step.
     """
 
     name = "half_precision"
@@ -157,7 +157,7 @@ class HalfPrecision(Fault):
     methods = ("coop", "fedotp", "pfedmoap", "promptfl", "promptfl_prox")
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Rounding around every step and in the server's mean."""
+        """The run with rounding around every step and in the server's mean."""
         initial = {name: _round_to_half(tensor) for name, tensor in run.spec.initial.items()}
         halved = replace_method(run, subclass_method(run.spec.method, _HalfPrecisionServer), initial=initial)
         return replace(halved, procedure=_HalfPrecision(run.procedure))
@@ -167,7 +167,7 @@ class _HalfPrecision(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """Rounded after every step."""
+        """Train with rounding after every step."""
         return super().train_one(spec, site, round_, one, partial(self._make_optimizer, factory))
 
     def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
@@ -187,14 +187,14 @@ class _HalfPrecision(ProcedureWrapper):
 
 
 class _HalfPrecisionServer(Method):
-    """A server that sums in half precision."""
+    """A method whose server state is rounded to half precision."""
 
     def server(self, initial: Named) -> Named:
-        """Rounded."""
+        """The initial server state, rounded."""
         return {name: _round_to_half(tensor) for name, tensor in super().server(initial).items()}
 
     def aggregate(self, server: Named, uplinks: Sequence[Uplink]) -> Named:
-        """The method's own, rounded."""
+        """The aggregate of the method, rounded."""
         return {name: _round_to_half(tensor) for name, tensor in super().aggregate(server, uplinks).items()}
 
 
@@ -207,5 +207,5 @@ def _round_in_place(values: Iterable[object]) -> None:
 
 
 def _round_to_half(tensor: Tensor) -> Tensor:
-    """Rounded to half precision; still float32."""
+    """The tensor rounded to half precision, in its own dtype."""
     return tensor.to(torch.float16).to(tensor.dtype) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""Faults around the rounds: penalties without gradient, a baseline that forgets, the best round on test images."""
+"""Faults of rounds: penalties without gradient, a baseline that restarts, selection on test images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedvlm.training.site import Site
 
 
 class DetachedPenalty(Fault):
-    """The distance to what was received is computed from detached tensors: it adds to the loss and has no gradient."""
+    """The distance to received tensors is computed from detached tensors: it adds to the loss without a gradient."""
 
     name = "detached_penalty"
     title = "the proximal penalty is made of detached tensors and has no gradient"
@@ -30,18 +30,18 @@ class DetachedPenalty(Fault):
     methods = ("fedamp", "promptfl_prox")
 
     def simulation(self, run: Simulation) -> Simulation:
-        """A loss that sees the trained tensors without their history."""
+        """The run with a penalty on detached tensors."""
         return replace_method(run, subclass_method(run.spec.method, _DetachedPenaltyLoss))
 
 
 class _DetachedPenaltyLoss(Method):
     def loss(self, step: Step) -> Tensor:
-        """The logits keep their history, so cross-entropy trains as before."""
+        """The loss with detached trained tensors; logits are not detached, so cross-entropy still trains."""
         return super().loss(replace(step, trained={name: tensor.detach() for name, tensor in step.trained.items()}))
 
 
 class RestartedLocal(Fault):
-    """A local baseline begins every round at the initial tensors: whatever the rounds, it has one visit's training."""
+    """A local baseline starts every round from the initial tensors, so it only has the training of one round."""
 
     name = "restarted_local"
     title = "local training starts again from the initial tensors in every round"
@@ -51,11 +51,11 @@ class RestartedLocal(Fault):
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Where there is a second round."""
+        """Whether there is a second round."""
         return method.name in cls.methods and experiment.rounds > 1
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Clients that have forgotten what they trained."""
+        """The run in which clients do not use their stored tensors."""
         return replace(run, procedure=_RestartedLocal(run.procedure))
 
 
@@ -63,14 +63,14 @@ class _RestartedLocal(ProcedureWrapper):
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """From the common start."""
+        """Train from the initial tensors."""
         return super().train_one(spec, site, round_, replace(one, personal=None), factory)
 
 
 class TestSelection(Fault):
     """The result is the evaluated round with the highest mean Local on test images, its Base and Novel included."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test class for pytest
     name = "test_selection"
     title = "the round with the best mean Local on test images is reported instead of the last"
     code = "pFedMMA (its checkpoint); pFedMoAP, FedOTP, FedPGP print the maximum"
@@ -78,17 +78,17 @@ class TestSelection(Fault):
 
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
-        """Every trained method that is evaluated more than once."""
+        """Whether the method trains, and is evaluated more than once."""
         return method.trains and experiment.rounds > experiment.evaluation.every
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Another choice of the result."""
+        """The run with selection on test images."""
         return replace(run, procedure=_BestOnTest(run.procedure))
 
 
 class _BestOnTest(ProcedureWrapper):
     def result(self, means: Sequence[Metrics]) -> int:
-        """Position of the highest Local, the first of equal ones; the last where nobody has test images of its own."""
+        """Position of the first highest Local; the last position if no client has local test images."""
         if not all("local" in point for point in means):
             return len(means) - 1
         return max(range(len(means)), key=lambda place: (means[place]["local"], -place))

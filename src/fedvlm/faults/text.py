@@ -1,4 +1,4 @@
-"""The fault of pFedMMA's tests: text features that were computed once."""
+"""The fault of pFedMMA's tests: text features that are computed once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from fedvlm.tuners.base import Tuner
 
 
 class StaleText(Fault):
-    """Every client is tested with text features of client 0; its own text adapters count in training only.
+    """Every client is tested with text features of client 0; its own text adapters are used in training only.
 
-    Local: the features that the first client visited had after its first visit, for all clients and rounds. Base and
-    Novel, which the released code measures in another process: those of the first client's tensors as they are now.
+    Local uses the features of the first client after its first training, for all clients and rounds. Base and Novel,
+    which the released code measures in another process, use those of the first client's present tensors.
     """
 
     name = "stale_text"
@@ -34,7 +34,7 @@ class StaleText(Fault):
     methods = ("fedmma", "local_mma", "pfedmma")
 
     def simulation(self, run: Simulation) -> Simulation:
-        """Text features remembered after the first visit, and set in for every evaluation."""
+        """The run with fixed text features in evaluations."""
         return replace(run, procedure=_StaleText(run.procedure))
 
 
@@ -42,22 +42,22 @@ class _StaleText(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
         self.first: Tensor | None = None
-        """Base text features `[K, E]` of the first client after its first visit."""
+        """Base text features `[K, E]` of the first client after its first training."""
         self.last: tuple[Tensor, Tensor | None] | None = None
-        """Base and novel text features of the first client as it is evaluated now."""
+        """Base and novel text features of the first client in the present evaluation."""
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """As it should be; the first client's text features are remembered."""
+        """Train correctly, and store the text features of the first client."""
         update = super().train_one(spec, site, round_, one, factory)
         if self.first is None:
             self.first = _text_features(site, site.base, update.personal)
         return update
 
     def outputs(self, site: Site, client: Client, tensors: Named, received: Named) -> Outputs:
-        """With remembered text features."""
-        # Clients are measured in their order; after a round without an evaluation a late one may be the first.
+        """Predict with the stored text features."""
+        # Clients are measured in order; after a round without evaluation a newcomer may be the first.
         if self.last is None or client.name == site.federation.trained[0].name:
             novel = None if site.novel is None else _text_features(site, site.novel, tensors)
             self.last = _text_features(site, site.base, tensors), novel
@@ -76,18 +76,18 @@ def _text_features(site: Site, tuner: Tuner, tensors: Named) -> Tensor:
 
 
 def _fix_text(site: Site, base: Tensor, novel: Tensor | None) -> Site:
-    """The site with fixed text features; without novel ones nothing novel is evaluated."""
+    """The site with fixed text features; without novel features no novel class is evaluated."""
     fixed = None if novel is None or site.novel is None else FixedText(site.novel, novel)
     return replace(site, base=FixedText(site.base, base), novel=fixed)
 
 
 class FixedText:
-    """A tuner whose text features do not depend on the tensors."""
+    """A tuner with fixed text features."""
 
     def __init__(self, inner: Tuner, text: Tensor) -> None:
         self.inner, self.text = inner, text
         self.entry, self.init, self.prepare, self.logits = inner.entry, inner.init, inner.prepare, inner.logits
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
-        """`text [K, E]`."""
+        """The fixed features, `text [K, E]`."""
         return {"text": self.text}

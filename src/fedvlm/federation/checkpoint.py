@@ -1,9 +1,14 @@
-"""Durable state of a run: after every round the server's and the trained clients' tensors, or nothing of that round.
+"""Durable state of a run: after every round the tensors of the server and of all clients that have trained.
 
-Tensors go into files of their own (`server-0007`, `clients-0012`), then `checkpoint.json` is replaced: it names the
+Tensors are written to new files (`server-0007`, `clients-0012`), then `checkpoint.json` is replaced. It names the
 round, the file that holds each client's newest tensors, their digests, and the ledger's length. A crash before that
-last step leaves the previous round's checkpoint whole. The same files are where a run of many clients keeps what has
-no room in memory.
+last step leaves the previous round's checkpoint whole. A run of many clients reads the tensors that exceed its memory
+from the same files.
+
+    round 1: A, B train   clients-0001: A B                  checkpoint.json: A -> 0001, B -> 0001
+    round 2: B, C train   clients-0001: A B   -0002: B C     checkpoint.json: A -> 0001, B -> 0002, C -> 0002
+    round 3: A trains     clients-0002: B C   -0003: A       checkpoint.json: A -> 0003, B -> 0002, C -> 0002
+                          (0001 holds no newest tensors any more: `Checkpoint.save` deletes it)
 """
 
 from __future__ import annotations
@@ -23,11 +28,11 @@ from fedvlm.federation.simulation import FederationState
 from fedvlm.tensors import Named
 
 PART_BYTES = 2**25
-"""Bytes of clients' tensors from which on a file is written: bounds the copies that writing makes."""
+"""Bytes of unwritten client tensors at which a file is written; this bounds the copies made by writing."""
 
 
 class _StoredTensors(Section):
-    """Tensors in a file of this folder (no path), and their digest."""
+    """Name of a tensor file in the checkpoint folder (no path), and the digest of the tensors of one owner in it."""
 
     file: Annotated[str, Field(pattern=r"^(server|clients)-\w+\.safetensors$")]
     digest: str
@@ -41,11 +46,12 @@ class _Manifest(Section):
 
 
 class ClientTensors(MutableMapping[str, Named]):
-    """Clients' tensors by name: the newest in memory up to `limit_bytes`, the others only in the folder's files.
+    """Clients' tensors by name: keeps up to `limit_bytes` of the newest in memory, the others only in files.
 
-    Files are numbered, through all copies, and never changed: a copy (the round before) stays what it is while tensors
-    are added, until `Checkpoint.save` sweeps what only it needs. A file is needed until all of its clients have newer
-    tensors. Memory besides: what is not written yet, and the file that was read last (about PART bytes each).
+    Copies (`copy.copy`: the state before a round) share the folder and the numbering of files. A file is never changed,
+    so a copy stays valid while tensors are added, until `Checkpoint.save` deletes the files that only the copy uses. A
+    file is in use until all of its clients have newer tensors. Additional memory: tensors that are not written yet, and
+    the file that was read last (about PART_BYTES each).
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -54,11 +60,11 @@ class ClientTensors(MutableMapping[str, Named]):
         self.stored: dict[str, _StoredTensors] = {}
         self.memory: dict[str, Named] = {}
         self.unwritten: dict[str, int] = {}
-        """Bytes of what no file holds yet."""
+        """Bytes of the tensors that are in no file yet, by client."""
         self.numbers = count(1)
-        """Of the files to come."""
+        """Numbers of the next files."""
         self.page: tuple[str, dict[str, Named]] = "", {}
-        """The file read last: clients are asked for in the order in which they were written."""
+        """Name and content of the file read last: clients are usually read in the order in which they were written."""
 
     def __copy__(self) -> ClientTensors:
         new = ClientTensors(self.folder, self.limit_bytes)
@@ -95,7 +101,7 @@ class ClientTensors(MutableMapping[str, Named]):
             table.pop(name, None)
 
     def write(self) -> None:
-        """Bring what no file holds yet into one."""
+        """Write all unwritten tensors to a new file, then drop tensors from memory down to `limit_bytes`."""
         if self.unwritten:
             file = f"clients-{next(self.numbers):04d}.safetensors"
             new = {name: self.memory[name] for name in self.unwritten}
@@ -111,7 +117,7 @@ class ClientTensors(MutableMapping[str, Named]):
 
 @dataclass
 class Checkpoint:
-    """The checkpoint folder of one method and seed; of clients' tensors so many bytes stay in memory besides."""
+    """The checkpoint folder of one method and seed; keeps up to `limit_bytes` of client tensors in memory."""
 
     folder: Path
     limit_bytes: int = 2**30
@@ -122,7 +128,7 @@ class Checkpoint:
         return self.folder / "checkpoint.json"
 
     def empty_clients(self) -> ClientTensors:
-        """Nobody yet, to be filled by a run that is made durable here; it writes over no file in use."""
+        """An empty mapping of client tensors in this folder, whose new files do not overwrite any in use."""
         return self._clients(self._read() if self.manifest.exists() else None)
 
     def save(self, state: FederationState, ledger_bytes: int) -> None:
@@ -134,7 +140,7 @@ class Checkpoint:
         held.write()
         server = f"server-{state.round:04d}.safetensors"
         if self.manifest.exists() and self._read().server.file == server:
-            # This round is stored already: a file that the manifest names is never written over.
+            # This round is stored already: a file that the manifest names is never overwritten.
             server = f"server-{state.round:04d}b.safetensors"
         tensors.save(self.folder / server, state.server, private=True)
         entry = _StoredTensors(file=server, digest=tensors.digest(state.server))
@@ -143,7 +149,7 @@ class Checkpoint:
         self._sweep({server, *(entry.file for entry in held.stored.values())})
 
     def load(self) -> tuple[FederationState, int] | None:
-        """The last durable state, all of it checked, and the ledger's length then; None before the first round."""
+        """The last durable state with all digests checked, and the ledger's length; None before the first round."""
         if not self.manifest.exists():
             return None
         table = self._read()
@@ -174,7 +180,7 @@ class Checkpoint:
 
     def _sweep(self, used: set[str]) -> None:
         for file in self.folder.iterdir():
-            # Temporary files of a killed process go too.
+            # Temporary files of a killed process are deleted too.
             if file.name not in used and file != self.manifest:
                 file.unlink(missing_ok=True)
 
@@ -186,7 +192,7 @@ def _check_digest(folder: Path, entry: _StoredTensors, loaded: Named) -> Named:
 
 
 def _join(clients: dict[str, Named]) -> Named:
-    """One dictionary, by `client/tensor`; a slash in a client's name is written as %2F."""
+    """All tensors in one dictionary by `client/tensor`; a slash in a client's name is written as %2F."""
     named = {name.replace("%", "%25").replace("/", "%2F"): own for name, own in clients.items()}
     return {f"{name}/{key}": tensor for name, own in named.items() for key, tensor in own.items()}
 
@@ -200,6 +206,6 @@ def _split(joined: Named) -> dict[str, Named]:
 
 
 def _last_number(manifest: _Manifest) -> int:
-    """The highest number of a file of clients that is in use."""
+    """The highest number of a client file in use; 0 if there is none."""
     numbers = [Path(entry.file).stem.removeprefix("clients-") for entry in manifest.clients.values()]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)

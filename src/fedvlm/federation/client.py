@@ -1,4 +1,4 @@
-"""What a client does in a round: train, and evaluate. The same functions run in a simulation and at a site."""
+"""A client's work in a round: training and evaluation. The same functions run in a simulation and at a site."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fedvlm.training.site import Site
 
 @dataclass(frozen=True)
 class ClientInput:
-    """A client about to train: the tensors it stored last, if it took part before, and what it received."""
+    """Input of a client's training: its stored tensors (None before its first round) and the received tensors."""
 
     client: Client
     personal: Named | None
@@ -41,7 +41,7 @@ class ClientInput:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """A client's round: what it sends, what it stores, the loss before each step (nats), seconds."""
+    """Result of a client's training: uplink, tensors to store, loss before each step (nats), seconds."""
 
     uplink: Uplink
     personal: Named
@@ -52,14 +52,14 @@ class ClientUpdate:
 def train_client(
     spec: RunSpec, site: Site, round_: int, client: Client, personal: Named | None, received: Named
 ) -> ClientUpdate:
-    """Train on a client's images in round `round_` (from 0). Raises `DivergenceError` if its loss is no number."""
+    """Train on a client's images in round `round_` (from 0). Raises `DivergenceError` if its loss is not finite."""
     return train_clients(spec, site, round_, [ClientInput(client, personal, received)])[0]
 
 
 def train_clients(
     spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = make_optimizer
 ) -> list[ClientUpdate]:
-    """`train_client` for several clients whose steps are computed together; seconds are shared out evenly."""
+    """`train_client` for several clients in batched steps; each client's seconds are an equal share of all."""
     check_precision(spec.method, site.activations.device)
     start = time.perf_counter()
     config = spec.method.config
@@ -88,9 +88,9 @@ def evaluate_client(
     spec: RunSpec, site: Site, point: EvalPoint, client: Client, personal: Named | None, received: Named,
     *, tradeoff: bool = False,
 ) -> ClientMetrics:  # fmt: skip
-    """A client's metrics in a named state; `tradeoff`: also at every weight of zero-shot's logits.
+    """A client's metrics in the state `point`; `tradeoff`: also at every weight of zero-shot's logits.
 
-    Raises `DivergenceError` if a prediction is no number.
+    Raises `DivergenceError` if a prediction is not finite.
     """
     return client_metrics(
         spec,
@@ -104,10 +104,10 @@ def evaluate_client(
 def client_metrics(
     spec: RunSpec, site: Site, client: Client, outputs: Outputs, tradeoff: bool = False
 ) -> ClientMetrics:
-    """What a client tells of its model's outputs."""
+    """A client's metrics of its model's outputs. Raises `DivergenceError` if a logit is not finite."""
     if not outputs.finite():
         raise DivergenceError(
-            f"client {client.name}: {spec.method.name} predicts no numbers any more: lower the learning rate"
+            f"client {client.name}: {spec.method.name} predicts values that are not finite: lower the learning rate"
         )
     if not (tradeoff and site.zero_shot):
         return evaluate(outputs, spec.metrics)
@@ -118,8 +118,8 @@ def client_metrics(
 def evaluation_tensors(spec: RunSpec, point: EvalPoint, personal: Named | None, received: Named) -> Named:
     """The tensors that a client is evaluated with.
 
-    `after_aggregation`: what the server sends from its new state, laid over the client's tensors. `after_training`: its
-    tensors as it last trained them; a client that has not taken part yet has what it received.
+    `after_aggregation`: the tensors received from the server's new state, laid over the client's stored tensors.
+    `after_training`: the client's tensors after its last training, or the received ones before its first round.
     """
     if point == "after_training" and personal is not None:
         return spec.assemble(personal, {})
@@ -127,7 +127,7 @@ def evaluation_tensors(spec: RunSpec, point: EvalPoint, personal: Named | None, 
 
 
 def _personal_tensors(spec: RunSpec, round_: int, one: ClientInput, trained: Trained) -> Named:
-    """What the client stores: its trained tensors and what else the method keeps."""
+    """The tensors that the client stores: the trained ones, and those that the method keeps in addition."""
     own = {name: tensor.cpu() for name, tensor in trained.tensors.items()}
     return own | spec.method.keep(own, one.received, stream(spec.seed, "keep", one.client.name, round_))
 
@@ -152,7 +152,7 @@ def local_batches(spec: RunSpec, site: Site, round_: int, client: Client) -> Ite
 
 
 def _draw_views(spec: RunSpec, client: Client, round_: int, epoch: int) -> list[int]:
-    """Which remembered view of each training image an epoch uses."""
+    """The number of the cached view that an epoch uses, for each training image."""
     if isinstance(spec.views, str):
         return [TEST] * len(client.train)
     draws = stream(spec.seed, "view", client.name, round_, epoch)

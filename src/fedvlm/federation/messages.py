@@ -1,4 +1,4 @@
-"""What crosses between server and clients: named tensors, checked against what is declared, counted, as bytes."""
+"""Messages between server and clients: named tensors, checked against the declared ones, as bytes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def shared_tensors(method: Method, trained: Named) -> Named:
 
 
 def uplink_template(method: Method, initial: Named) -> Named:
-    """An uplink of untrained tensors: its names, shapes and dtypes are those of every uplink."""
+    """An uplink of untrained tensors. Every uplink has the same names, shapes and dtypes."""
     return method.uplink(initial | method.keep(initial, {}, stream(0, "message"))) if initial else {}
 
 
 def check_share(method: Method, initial: Named) -> None:
-    """Refuse a pattern of the setting `share` that matches no trained tensor."""
+    """Raise `FedvlmError` if a pattern of the setting `share` matches no trained tensor."""
     asked = (method.config.share or []) if method.trains else []
     kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in initial))
     for pattern in asked:
@@ -41,12 +41,12 @@ def check_share(method: Method, initial: Named) -> None:
 
 
 def private_tensors(method: Method, trained: Named) -> Named:
-    """Every trained tensor that is not shared. These are in no message."""
+    """The trained tensors that are not shared. No message holds them."""
     return {name: tensor for name, tensor in trained.items() if not tensors.matches(name, method.shared)}
 
 
 def check_uplink(expected: Named, sent: Named, client: str, round_: int) -> None:
-    """Refuse an uplink that is not finite, or whose names, shapes or dtypes are not those of `uplink_template`."""
+    """Raise `FedvlmError` if an uplink is not finite, or differs from `expected` in names, shapes or dtypes."""
     where = f"round {round_}, client {client}"
     if sent.keys() != expected.keys():
         raise FedvlmError(
@@ -67,27 +67,27 @@ def tensor_bytes(message: Named) -> dict[str, int]:
 
 
 VERSION: Literal[1] = 1
-"""Of the bytes."""
+"""Version of the byte format."""
 _HEADER = "fedvlm"
-"""The key of safetensors' metadata that holds the header."""
+"""The key of the header in the metadata of a safetensors file."""
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-"""Element types that may cross."""
+"""Element types that a message may have."""
 
 
 class Header(Section):
-    """What a message says beside its tensors."""
+    """The header of a message: everything but its tensors."""
 
     version: Literal[1] = VERSION
     kind: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
-    """Such as `downlink` or `uplink`."""
+    """Kind of the message, such as `downlink` or `uplink`."""
     experiment: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Digest of the experiment that both sides run."""
     method: Annotated[str, Field(max_length=200)] = ""
     seed: int = 0
     round: Annotated[int, Field(ge=0)] = 0
-    """Rounds that are over."""
+    """Number of finished rounds."""
     client: Annotated[str, Field(max_length=200)] = ""
-    """The client that sends it, or to which it is sent."""
+    """The client that sends or receives the message."""
     images: Annotated[float, Field(ge=0)] = 0.0
     """An uplink's weight: the client's training images."""
     point: EvalPoint | None = None
@@ -106,7 +106,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is read of a message that somebody else made."""
+    """Upper bounds on a message that is read."""
 
     total_bytes: int = 1 << 30
     header_bytes: int = 1 << 22
@@ -117,15 +117,15 @@ class Limits:
 
 
 def to_bytes(message: Message) -> bytes:
-    """A safetensors file whose metadata hold the header; `from_bytes` gives the same message back, bit for bit."""
-    # The format orders tensors by itself, but sums and stacks depend on the order they are in.
+    """The message as a safetensors file with the header in its metadata; `from_bytes` is the exact inverse."""
+    # The format sorts tensors, but sums and stacks depend on their order, so the order is stored.
     head = {"header": message.header.model_dump(mode="json"), "order": list(message.tensors)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in message.tensors.items()}
     return safetensors.torch.save(plain, {_HEADER: json.dumps(head, allow_nan=False)})
 
 
 def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
-    """Read a message. Raises `FedvlmError` for a damaged one, and for one beyond the limits before it takes memory."""
+    """Read a message. Raises `FedvlmError` if it is damaged, or exceeds the limits, before memory is allocated."""
     table = _table(data, limits)
     metadata = table.pop("__metadata__", None)
     try:
@@ -134,10 +134,10 @@ def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
     except ValidationError as error:
         raise FedvlmError(f"a message's header: {'; '.join(problems(error, Header))}") from None
     except (TypeError, KeyError, ValueError, RecursionError):
-        raise FedvlmError("these bytes are no message of fedvlm: there is no header") from None
+        raise FedvlmError("these bytes are not a message of fedvlm: there is no header") from None
     _check_table(table, len(data), limits)
     if not isinstance(order, list) or sorted(map(str, order)) != sorted(table):
-        raise FedvlmError("a message's header names other tensors than there are")
+        raise FedvlmError("a message's header names other tensors than the message holds")
     try:
         read = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
@@ -147,7 +147,7 @@ def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
 
 
 def _table(data: bytes, limits: Limits) -> dict[str, Any]:
-    """The table at the beginning of a safetensors file."""
+    """The header table of a safetensors file."""
     size = int.from_bytes(data[:8], "little")
     if len(data) > limits.total_bytes or size > limits.header_bytes:
         raise FedvlmError(
@@ -159,7 +159,7 @@ def _table(data: bytes, limits: Limits) -> dict[str, Any]:
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict) or len(data) < 8 + size:
-        raise FedvlmError("these bytes are no message of fedvlm")
+        raise FedvlmError("these bytes are not a message of fedvlm")
     return table
 
 
@@ -176,4 +176,4 @@ def _check_table(table: Mapping[str, Any], size: int, limits: Limits) -> None:
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")

@@ -1,4 +1,4 @@
-"""How a round is done, as one object: so that a fault of released code can be put around the right procedure."""
+"""The steps of a round as one object, so that a fault of released code can be wrapped around the right procedure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fedvlm.training.site import Site
 
 
 class Procedure:
-    """What a server sends, how clients train, what a model predicts, which evaluation is the result."""
+    """The four steps: downlink, training, prediction, and choice of the evaluation that is the result."""
 
     def downlink(self, spec: RunSpec, state: ServerState, client: str) -> Named:
-        """What a client receives (`server.downlink`)."""
+        """The tensors that a client receives (`server.downlink`)."""
         return server.downlink(spec, state, client)
 
     def train(
@@ -38,38 +38,38 @@ class Procedure:
     def result(self, means: Sequence[Metrics]) -> int:
         """Position of the evaluation that is the result: the last one, so that nothing is chosen on test images.
 
-        `means` are those over clients, in the reported state.
+        `means`: means over clients in the reported state, by evaluation.
         """
         return len(means) - 1
 
 
 class ProcedureWrapper(Procedure):
-    """A procedure that does as an inner one does; a subclass changes a part of it."""
+    """A procedure that delegates every step to an inner one; subclasses change single steps."""
 
     def __init__(self, inner: Procedure) -> None:
         self.inner = inner
 
     def downlink(self, spec: RunSpec, state: ServerState, client: str) -> Named:
-        """As the inner one."""
+        """The downlink of the inner procedure."""
         return self.inner.downlink(spec, state, client)
 
     def train(
         self, spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput],
         factory: OptimizerFactory = make_optimizer,
     ) -> list[ClientUpdate]:  # fmt: skip
-        """As the inner one, client by client (`train_one`)."""
+        """Train the clients one after another (`train_one`)."""
         return [self.train_one(spec, site, round_, one, factory) for one in inputs]
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
     ) -> ClientUpdate:
-        """As the inner one trains this client."""
+        """Train one client as the inner procedure does."""
         return self.inner.train(spec, site, round_, [one], factory)[0]
 
     def outputs(self, site: Site, client: Client, tensors: Named, received: Named) -> Outputs:
-        """As the inner one."""
+        """The predictions of the inner procedure."""
         return self.inner.outputs(site, client, tensors, received)
 
     def result(self, means: Sequence[Metrics]) -> int:
-        """As the inner one."""
+        """The choice of the inner procedure."""
         return self.inner.result(means)

@@ -1,4 +1,4 @@
-"""What is recorded of a round. The ledger's lines are these, as JSON: names of fields are a file format."""
+"""Records of rounds. The ledger holds them as lines of JSON, so names of fields are a file format (see `KEYS`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedvlm.methods.base import EvalPoint
 from fedvlm.training.metrics import Metrics
 
 Moment = Literal["on_arrival", "after_tuning"]
-"""When late clients are measured: with what the server sends laid over the common start, without training; and after
-their own local rounds."""
+"""When newcomers are measured: with the received tensors laid over the common start, before they train; and
+after their local rounds."""
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """One client's training: images, losses (nats, before each step), bytes by tensor name in both directions."""
+    """Training of one client: images, losses (nats, before each step), bytes by tensor name in both directions."""
 
     client: str
     images: int
@@ -30,7 +30,7 @@ class ClientRecord:
 
 @dataclass(frozen=True)
 class NewcomerRecord:
-    """Late clients at one moment: accuracies by client, their means, bytes received on arrival by client and tensor."""
+    """Newcomers at one moment: metrics by client, their means, bytes received on arrival by client and tensor."""
 
     clients: dict[str, Metrics]
     means: Metrics
@@ -39,7 +39,7 @@ class NewcomerRecord:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round: its clients' training, and accuracies by evaluated state and client where it was evaluated."""
+    """One round: training of its clients, and if it was evaluated, metrics by state and client."""
 
     round: int
     visits: list[ClientRecord]
@@ -48,8 +48,8 @@ class RoundRecord:
     train_s: float
     evaluate_s: float
     curves: dict[str, list[Metrics]] = field(default_factory=dict)
-    """After the last round, on `test` and `val` images: means of the reported state moved towards zero-shot's logits by
-    each `weight`."""
+    """After the last round, on `test` and `val` images: means of the reported state with logits mixed with zero-shot's,
+    at each `weight`."""
     newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

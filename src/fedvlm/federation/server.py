@@ -1,7 +1,7 @@
-"""What a server does in a round. It is pure: no disk, no network, no image, no private tensor.
+"""A server's work in a round, as pure functions: no disk, no network, no image, no private tensor.
 
-A server knows clients by name. In every round it samples some of them, sends each its downlink, checks what comes back
-(`messages.check_uplink`) and aggregates it.
+A server knows clients by name. In every round it samples some of them, sends each its downlink, checks the uplinks
+(`messages.check_uplink`) and aggregates them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedvlm.tensors import Named, clone
 
 @dataclass
 class ServerState:
-    """What the server holds after `round` rounds."""
+    """The server's tensors after `round` rounds."""
 
     round: int
     server: Named
@@ -31,8 +31,8 @@ def start(spec: RunSpec) -> ServerState:
 def sample_clients(spec: RunSpec, names: Iterable[str], participation: float, round_: int) -> list[str]:
     """Names of the clients of round `round_` (from 0), in alphabetical order: `round_size` without replacement.
 
-    After the federated rounds it is all of them. Names and not positions decide, so that the order in which clients
-    are listed changes nothing.
+    In local rounds, after the federated ones, all clients take part. The draw depends on the sorted names, so the order
+    in which clients are listed has no effect.
     """
     ordered = sorted(names)
     if round_ >= spec.rounds:
@@ -43,26 +43,26 @@ def sample_clients(spec: RunSpec, names: Iterable[str], participation: float, ro
 
 
 def round_size(participation: float, clients: int) -> int:
-    """Clients in a round: max(1, floor(share x N))."""
+    """Number of clients in a round: max(1, floor(share x N))."""
     # The small term keeps a share such as 0.29 x 100 from becoming 28 in binary floating point.
     return max(1, int(participation * clients + 1e-9))
 
 
 def downlink(spec: RunSpec, state: ServerState, client: str) -> Named:
-    """What a client receives from this server state: copies, so that nothing it does reaches the server's own.
+    """The tensors that a client receives from this server state, as copies: changes of them do not reach the server.
 
-    Clients that tune for themselves receive the tensors they train once; later only what is fixed, such as experts.
+    In local rounds clients receive the tensors that they train only once; later only fixed ones, such as experts.
     """
     draw = stream(spec.seed, "downlink", state.round, client)
     received = spec.method.downlink(state.server, client, draw)
     if state.round > spec.rounds:
-        # What clients send, under the names of an uplink, is what they train.
+        # The trained tensors are the initial ones, and those of an uplink.
         trained = spec.initial.keys() | spec.uplink_template.keys()
         received = {name: tensor for name, tensor in received.items() if name not in trained}
     return clone(received)
 
 
 def aggregate(spec: RunSpec, state: ServerState, uplinks: Sequence[Uplink]) -> ServerState:
-    """The state after this round; in a local round, which has no uplinks, the server's tensors stay."""
+    """The state after this round; in a local round, without uplinks, the server's tensors do not change."""
     server = spec.method.aggregate(state.server, uplinks) if state.round < spec.rounds else state.server
     return ServerState(state.round + 1, server)

@@ -1,4 +1,4 @@
-"""From an experiment to something that runs: the one way there, for simulations, benchmarks and tests.
+"""From an experiment to a simulation: the one way, also for benchmarks and tests.
 
 loaded = setup.load(experiment)                              # CLIP, device
 seed = loaded.seed(0)                                        # data dealt to clients, activations
@@ -33,32 +33,32 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class SeedSetup:
-    """What all methods share that run with one seed."""
+    """What all methods with one seed share."""
 
     seed: int
     federation: Federation
     validation: Federation | None
-    """The same clients with validation images to be evaluated on."""
+    """The same clients, with validation images in the place of test images."""
     activations: Activations
     zero_shot: Tuners
-    """Zero-shot over both class lists."""
+    """Zero-shot tuners for both class lists."""
 
 
 @dataclass
 class Loaded:
-    """An experiment with what is loaded once in a process. Data are dealt, and images encoded, when asked for."""
+    """An experiment with what is loaded once per process. Data are dealt, and images encoded, on first use."""
 
     experiment: Experiment
     clip: FrozenCLIP
     device: Device
     source: Source | None = None
     federations: dict[int, Federation] = field(default_factory=dict)
-    """By seed."""
+    """Federations by seed."""
     activations: Activations | None = None
     latest: SeedSetup | None = None
 
     def federation(self, seed: int) -> Federation:
-        """The data dealt with a seed; drawn scenes are others with each."""
+        """The data dealt to clients with a seed; drawn scenes differ between seeds."""
         settings = self.experiment
         if seed in self.federations:
             return self.federations[seed]
@@ -68,7 +68,7 @@ class Loaded:
         return self.federations.setdefault(seed, federate(self.source, settings, seed))
 
     def seed(self, seed: int) -> SeedSetup:
-        """What the methods of a seed share. Only the latest one's activations are kept, if others have other images."""
+        """The setup of a seed. If seeds have different images, only the latest seed's activations are kept."""
         if self.latest is not None and self.latest.seed == seed:
             return self.latest
         federation = self.federation(seed)
@@ -80,7 +80,7 @@ class Loaded:
         return self.latest
 
     def tuners(self, method: Method, federation: Federation) -> Tuners:
-        """A method's tuners for the base classes and, where there are any, for the novel ones."""
+        """A method's tuners for the base classes, and for the novel classes if there are any."""
 
         def tuner(classnames: Sequence[str]) -> Tuner:
             return method.tuner(self.clip, classnames, self.experiment.evaluation.template)
@@ -89,7 +89,7 @@ class Loaded:
 
 
 def load(experiment: Experiment) -> Loaded:
-    """The experiment's CLIP on its device. Raises `FedvlmError` if either cannot be had."""
+    """The experiment's CLIP on its device. Raises `FedvlmError` if one of them is not available."""
     device, model = devices.choose_device(experiment.compute), experiment.model
     devices.configure_process(device)
     clip = clips.load(model.name, revision=model.revision, offline=model.offline, transform=experiment.data.transform)
@@ -97,7 +97,7 @@ def load(experiment: Experiment) -> Loaded:
 
 
 def activations(loaded: Loaded, source: Source) -> Activations:
-    """The store of a source's activations, in memory and on disk as `[compute]` says."""
+    """The cache of a source's activations, in memory and on disk, with the bounds of `[compute]`."""
     compute = loaded.experiment.compute
     disk_cache = DiskCache(folder(), int(compute.disk_gib * GIB)) if compute.disk_gib else None
     limit = int(compute.cache_gib * GIB)
@@ -105,10 +105,9 @@ def activations(loaded: Loaded, source: Source) -> Activations:
 
 
 def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) -> RunSpec:
-    """What server and clients agree on. `tuner`: the method's, for the base classes.
+    """The `RunSpec` of a method with a seed. `tuner`: the method's, for the base classes.
 
-    All methods draw their first tensors from the same stream: those of a family start equal, and differences between
-    them are of what they do.
+    All methods draw their initial tensors from the same stream, so that methods of a family start with equal tensors.
     """
     initial = tuner.init(torch_stream(seed, "init"))
     evaluation = experiment.evaluation
@@ -117,7 +116,7 @@ def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) ->
 
 
 def site(loaded: Loaded, seed: SeedSetup, method: Method, federation: Federation) -> Site:
-    """The place where the images of a federation's clients are, with a method's tuners."""
+    """The site of a federation's clients, with a method's tuners."""
     base, novel = loaded.tuners(method, federation)
     zero_shot = seed.zero_shot if federation is seed.federation else loaded.tuners(ZeroShot(), federation)
     batch = devices.evaluation_batch(loaded.experiment.evaluation.batch, loaded.device)
@@ -134,8 +133,8 @@ def simulation(
 ) -> Simulation:
     """A method with a seed, ready to run.
 
-    `federation`: another one in the place of the seed's. `clients_per_step`: by default as `[compute]` says, or as the
-    device and the size of the CLIP make it fastest.
+    `federation`: in the place of the seed's. `clients_per_step`: by default as set in `[compute]`, else by the device
+    and the size of the CLIP.
     """
     settings = loaded.experiment
     size = (
@@ -151,9 +150,9 @@ def simulation(
 
 
 def prefetch_keys(run: Simulation) -> set[Key]:
-    """All images and views that a run will ask for.
+    """All images and views that a run reads from the cache.
 
-    The test view of evaluated images, and what training sees, unless that is always new.
+    The test view of evaluated images, and the views of training images unless they are drawn anew (`online`).
     """
     return {key for site in run.sites for key in site_keys(site.federation, run.spec.views)}
 

@@ -1,6 +1,6 @@
-"""A federation in one process: the only place that holds the server's state and all clients' private tensors at once.
+"""A federation in one process: the only module that holds the server's state and all clients' private tensors at once.
 
-It knows neither disk nor network; the mapping of clients' tensors that it is given may live on disk.
+The module touches neither disk nor network; the mapping of clients' tensors passed to it may be on disk.
 
 Newcomers (`Client.is_newcomer`) take part in no round: the server receives nothing from them, and no other client's
 numbers depend on them. They are measured on arrival, when the last federated round is over, and after the local rounds
@@ -33,25 +33,25 @@ from fedvlm.training.site import Site
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who takes part, how many train at once, when it is evaluated."""
+    """Participation, batching of clients, and rounds of evaluation."""
 
     participation: float = 1.0
     """Share of clients in a round."""
     every: int = 1
-    """Evaluate after every this many rounds."""
+    """Number of rounds between evaluations."""
     clients_per_step: int = 1
-    """Number of clients whose training steps are computed as one."""
+    """Number of clients trained in one batched step."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One method with one seed on clients whose images are all here."""
+    """One method with one seed, on clients whose images are all at one site."""
 
     spec: RunSpec
     site: Site
     schedule: Schedule = field(default_factory=Schedule)
     validation: Site | None = None
-    """The same clients with validation images in the place of test images."""
+    """The site of the same clients, with validation images in the place of test images."""
     procedure: Procedure = field(default_factory=Procedure)
     faults: tuple[str, ...] = ()
     """Faults of released code that were built in on purpose (`fedvlm.faults`)."""
@@ -61,29 +61,29 @@ class Simulation:
 
     @property
     def sites(self) -> list[Site]:
-        """With test images, and where there are any with validation images."""
+        """The site with test images, and the site with validation images if there is one."""
         return [self.site, *([self.validation] if self.validation else [])]
 
 
 @dataclass
 class FederationState(ServerState):
-    """After `round` rounds: what the server holds, and what each client that has taken part holds itself."""
+    """State after `round` rounds: the server's tensors, and the stored tensors of every client that has trained."""
 
     personal: MutableMapping[str, Named] = field(default_factory=dict)
-    """By client; a mapping of its own for every state (`copy.copy`), which may keep them on disk."""
+    """Stored tensors by client. Every state has its own copy of the mapping (`copy.copy`), which may be on disk."""
 
 
 def start(run: Simulation, personal: MutableMapping[str, Named] | None = None) -> FederationState:
-    """The state before the first round; clients' tensors will be kept in `personal`, a dictionary by default."""
+    """The state before the first round; `personal` will hold the clients' tensors, by default a dictionary."""
     begun = server.start(run.spec)
     return FederationState(begun.round, begun.server, {} if personal is None else personal)
 
 
 def run_rounds(run: Simulation, state: FederationState) -> Iterator[tuple[FederationState, RoundRecord]]:
-    """Run the rounds that are left, giving the state and the record after each.
+    """Run the remaining rounds; yields the state and the record after each.
 
-    A method that does not train gives one record (of round 0) and no rounds. Local rounds after the federated ones, in
-    which clients tune the model for themselves, are rounds of all clients in which nothing is sent.
+    A method that does not train yields one record (of round 0). Local rounds follow the federated ones: all clients
+    train, and nothing is sent.
     """
     if not run.spec.method.trains:
         if state.round == 0:
@@ -95,7 +95,7 @@ def run_rounds(run: Simulation, state: FederationState) -> Iterator[tuple[Federa
 
 
 def sample_clients(run: Simulation, round_: int) -> list[Client]:
-    """The clients of round `round_` (from 0); in local rounds also the late ones, last."""
+    """The clients of round `round_` (from 0); in local rounds followed by the newcomers."""
     federation = run.site.federation
     by_name = {client.name: client for client in federation.trained}
     picked = server.sample_clients(run.spec, by_name, run.schedule.participation, round_)
@@ -127,7 +127,7 @@ def _round(run: Simulation, before: FederationState) -> tuple[FederationState, R
 
 
 def _group_clients(picked: list[Client], size: int) -> list[list[Client]]:
-    """Clients that train as one batched computation; the late ones apart, so that they change nobody's rounding."""
+    """Groups of clients that train in batched steps. Newcomers have their own groups, so no other rounding changes."""
     parts = [[client for client in picked if client.is_newcomer is newcomers] for newcomers in (False, True)]
     return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
@@ -165,7 +165,7 @@ def _evaluate(
 
 
 def _due_moments(run: Simulation, round_: int) -> list[Moment]:
-    """The moments of late clients that this round's end is."""
+    """The moments at which newcomers are measured after this round."""
     if not run.site.federation.newcomers:
         return []
     moments: list[Moment] = []
@@ -179,7 +179,7 @@ def _due_moments(run: Simulation, round_: int) -> list[Moment]:
 def _measure_newcomers(
     run: Simulation, before: FederationState, after: FederationState, moment: Moment
 ) -> NewcomerRecord:
-    """On arrival they hold nothing of their own: the server's state lies over the common start."""
+    """Metrics of the newcomers. On arrival they have no stored tensors: received ones lie over the common start."""
     point: EvalPoint = "after_aggregation" if moment == "on_arrival" else "after_training"
     newcomers, arrival = run.site.federation.newcomers, ServerState(run.spec.rounds, after.server)
     found = _measure_clients(run, run.site, newcomers, before, after, point, tradeoff=False)
@@ -193,7 +193,7 @@ def _measure_clients(
     run: Simulation, site: Site, clients: Sequence[Client], before: FederationState, after: FederationState,
     point: EvalPoint, *, tradeoff: bool,
 ) -> dict[str, ClientMetrics]:  # fmt: skip
-    """Every client's metrics in a state."""
+    """The metrics of these clients in the state `point`."""
     found: dict[str, ClientMetrics] = {}
     for client in clients:
         outputs = client_outputs(run, site, before, after, client, point)
@@ -207,17 +207,17 @@ def _measure_clients(
 def client_outputs(
     run: Simulation, site: Site, before: FederationState, after: FederationState, client: Client, point: EvalPoint
 ) -> Outputs:
-    """What one client's model predicts after a round, from the states before and after it."""
-    # What it is sent in this round (to a client of the round: what it trained with), or from the new state.
+    """Predictions of one client's model after a round, from the states before and after the round."""
+    # The downlink of this round (with which a client of the round trained), or that of the new state.
     received = run.procedure.downlink(run.spec, before if point == "after_training" else after, client.name)
     tensors = evaluation_tensors(run.spec, point, after.personal.get(client.name), received)
     return run.procedure.outputs(site, client, tensors, received)
 
 
 def _due_points(run: Simulation, round_: int) -> list[EvalPoint]:
-    """States to evaluate now: the method's own when it is due, the other one besides after the last round.
+    """States to evaluate after this round: the reported one if due, and after the last round also the other one.
 
-    Where nothing is shared, or clients have tuned for themselves, there is one state.
+    Without shared tensors, or after local rounds, both states are the same and only one is evaluated.
     """
     own = run.spec.reported
     last = round_ == run.spec.last_round

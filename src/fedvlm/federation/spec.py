@@ -1,4 +1,4 @@
-"""What a server and all its clients agree on before the first round."""
+"""The specification of a run, on which server and clients agree before the first round."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from fedvlm.training.metrics import METRICS, Metric
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One method with one seed: the same object on every machine of a federation. It knows no image and no client."""
+    """One method with one seed: equal on every machine of a federation, without images and without clients."""
 
     method: Method
     initial: Named
-    """Trainable tensors at the start, the same for every client, private ones included."""
+    """Initial trainable tensors, private ones included; the same for every client."""
     seed: int
     rounds: int
     views: str | int = "none"
-    """What training sees (see `Experiment.views`)."""
+    """Views of training images (see `Experiment.views`)."""
     report: EvalPoint | None = None
-    """The state to report where the experiment names one."""
-
+    """The state to report; None for the method's own."""
     metrics: tuple[Metric, ...] = METRICS
-    """What clients measure, and how it is pooled."""
+    """The metrics that clients measure."""
 
     def __post_init__(self) -> None:
         messages.check_share(self.method, self.initial)
 
     @property
     def reported(self) -> EvalPoint:
-        """The state that heads the table: the experiment's, or the method's own."""
+        """The reported state: the experiment's choice, or the method's own."""
         return self.report or self.method.state
 
     @property
     def last_round(self) -> int:
-        """Number of the last round, counting the local rounds after the federated ones, in which nothing is sent."""
+        """Number of the last round, including the local rounds that follow the federated ones."""
         return self.rounds + (self.method.config.fine_tune if self.method.trains else 0)
 
     @cached_property
     def uplink_template(self) -> Named:
-        """An uplink of untrained tensors: names, shapes and dtypes of all uplinks."""
+        """An uplink of untrained tensors, with the names, shapes and dtypes of all uplinks."""
         return messages.uplink_template(self.method, self.initial)
 
     def assemble(self, personal: Named | None, received: Named) -> Named:
-        """A client's tensors: those it stored last (or the common start) with the received ones in their places."""
+        """A client's tensors: its stored ones (or the initial ones) with the received ones laid over them."""
         return self.method.assemble(self.initial if personal is None else personal, received)

@@ -1,4 +1,4 @@
-"""Named experiments that ship with the package, one TOML file each, headed by the command that runs it."""
+"""Experiments of the package: one TOML file each, whose first comment is the command that runs it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def about(name: str) -> str:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The plain settings of a preset or of a TOML file; a file given by its path is named after itself.
+    """The plain settings of a preset or of a TOML file; the default name of an experiment is that of its file.
 
-    `like = "quickstart"` in it: those of that preset (or file, from the same folder), with its own laid over them.
+    With `like = "quickstart"`, the settings of a file are laid over those of this preset (or file in the same folder).
     """
     return _read(name, Path(), ())
 
@@ -46,7 +46,7 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise FedvlmError(f"{path} is like itself: " + " -> ".join(each.name for each in (*above, path)))
     own = {"name": path.stem} | overrides.read_toml(path)
     if isinstance(own.get("sweep"), dict):
-        own["sweep"] = overrides.flatten(own["sweep"])  # data.shots = [1, 2] is a table in a table
+        own["sweep"] = overrides.flatten(own["sweep"])  # TOML reads data.shots = [1, 2] as a table in a table
     like = own.pop("like", None)
     if like is None:
         return own
@@ -54,5 +54,5 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise FedvlmError(f"{path}: like = {like!r} is not the name of a preset or file")
     base = _read(like, path.parent, (*above, path.resolve()))
     if "sweep" in own:
-        base.pop("sweep", None)  # one at a time
+        base.pop("sweep", None)  # only one setting is swept
     return overrides.merge(base, own)

@@ -1,4 +1,4 @@
-"""Which metrics are shown where: those of rounds (`training.metrics`), and those of a comparison's curves."""
+"""Metrics by the place where they are shown: those of rounds (`training.metrics`) and of a comparison's curves."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CURVE_METRICS = (
         shown={"compare": 9, "compare terminal": 6, "tested": 3},
     ),
 )  # fmt: skip
-"""What a comparison makes of the trade-off curves of a run (`reports.comparison`)."""
+"""Metrics that a comparison computes from trade-off curves (`reports.comparison`)."""
 
 
 def all_metrics() -> tuple[Metric, ...]:
-    """All metrics, those of other packages that experiments of this process asked for among them."""
+    """All metrics, including those of other packages that this process has selected."""
     return (*metrics.all_metrics(), *CURVE_METRICS)
 
 
 def columns(place: Place, available: Container[str] | None = None) -> list[Metric]:
-    """The metrics shown at a place, in its order; `available`: only those named in it."""
+    """The metrics shown at a place, in order; with `available`, only those whose names are in it."""
     found = [
         metric for metric in all_metrics() if place in metric.shown and (available is None or metric.name in available)
     ]

@@ -1,4 +1,4 @@
-"""A comparison of methods over seeds: estimates, trade-offs, paired differences. Built from finished results alone."""
+"""A comparison of methods over seeds: estimates, trade-offs, paired differences. It needs finished results only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Points = Mapping[str, Mapping[int, PointResult]]
 
 @dataclass(frozen=True)
 class Target:
-    """An accuracy to be reached."""
+    """An accuracy to be reached: metric and value in 0..1."""
 
     metric: str
     value: float
@@ -26,24 +26,24 @@ class Target:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method. Values are per seed in the order of `Comparison.seeds`; accuracies in 0..1."""
+    """One method of a comparison. Values are per seed in the order of `Comparison.seeds`; accuracies in 0..1."""
 
     method: str
     state: str
     values: dict[str, list[float]]
-    """The point's metrics; `tuned`: harmonic mean at the weight of zero-shot that was best on validation images, with
-    `tuned_local`, `tuned_base`, `tuned_novel` and `weight`; `area` under the trade-off curve; `train_s`, `up_bytes` and
-    `down_bytes` per visit."""
+    """Metrics of the points, and: `tuned`, the harmonic mean at the weight of zero-shot that was best on validation
+    images, with `tuned_local`, `tuned_base`, `tuned_novel` and `weight`; `area` under the trade-off curve; `train_s`;
+    `up_bytes` and `down_bytes` per client and round."""
     curve: list[dict[str, float]]
-    """Means over seeds of the trade-off on test images."""
+    """Trade-off curve on test images, means over seeds."""
     rounds: list[int | None]
-    """Rounds until the target was reached; None where it was not."""
+    """Rounds until the target was reached, by seed; None if it was not reached."""
     total_bytes: list[float | None]
-    """Bytes of all clients in both directions until then."""
+    """Bytes of all clients in both directions until the target was reached, by seed."""
     differences: dict[str, Difference]
 
     def estimate(self, name: str) -> Estimate | None:
-        """Mean and interval of a value; None where the method has none."""
+        """Mean and interval of a value over seeds; None if the method does not have it."""
         return stats.estimate(self.values[name]) if name in self.values else None
 
 
@@ -56,26 +56,26 @@ class Comparison:
     against: str
     target: Target
     tuned: bool
-    """Whether there were validation images to choose the weight of zero-shot on."""
+    """Whether validation images were available to choose the weight of zero-shot."""
     rows: list[ComparisonRow]
     notes: tuple[str, ...] = ()
-    """What a reader has to know of the data."""
+    """Notes on the data."""
     failed: dict[str, str] = field(default_factory=dict)
-    """What stands in the place of numbers by method, such as `diverged (2 of 11 seeds)`: no mean over those that are
-    left, which would be one of lucky seeds."""
+    """Text in the place of numbers by failed method, such as `diverged (2 of 11 seeds)`. There is no mean over the
+    other seeds, because it would be biased."""
 
     @property
     def compared(self) -> bool:
-        """Whether there are differences from the reference."""
+        """Whether there are differences from the reference method."""
         return len(self.rows) > 1 and any(row.method == self.against for row in self.rows)
 
     def as_json(self) -> dict[str, object]:
-        """Everything, per seed."""
+        """All values per seed, as JSON."""
         return asdict(self) | {"least_p": stats.least_p(len(self.seeds))}
 
 
 def compare(name: str, results: Points, against: str, target: Target | None = None) -> Comparison:
-    """The comparison of finished results; no differences where `against` is not one of the methods."""
+    """Compare finished results; without differences if `against` is not one of the methods."""
     seeds = sorted(next(iter(results.values())))
     points = {method: [by_seed[seed] for seed in seeds] for method, by_seed in results.items()}
     values = {method: _values(each) for method, each in points.items()}
@@ -102,7 +102,7 @@ def _row(
 
 
 def _values(points: Sequence[PointResult]) -> dict[str, list[float]]:
-    """Every value that exists with all seeds."""
+    """Values by name and seed, of all names that every seed has."""
     each = [_point_values(point) for point in points]
     names = [name for name in each[0] if all(name in one for one in each)]
     return {name: [one[name] for one in each] for name in names}
@@ -124,7 +124,7 @@ def _point_values(point: PointResult) -> Metrics:
 
 
 def _same_scores(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> bool:
-    """Whether a weight chosen on one is chosen by what is measured on the other."""
+    """Whether both curves measure the same metrics, so that a weight chosen on one applies to the other."""
     return one[0].keys() & set(stats.SCORED) == other[0].keys() & set(stats.SCORED)
 
 
@@ -144,7 +144,7 @@ def _reach(point: PointResult, target: Target) -> stats.Reach | None:
 
 
 def _over_rounds(curves: Mapping[str, Curve], metric: str) -> Curve:
-    """A metric by round; `hm` of those of its parts that exist."""
+    """A metric by round; `hm` is computed from the available parts if it was not measured."""
     if metric != "hm" or "hm" in curves:
         return curves.get(metric, [])
     parts = [dict(curves[name]) for name in stats.SCORED if name in curves]
@@ -152,9 +152,9 @@ def _over_rounds(curves: Mapping[str, Curve], metric: str) -> Curve:
 
 
 def _differences(values: Mapping[str, Mapping[str, list[float]]], against: str) -> dict[str, dict[str, Difference]]:
-    """Of every other method, in what both have; corrected metric by metric.
+    """Differences of every other method from `against`, by metric that both have; corrected for each metric.
 
-    But not the area with zero-shot's: every curve ends there, so none is smaller.
+    The area is not compared with zero-shot's: every curve ends at zero-shot, so no area is smaller.
     """
     found: dict[str, dict[str, Difference]] = {method: {} for method in values if method != against}
     for metric in (m.name for m in columns("tested") if (m.name, against) != ("area", "zero_shot")):

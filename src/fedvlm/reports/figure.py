@@ -1,4 +1,4 @@
-"""Accuracy per round: one panel per metric, one line per method; with up to four methods the range over seeds."""
+"""Pictures of runs: accuracy per round, trade-off curves, and sweeps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from fedvlm.runs.result import Curve
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
 _DASHES = ["-", "--", ":", "-."]
 
-# Names are words: a dollar sign in one begins no formula.
-# A salt for the identifiers in an SVG, which are random otherwise: the same results give the same bytes.
+# A dollar sign in a name must not start a formula.
+# The salt fixes the identifiers in an SVG, so that the same results give the same bytes.
 _STYLE = rc_context({"text.parse_math": False, "svg.hashsalt": "fedvlm"})
 
 Curves = Mapping[str, Sequence[Mapping[str, Curve]]]
-"""By method and seed, every metric over rounds."""
+"""Metrics over rounds, by method and seed."""
 
 
 @_STYLE
 def draw_rounds(results: Curves, last: int, title: str, folder: Path) -> list[Path]:
-    """Write `rounds.png` and `rounds.svg`; a method without rounds is a level line up to round `last`."""
+    """Write `rounds.png` and `rounds.svg`: a panel for each metric, a line for each method.
+
+    With up to four methods the range over seeds is shaded. A method without rounds is a level line up to round `last`.
+    """
     curves = [curve for each in results.values() for curve in each]
     panels = columns("rounds", {name for curve in curves for name in curve})
-    # Visits after the last round count on, and level lines reach as far as the others.
+    # Local rounds follow the last federated round; level lines reach as far as the other lines.
     last = max([last, *(step for curve in curves for line in curve.values() for step, _ in line)])
     figure = Figure(figsize=(4 * len(panels) + 1.5, 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -53,7 +56,7 @@ def draw_rounds(results: Curves, last: int, title: str, folder: Path) -> list[Pa
 def _draw_line(
     panel: Axes, method: str, curves: Sequence[Mapping[int, float]], last: int, position: int, *, bands: bool
 ) -> None:
-    """One method's mean over seeds, with `bands` the range of them besides."""
+    """Draw the mean of one method over seeds; with `bands` also the range over seeds."""
     if not curves:
         return
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -74,8 +77,8 @@ def _draw_line(
 def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[Path]:
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
-    The reference and the methods of largest area, `most` in all, are in colour, the others grey where they are near;
-    a dot is the method as trained.
+    The reference and the methods of largest area, `most` in all, are coloured; the others are grey and may lie outside
+    of the picture. A dot is the method as trained.
     """
     drawn = [
         row
@@ -103,7 +106,7 @@ def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[P
         [_coordinates(point) for row in best for point in row.curve] + [_coordinates(point) for point in ends]
     )
     if len(seen):
-        # Where what is in colour is: a control that always answers the same would squeeze it into a corner.
+        # The limits fit the coloured curves: a control that always gives one answer would squeeze them into a corner.
         low, high = seen.min(0), seen.max(0)
         room = 0.06 * (high - low) + 0.5
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
@@ -117,8 +120,8 @@ def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[P
 def draw_sweep(key: str, comparisons: Mapping[str, Comparison], title: str, folder: Path, most: int = 8) -> list[Path]:
     """Write `sweep.png` and `.svg`: accuracy at every value, means over seeds with 95 % intervals.
 
-    Values stand at equal distances, as they are written. The reference and the methods of largest mean HM, `most` in
-    all, are in colour, the others grey.
+    Values have equal distances on the axis. The reference and the methods of largest mean HM, `most` in all, are
+    coloured, the others grey.
     """
     by_value = [{row.method: row for row in one.rows} for one in comparisons.values()]
     against = next(iter(comparisons.values())).against
@@ -138,13 +141,15 @@ def draw_sweep(key: str, comparisons: Mapping[str, Comparison], title: str, fold
             style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
             offset = 0.0
             if method in best:
-                offset = 0.05 * (best.index(method) - (len(best) - 1) / 2)  # side by side, or intervals hide each other
+                offset = 0.05 * (
+                    best.index(method) - (len(best) - 1) / 2
+                )  # methods stand side by side, so that no interval hides another
                 style = {"color": _COLOURS[best.index(method)], "linewidth": 1.4, "label": method}
                 style["yerr"] = [100 * (one.half or 0.0) for _, one in values]
             panel.errorbar([place + offset for place, _ in values], [100 * one.mean for _, one in values],
                            marker="o", markersize=3.5, elinewidth=0.8, **style)  # fmt: skip
         low, high = panel.get_ylim()
-        panel.set_ylim(max(low, -2), min(high, 102))  # few seeds have intervals beyond what can be
+        panel.set_ylim(max(low, -2), min(high, 102))  # with few seeds intervals exceed 0 to 100
         panel.set_xticks(range(len(comparisons)), list(comparisons))
         _label_panel(panel, metric.heading, key)
     _add_title(figure, axes, title)
@@ -159,7 +164,7 @@ def _label_panel(panel: Axes, title: str, x: str) -> None:
 
 
 def _add_title(figure: Figure, panels: Sequence[Axes], title: str, y: str = "accuracy, %") -> None:
-    """The title, and the first panel's labels for all."""
+    """Add the title, the label of the vertical axis, and one legend for all panels."""
     panels[0].set_ylabel(y)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
@@ -172,11 +177,11 @@ def _coordinates(point: Mapping[str, float]) -> tuple[float, float]:
 
 
 def _write(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """`name.png` and `name.svg`, laid out once for both."""
+    """Write `name.png` and `name.svg` with the same layout."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
-    # No date: the same results give the same bytes.
+    # No date, so that the same results give the same bytes.
     for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
         data = BytesIO()
         figure.savefig(data, format=path.suffix[1:], dpi=150, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Tables of words as Markdown, LaTeX, CSV and for the terminal: headings, and rows whose first cell is a name."""
+"""Tables of strings as Markdown, LaTeX, CSV and for the terminal: headings, and rows whose first cell is a name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Record = Mapping[str, object]
 
 
 def pad_row(cells: Sequence[str], width: int, words: str) -> Cells:
-    """A row of `width` cells for what has no numbers: its name, then `words`, then nothing."""
+    """A row of `width` cells for a method without numbers: its name, then `words`, then `-`."""
     return [*cells, words, *["-"] * (width - len(cells) - 1)]
 
 
 def csv(records: Sequence[Record], last: Iterable[str] = ()) -> str:
-    """Lines of a CSV file, a column for every key of any record; those of `last` at the end."""
+    """Text of a CSV file, with a column for every key of any record; the columns of `last` are at the end."""
     ending = list(last)
     names = dict.fromkeys(name for record in records for name in record)
     out = io.StringIO()
@@ -63,7 +63,7 @@ def terminal(
 ) -> Table:
     """A table without lines; long names are folded rather than cut.
 
-    `left`: columns of words, aligned on the left. Where one of them stands last it wraps, and no number does.
+    `left`: positions of left-aligned columns. If the last column is one of them, it wraps and numbers do not.
     """
     words = {place % len(heads) for place in left}
     shown = Table(box=None, pad_edge=False, header_style="bold", title=title and escape(title), title_justify="left",

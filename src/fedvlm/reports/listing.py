@@ -1,4 +1,4 @@
-"""What there is, as tables for the terminal: methods, one method's settings, activations on disk."""
+"""Tables for the terminal: methods, the settings of a method, activations on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedvlm.training.disk_cache import CacheInfo
 
 
 def methods_table() -> Table:
-    """Every method and what of it leaves a client."""
+    """All methods, and the tensors that leave a client."""
     shown = Table("method", "", "leaves the client", "paper", box=None, pad_edge=False)
     for key, method in methods.known().items():
         leaves = ", ".join(method.shared) or "nothing"
@@ -34,7 +34,7 @@ def method_page(name: str) -> tuple[str, Table]:
 
 
 def cache_table(held: Sequence[CacheInfo]) -> Table:
-    """What lies on disk of each kind of activations."""
+    """The tables of activations on disk."""
     shown = Table("model", "weights", "begins at", "kept as", "files", "MiB", "last used", box=None, pad_edge=False)
     for item in held:
         facts, used = item.facts, datetime.fromtimestamp(item.used).isoformat(" ", "minutes")

@@ -1,8 +1,8 @@
 """Statistics of a comparison: intervals over seeds, paired tests, trade-offs. Values are accuracies in 0..1.
 
-A seed draws its own partition, shots, initialisation and order, so seeds are independent and everything that happens
-within one is not: the unit of every interval and test here is the seed. All methods share a seed's clients and images,
-so differences are taken within seeds.
+A seed draws its own partition, shots, initialisation and order. Seeds are therefore independent, but values within a
+seed are not: the unit of every interval and test is the seed. All methods of a seed share its clients and images, so
+differences are computed within seeds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fedvlm.training.metrics import Metrics, harmonic_mean
 
 K = TypeVar("K")
 SCORED = ("local", "base", "novel")
-"""What a method is judged by: its own classes, all base classes, classes it never saw."""
+"""The metrics of the harmonic mean: local classes, all base classes, novel classes."""
 EXACT = 2**16
-"""Up to so many sign patterns all are tried; beyond, as many are drawn."""
+"""Number of sign patterns up to which all are evaluated; of more patterns, as many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ def sign_flip(differences: Sequence[float]) -> float | None:
 
     A permutation test: under the hypothesis each seed's two methods could have changed places, which flips the sign of
     its difference. p is the share of sign patterns whose mean is at least as far from zero; with n seeds it cannot be
-    below 2 / 2^n. None with one seed, where nothing can be said.
+    below 2 / 2^n. None with one seed.
     """
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2:
         return None
     if not values.any():
         return 1.0
-    # Here, because it takes a second to import and a run of one method does not need it.
+    # Imported here because the import takes a second, and a run of one method does not need it.
     from scipy import stats
 
     found = stats.permutation_test(
@@ -67,7 +67,7 @@ def sign_flip(differences: Sequence[float]) -> float | None:
 
 
 def least_p(seeds: int) -> float:
-    """The smallest p that `sign_flip` can give with so many seeds."""
+    """The smallest p that `sign_flip` can give with this number of seeds."""
     return min(1.0, max(2.0 / 2**seeds, 2.0 / (EXACT + 1)))
 
 
@@ -88,9 +88,9 @@ class Difference:
 
     estimate: Estimate
     p: float | None
-    """Two-sided, by flipping signs of whole seeds; None with one seed."""
+    """Two-sided p by flipping signs of whole seeds; None with one seed."""
     corrected: float | None
-    """Holm's correction over all that were compared at once."""
+    """p corrected by Holm for all differences that were tested together."""
 
 
 def differences(pairs: Mapping[K, tuple[Sequence[float], Sequence[float]]]) -> dict[K, Difference]:
@@ -107,7 +107,7 @@ def hm_score(point: Metrics) -> float:
 
 
 def general_accuracy(point: Metrics) -> float:
-    """Mean of Base and Novel, of those that exist: what a client's model knows beside its own."""
+    """Mean of Base and Novel, of those that exist: accuracy beyond the client's local classes."""
     values = [point[name] for name in ("base", "novel") if name in point]
     return math.fsum(values) / len(values)
 
@@ -118,15 +118,15 @@ def best_weight(curve: Sequence[Metrics]) -> float:
 
 
 def point_at(curve: Sequence[Metrics], weight: float) -> Metrics:
-    """A curve's point."""
+    """The point of a curve at a weight."""
     return next(point for point in curve if point["weight"] == weight)
 
 
 def area(curve: Sequence[Metrics]) -> float:
     """The area that a trade-off curve dominates in the square of Local against general accuracy (hypervolume).
 
-    The share of all pairs (local, general) that some point of the curve reaches in both. It does not depend on how the
-    curve is parametrised.
+    The share of all pairs (local, general) that some point of the curve reaches in both. It is independent of the
+    parametrisation of the curve.
     """
     corners = sorted(((general_accuracy(point), point.get("local", 0.0)) for point in curve), reverse=True)
     total = highest = 0.0
@@ -139,14 +139,14 @@ def area(curve: Sequence[Metrics]) -> float:
 
 @dataclass(frozen=True)
 class Reach:
-    """When a curve over rounds first had an accuracy: evaluated rounds only, both directions of all clients."""
+    """The first evaluated round at which an accuracy was reached, and the bytes of all clients until then."""
 
     rounds: int
     total_bytes: float
 
 
 def first_reach(curve: Sequence[tuple[int, float]], bytes_by_round: Mapping[int, float], target: float) -> Reach | None:
-    """The first evaluated round whose accuracy is at least `target`; None if there is none."""
+    """The first evaluated round with an accuracy of at least `target`; None if there is none."""
     for round_, value in curve:
         if value >= target:
             return Reach(round_, math.fsum(size for r, size in bytes_by_round.items() if r <= round_))

@@ -16,15 +16,15 @@ from fedvlm.runs.results import ResultRow, Results, Value
 from fedvlm.training.metrics import Metric, Place, Unit
 
 Failures = Mapping[str, str]
-"""What stands in the place of numbers by method, such as `diverged (2 of 11 seeds)`."""
+"""Text in the place of numbers by failed method, such as `diverged (2 of 11 seeds)`."""
 NO_FAILURES: Failures = MappingProxyType({})
 NEWCOMERS_TITLE = "Clients that joined after the last round, mean over them; the tables above are without them:"
 SCALE: dict[Unit, int] = {"%": 100, "nats": 1, "weight": 1}
-"""By what values are multiplied to be shown in their unit."""
+"""Factor of displayed values by unit."""
 
 
 def write(results: Results) -> Results:
-    """Write the tables and the picture of a run into its folder; gives the run back."""
+    """Write the tables and the picture of a run into its folder; returns the results."""
     rows, newcomers, failed, folder = results.rows, results.newcomers, results.failures, results.folder
     durable.write_json(folder / "table.json", as_json([*rows, *newcomers], failed))
     durable.write_text(folder / "table.csv", as_csv([*rows, *newcomers], failed))
@@ -46,7 +46,7 @@ def as_json(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> list[
 
 
 def as_csv(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
-    """One line per row; accuracies in per cent, loss in nats. In a failed method's line the state says so."""
+    """One line per row; accuracies in per cent, loss in nats. A failed method has its failure in the column `state`."""
     records: list[Record] = [
         {"method": r.method, "state": r.state, "reported": r.reported, "seeds": r.seeds}
         | {key: text for metric in columns("run") for key, text in _numbers(metric, r.metrics.get(metric.name)).items()}
@@ -58,14 +58,14 @@ def as_csv(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
 
 
 def _numbers(metric: Metric, v: Value | None) -> dict[str, str]:
-    """A metric's two cells in a line of the CSV."""
+    """The cells of a metric in the CSV: mean and standard deviation."""
     mean, std = (None, None) if v is None else (v.mean, v.std)
     return {name: "" if number is None else f"{number * SCALE[metric.unit]:.4f}"
             for name, number in ((metric.name, mean), (f"{metric.name}_std", std))}  # fmt: skip
 
 
 def as_markdown(table: Sequence[ResultRow], newcomers: Sequence[ResultRow] = (), failed: Failures = NO_FAILURES) -> str:
-    """A Markdown table of the reported states, then of the others, then of late clients."""
+    """Markdown tables of the reported states, of the other states, and of newcomers."""
     text = [_markdown([r for r in table if r.reported], failed)]
     others = [r for r in table if not r.reported]
     if others:
@@ -87,7 +87,7 @@ def _cells(shown: Sequence[Metric], row: ResultRow) -> Cells:
 
 
 def _shown_metrics(place: Place, table: Sequence[ResultRow]) -> list[Metric]:
-    """What is shown at a place of these rows: accuracies that one of them has, and losses."""
+    """Metrics shown at a place: accuracies that a row has, and losses."""
     return [m for m in columns(place) if m.unit != "%" or any(m.name in r.metrics for r in table)]
 
 
@@ -107,14 +107,14 @@ def _newcomers(newcomers: Sequence[ResultRow], metrics: Sequence[Metric]) -> tup
 
 
 def newcomers_as_rich(newcomers: Sequence[ResultRow]) -> Table:
-    """Late clients for a terminal: a row for each method and moment."""
+    """Newcomers for a terminal: a row for each method and moment."""
     heads, rows = _newcomers(newcomers, columns("core"))
     narrow = [[name, moment, *(text.replace(" ", "") for text in cells)] for name, moment, *cells in rows]
     return grid.terminal(heads, narrow, "clients that joined after the last round, mean over them", left=(0, 1))
 
 
 def as_rich(table: Sequence[ResultRow], title: str) -> Table:
-    """The reported states for a terminal of 100 columns; the best values stand out."""
+    """The reported states for a terminal of 100 columns; best values are bold."""
     reported = [row for row in table if row.reported]
     shown = [metric for metric in columns("terminal") if any(metric.name in r.metrics for r in table)]
     best = {m.name: max(r.metrics[m.name].mean for r in reported if m.name in r.metrics) for m in shown}
@@ -132,7 +132,7 @@ def as_rich(table: Sequence[ResultRow], title: str) -> Table:
 
 
 def format_cell(metric: Metric, v: Value | None) -> str:
-    """`87.2 ± 1.3`, `87.2` with one seed, `-` where the metric does not exist; a loss with three digits."""
+    """`87.2 ± 1.3`, `87.2` with one seed, `-` if the metric does not exist; a loss with three digits."""
     if v is None:
         return "-"
     if metric.unit == "nats":

@@ -19,7 +19,7 @@ REACHED = ("rounds_to_target", "bytes_to_target")
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Accuracies, differences from the reference, and what the columns mean."""
+    """Accuracies, differences from the reference, and notes on the columns."""
     lines = [f"# {comparison.name}", "", grid.markdown(*_accuracies(comparison)), ""]
     if comparison.compared:
         words = f"Differences from `{comparison.against}`, paired within seeds:"
@@ -28,7 +28,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def reading_notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know."""
+    """Notes on how to read the tables, and on the data."""
     count, least = len(comparison.seeds), least_p(len(comparison.seeds))
     text = [
         f"- {count} {'seed' if count == 1 else 'seeds'}; ± is half a 95 % interval (Student's t over seeds). All "
@@ -71,7 +71,7 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line per method and seed, plain numbers; accuracies in per cent. A failed method's state says so."""
+    """One line per method and seed; accuracies in per cent. Of a failed method, `state` holds the failure."""
     return grid.csv(records(comparison), REACHED)
 
 
@@ -87,7 +87,7 @@ def records(comparison: Comparison) -> Sequence[Record]:
 
 
 def as_rich(comparison: Comparison) -> list[Table]:
-    """Accuracies and, of several methods, differences, for a terminal of 120 columns."""
+    """Accuracies, and differences if there are several methods, for a terminal of 120 columns."""
     tables = [grid.terminal(*_accuracies(comparison, short=True))]
     if comparison.compared:
         title = f"differences from {comparison.against}, paired within seeds; p corrected (Holm)"
@@ -140,7 +140,7 @@ def format_difference(one: Difference | None, *, short: bool = False) -> Cells:
 
 
 def format_accuracy(metric: Metric, one: Estimate | None) -> str:
-    """`73.1 ± 1.4`, without an interval for one seed; `-` where there is none."""
+    """`73.1 ± 1.4`, without an interval for one seed; `-` without an estimate."""
     if one is None:
         return "-"
     if metric.unit != "%":

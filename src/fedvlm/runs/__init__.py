@@ -1,1 +1,1 @@
-"""Runs: an experiment carried out into a folder, taken up again where it was interrupted."""
+"""Runs: an experiment carried out in a folder, and continued there after an interruption."""

@@ -1,4 +1,4 @@
-"""Whether a CLIP knows anything of the images and class names: zero-shot on a sample, against guessing."""
+"""A check whether the CLIP fits the images and class names: zero-shot accuracy on a sample, against chance."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def zero_shot_check(
 ) -> tuple[float, int, int]:
     """Zero-shot accuracy on a sample of the base test images, the sample's size, the number of classes.
 
-    Every class has the same number of images in the sample as far as there are enough, so that answering with the
-    most frequent class is no better than guessing.
+    Every class has the same number of images in the sample, if there are enough, so that always answering with one
+    class is no better than guessing.
     """
     sample = balanced_sample(federation, most)
     tuner = ZeroShot().tuner(clip, federation.base_names, experiment.evaluation.template)
@@ -36,7 +36,7 @@ def zero_shot_check(
 
 
 def balanced_sample(federation: Federation, most: int) -> list[int]:
-    """About `most` base test images, equally many of each class as far as there are enough; in rising order."""
+    """About `most` base test images in rising order, the same number of each class if there are enough."""
     indices = sorted({index for client in federation.clients for index in federation.tests[client.base]})
     by_class: dict[int, list[int]] = {}
     for index in stream(0, "zero-shot check").permutation(indices).tolist():
@@ -46,6 +46,6 @@ def balanced_sample(federation: Federation, most: int) -> list[int]:
 
 
 def chance_threshold(count: int, classes: int) -> float:
-    """The accuracy that guessing would exceed about once in a thousand times (normal approximation, 3.1 sigma)."""
+    """The accuracy that guessing exceeds with a probability of about 0.001 (normal approximation, 3.1 sigma)."""
     chance = 1 / classes
     return chance + 3.1 * math.sqrt(chance * (1 - chance) / count)

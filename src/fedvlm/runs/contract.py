@@ -1,4 +1,4 @@
-"""The first thing a run says: who takes part, what is trained, what stays, what leaves, when it is measured."""
+"""The contract printed before training: clients, trained and private tensors, messages, evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedvlm.methods.base import MEAN
 
 @dataclass(frozen=True)
 class MethodTerms:
-    """One method's line. Counts are numbers (float32 entries), bytes are per client and round."""
+    """The contract of one method. Counts are of float32 numbers, bytes are per client and round."""
 
     method: str
     title: str
@@ -28,18 +28,18 @@ class MethodTerms:
     shared: int
     up_bytes: int
     down_bytes: tuple[int, int]
-    """Least and most."""
+    """Smallest and largest number of bytes."""
     evaluated: str
     leaves: list[str]
-    """Every tensor that crosses, with its shape."""
+    """Every tensor that leaves a client, with its shape."""
     budget: str
-    """How long a client trains (`Method.budget`); nothing where nothing is trained."""
+    """A client's training budget (`Method.budget`); empty without training."""
     exposes: str
-    """What other clients get to see of it; nothing where nothing leaves."""
+    """What other clients see of a client's uplink; empty if nothing leaves."""
 
 
 def method_terms(name: str, run: Simulation) -> MethodTerms:
-    """What a method trains, keeps and sends, read off the tensors themselves."""
+    """The contract of a method, computed from its tensors."""
     method, initial = run.spec.method, run.spec.initial
     up = run.spec.uplink_template
     return MethodTerms(
@@ -67,7 +67,7 @@ def contract_text(
 ) -> str:
     """The contract as it is printed and stored.
 
-    `faults`: by method, what is wrong on purpose. `place`: the run folder, where clients' tensors are kept.
+    `faults`: descriptions of the faults that are built in, by method. `place`: the run folder.
     """
     share = f"{experiment.participation:.0%}"
     head = [
@@ -91,47 +91,47 @@ def contract_text(
 
 
 def _storage_lines(experiment: Experiment, place: Path | None) -> list[str]:
-    """What stays on this machine, and where."""
-    told = []
+    """Lines on the data that are stored on this machine, and where."""
+    lines = []
     if place is not None:
-        told.append(
+        lines.append(
             f"kept here   in {place}/seed-*: every client's tensors (checkpoint), losses and accuracies (ledger, "
             "result) and lists of images (partition), readable by your user alone"
         )
     if experiment.compute.disk_gib and experiment.data.on_disk:
-        told.append(
+        lines.append(
             f"kept here   in {cache.folder('')}: activations of the images, and which of them can be decoded "
             "(compute.disk_gib=0: nothing)"
         )
-    return told
+    return lines
 
 
 def _seed_note(seeds: Sequence[int]) -> str:
-    """Numbers of images are of the first seed; others deal anew."""
+    """A remark that numbers of images are those of the first seed, if there are several."""
     return f" (seed {seeds[0]}; each seed deals anew)" if len(seeds) > 1 else ""
 
 
 def _exposure_lines(lines: Sequence[MethodTerms], count: int) -> list[str]:
-    """Who sees what leaves, for `count` clients in a round."""
+    """Lines on who sees the uplinks, for `count` clients in a round."""
     kinds: dict[str, list[str]] = {}
     for line in lines:
         if line.exposes:
             kinds.setdefault(line.exposes, []).append(line.method)
     if not kinds:
         return []
-    told = ["", "the server sees what each client sends; other clients see:"]
-    told += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
+    text = ["", "the server sees what each client sends; other clients see:"]
+    text += [f"  {kind}: {listed(names, 40)}" for kind, names in kinds.items()]
     if count <= 2 and any(kind.startswith(MEAN) for kind in kinds):
         why = "is that client's own tensors" if count == 1 else "tells each client the other's tensors"
-        told.append(f"  with {count} in a round the mean {why}")
-    return told
+        text.append(f"  with {count} in a round the mean {why}")
+    return text
 
 
 def _fault_lines(faults: Mapping[str, Sequence[str]]) -> list[str]:
     if not faults:
         return []
-    told = [line for name, each in faults.items() for line in (f"  {name}", *(f"    {fault}" for fault in each))]
-    return ["!!! FAULTS OF RELEASED CODE ARE BUILT INTO THIS RUN: ITS RESULTS ARE WRONG ON PURPOSE !!!", *told, ""]
+    lines = [line for name, each in faults.items() for line in (f"  {name}", *(f"    {fault}" for fault in each))]
+    return ["!!! FAULTS OF RELEASED CODE ARE BUILT INTO THIS RUN: ITS RESULTS ARE WRONG ON PURPOSE !!!", *lines, ""]
 
 
 _HEADS = ("method", "trained", "private", "shared", "up B", "down B", "local training", "evaluated")
@@ -159,10 +159,10 @@ def _clients(clients: Sequence[Client]) -> str:
 
 
 def _newcomers(clients: Sequence[Client], kind: str) -> str:
-    """Natural clients are people or sites, whose names are not told."""
-    # A client of a domain is called after it.
-    told = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
-    names = "" if kind == "natural" else f": {listed(told)}"
+    """The line on newcomers, without names of natural clients, who are people or sites."""
+    # The name of a domain's client begins with the domain.
+    labels = [f"{c.name} ({c.domain})" if c.domain and not c.name.startswith(c.domain) else c.name for c in clients]
+    names = "" if kind == "natural" else f": {listed(labels)}"
     do = (
         "joins after the last round, sends nothing and is"
         if len(clients) == 1

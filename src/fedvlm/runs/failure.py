@@ -1,4 +1,4 @@
-"""Points that gave no result, and how they are told: one method that diverges costs no other its row."""
+"""Failed points and their descriptions. A method that fails does not stop the other methods."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Failure:
 
     message: str
     diverged: bool
-    """Its training left the numbers; otherwise something else went wrong."""
+    """Whether its training diverged; False for any other error."""
 
 
 Failures = dict[str, dict[int, Failure]]
-"""By method and seed, of those that failed."""
+"""Failures by method and seed."""
 
 
 def describe(failures: Mapping[int, Failure], seeds: int) -> str:
-    """What stands in a table in the place of numbers, such as `diverged (2 of 11 seeds)`."""
+    """The text in a table in the place of numbers, such as `diverged (2 of 11 seeds)`."""
     what = "diverged" if all(one.diverged for one in failures.values()) else "failed"
     return f"{what} ({len(failures)} of {seeds} seed{'s' * (seeds > 1)})"
 
@@ -35,15 +35,15 @@ def describe_all(failures: Failures, seeds: int) -> dict[str, str]:
 
 
 def reason(failures: Failures, name: str) -> str:
-    """Why one method has no numbers, in one line."""
+    """The reason why a method has no numbers, in one line."""
     every = list(failures[name].values())
     if len({one.message for one in every}) == 1 and not every[0].diverged:
-        return every[0].message  # what cannot be run with these settings cannot with any seed
+        return every[0].message  # a method that cannot run with these settings fails with every seed alike
     return listed(failure_lines({name: failures[name]}), 3)
 
 
 def failure_lines(failures: Failures) -> list[str]:
-    """A line for every failed point."""
+    """One line for every failed point."""
     return [f"seed {seed} {name}: {one.message}" for name, by_seed in failures.items()
             for seed, one in by_seed.items()]  # fmt: skip
 
@@ -52,9 +52,9 @@ Result = TypeVar("Result")
 
 
 def attempt(work: Callable[[], Result]) -> Result | Failure:
-    """What `work` gives, or what it failed with: a fault of one method is no reason to stop the others.
+    """The result of `work`, or a `Failure` if it raises an error, so that other methods can go on.
 
-    Raises `StorageError`, after which nothing more could be kept.
+    Raises `StorageError`, after which no result could be stored.
     """
     try:
         return work()

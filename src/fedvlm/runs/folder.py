@@ -1,15 +1,15 @@
-"""The run folder: what an experiment leaves behind, and how an interrupted one is taken up again.
+"""The run folder: the files of an experiment, from which an interrupted run is continued.
 
 experiment.json   every setting, its digest; the model's digest; versions and machine. Methods and seeds may be added
-contract.txt      what was said before training
+contract.txt      the contract that was printed before training
 seed-0/partition.json, partition.png
-seed-0/pfedmma/point.json       the method and its settings, by which the point is known again
-seed-0/pfedmma/ledger.jsonl     a line per visit and per round
+seed-0/pfedmma/point.json       the method and its settings, which are checked when the run is resumed
+seed-0/pfedmma/ledger.jsonl     a line for every client's training ("visit") and for every round
 seed-0/pfedmma/checkpoint/      the server's and every client's tensors
-seed-0/pfedmma/result.json      accuracies and digests, written last: its presence says the point is finished
+seed-0/pfedmma/result.json      accuracies and digests, written last: marks the point as finished
 table.{json,csv,md}, rounds.{png,svg}; compare.{json,csv,md,tex}, tradeoff.{png,svg} of a comparison
 
-What tells of single clients (partition, ledger, checkpoint, result) can be read by the folder's owner alone.
+Files about single clients (partition, ledger, checkpoint, result) can be read by the folder's owner alone.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from fedvlm.runs.owned_files import LOCK
 from fedvlm.runs.result import PointResult
 
 RESULTS_VERSION = 3
-"""Raised whenever the same settings give other results than before: older points are then not taken for new ones."""
+"""Version of results. It is raised when the same settings give other results, so that older points are not reused."""
 UNCHANGED_VERSION = 2
-"""The number of experiments whose results are still those of that version (`results_version`)."""
+"""Version of experiments whose results have not changed since (`results_version`)."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The place of one method with one seed."""
+    """The folder of one method with one seed."""
 
     folder: Path
 
@@ -51,16 +51,16 @@ class Point:
         return self.folder / "ledger.jsonl"
 
     def checkpoint(self, limit_bytes: int) -> Checkpoint:
-        """Durable state. Keeps up to `limit_bytes` of clients' tensors in memory besides."""
+        """The checkpoint, which keeps up to `limit_bytes` of client tensors in memory."""
         return Checkpoint(self.folder / "checkpoint", limit_bytes)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process plays a point; another one waits."""
+        """Lock the point for one process; others wait."""
         durable.make_folder(self.folder)
         with (self.folder / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Points of an earlier version left what is told of clients to the umask.
+            # Earlier versions created these files with the permissions of the umask.
             for own in (self.ledger, self.folder / "result.json", *self.folder.glob("checkpoint/*")):
                 durable.keep_private(own)
             yield
@@ -68,7 +68,7 @@ class Point:
     def check_settings(
         self, method: str, settings: dict[str, Any], results_version: int = RESULTS_VERSION, *, write: bool = True
     ) -> None:
-        """Write down whose point this is, or refuse the one that is there if it is another's."""
+        """Store the point's method and settings, or raise `FedvlmError` if the stored ones differ."""
         file, own = self.folder / "point.json", {"method": method, "settings": settings, "results": results_version}
         if not file.exists():
             if write:
@@ -84,16 +84,16 @@ class Point:
             )
 
     def result(self) -> PointResult | None:
-        """The finished result, or None. Raises `FedvlmError` if it is not what was written."""
+        """The finished result, or None. Raises `FedvlmError` if the file was changed."""
         file = self.folder / "result.json"
         return result.read(file) if file.exists() else None
 
     def finish(self, point_result: PointResult) -> PointResult:
-        """Write the result, which marks the point finished."""
+        """Write the result, which marks the point as finished."""
         return result.write(self.folder / "result.json", point_result)
 
     def log(self, record: RoundRecord) -> int:
-        """Append a round: a line per visit, then the round's line. Gives the ledger's length in bytes."""
+        """Append a line for every client's training and one for the round; returns the ledger's length in bytes."""
         for visit in record.visits:
             line = {"kind": "visit", "round": record.round, **asdict(visit)}
             durable.append_line(self.ledger, line, sync=False, private=True)
@@ -114,9 +114,9 @@ class Point:
 
 
 def results_version(experiment: Experiment) -> int:
-    """The number that a point's results are known by.
+    """The version of the results of an experiment.
 
-    What changed with 3: rows of a published CLIP are one thread's work, the last product of half precision is in
+    Changes with version 3: rows of a published CLIP are one thread's work, the last product of half precision is in
     float32, grey photographs are scaled, and clients of domains, by whose names streams are drawn, have other names.
     """
     plain_scenes = experiment.data.source == "scenes" and experiment.model.name == "embedded"
@@ -131,15 +131,15 @@ class RunFolder:
     path: Path
 
     def point(self, seed: int, method: str) -> Point:
-        """Where a method's run with a seed lives."""
+        """The folder of a method with a seed."""
         return Point(self.path / f"seed-{seed}" / method)
 
     def machine(self) -> dict[str, str]:
-        """The machine that the run was begun on; empty where there is no run, or one that does not tell."""
+        """The machine on which the run was begun; empty if there is no run, or an old one without this record."""
         return dict(self._saved_settings().get("machine", {}))
 
     def _saved_settings(self) -> dict[str, Any]:
-        """What is written of the run that is there; empty without one. Raises `FedvlmError` for a damaged file."""
+        """The content of `experiment.json`; empty without a run. Raises `FedvlmError` for a damaged file."""
         file = self.path / "experiment.json"
         found = durable.read_json(file) if file.exists() else {}
         if not isinstance(found, dict):
@@ -147,7 +147,7 @@ class RunFolder:
         return found
 
     def check(self, experiment: Experiment, clip: FrozenCLIP, *, resume: bool, overwrite: bool) -> None:
-        """Refuse a folder that `open` would refuse; nothing is changed."""
+        """Raise the errors of `open` without changing anything."""
         file = self.path / "experiment.json"
         if overwrite and file.exists():
             owned_files.check(self.path)
@@ -159,15 +159,15 @@ class RunFolder:
     def open(
         self, experiment: Experiment, clip: FrozenCLIP, machine: Machine, *, resume: bool, overwrite: bool
     ) -> list[str]:
-        """Create the folder, or take up the one that is there if it holds the same experiment.
+        """Create the folder, or continue the run in it if it has the same settings.
 
-        Gives what was of another version, or on another machine, when it was begun.
+        Returns the versions and properties of the machine that differ from those at the begin of the run.
         """
         self.check(experiment, clip, resume=resume, overwrite=overwrite)
         if overwrite:
             owned_files.clear(self.path)
         found, here = self._saved_settings(), {"versions": versions(), "machine": machine.as_json()}
-        # What an older run does not tell is from now on what it goes on with.
+        # Values that an older run does not record are recorded now.
         begun: dict[str, Any] = {key: now | found.get(key, {}) for key, now in here.items()}
         changed = [line for key, now in here.items() for line in differences(begun[key], now)]
         later = list(found.get("later", []))
@@ -180,7 +180,7 @@ class RunFolder:
         return changed
 
     def _refuse(self, saved: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
-        """Refuse a run that is there and is not to be continued, or is of other settings or another model."""
+        """Raise `FedvlmError` if the run is not to be continued, or has other settings or another model."""
         if not resume:
             raise FedvlmError(
                 f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
@@ -192,7 +192,7 @@ class RunFolder:
             raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(saved, experiment)}")
         if saved.get("weights") != clip.weights:
             raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
-        # Older runs tell their weights alone.
+        # Older runs record their weights only.
         if saved.get("model", clip.digest) != clip.digest:
             raise FedvlmError(
                 f"{self.path} holds a run with the same weights in another model: its configuration, tokenizer or "
@@ -201,7 +201,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process writes a run folder at a time."""
+        """Lock the folder for one process. Raises `FedvlmError` if another process holds the lock."""
         durable.make_folder(self.path)
         with (self.path / LOCK).open("w") as file:
             try:

@@ -1,8 +1,8 @@
-"""What of a machine can change the bytes of results: versions, device, threads, clients computed together.
+"""Properties of a machine that can change the bytes of results: versions, device, threads, clients per step.
 
-Products of matrices round differently with another number of threads, on another processor or device and in another
-version of torch; clients that train as one batch round differently from clients that train alone. All of it is
-written into the run folder, and a run that is taken up again keeps its threads and its clients together.
+Matrix products round differently with another number of threads, on another processor or device, and in another version
+of torch; clients in a batched step round differently from single clients. The run folder records these properties, and
+a resumed run keeps its threads and its clients per step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PACKAGES = ("fedvlm", "torch", "numpy", "pillow", "safetensors", "tokenizers")
 
 @dataclass(frozen=True)
 class Machine:
-    """The part that settings decide, where they say nothing by the machine, and where it is computed."""
+    """Threads and clients per step, from settings or defaults of the machine; device and processor."""
 
     threads: int
     clients_per_step: int
@@ -35,12 +35,12 @@ class Machine:
     processor: str
 
     def as_json(self) -> dict[str, str]:
-        """Words by name, as the run folder keeps them."""
+        """Values as strings, by the keys of the run folder."""
         return {_KEYS.get(name, name): str(value) for name, value in vars(self).items()}
 
 
 def versions() -> dict[str, str]:
-    """Versions that results may depend on."""
+    """Versions of packages on which results may depend."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     return found | {"python": platform.python_version(), "machine": platform.machine()}
 
@@ -48,10 +48,10 @@ def versions() -> dict[str, str]:
 def choose_machine(
     settings: ComputeSection, device: Device, width: int, before: Mapping[str, str] | None = None, processes: int = 1
 ) -> Machine:
-    """Threads and clients together: as set, else as the run was begun (`before`), else by the CLIP and the machine.
+    """Threads and clients per step: as set, else as the run was begun (`before`), else by the CLIP and the machine.
 
-    What another kind of device was given is no guide for this one.
-    `width`: of the text encoder. `processes` play at the same time and share the cores.
+    Values from another kind of device are ignored. `width`: of the text encoder. `processes`: run at the same time and
+    share the cores.
     """
     begun = before if before and before.get("device") == str(device.device) else {}
     threads = settings.threads or _number(begun, "threads") or devices.default_threads(width, processes)
@@ -62,20 +62,20 @@ def choose_machine(
 
 
 def _number(begun: Mapping[str, str], name: str) -> int | None:
-    """What a run folder tells, if it is a number that the setting of that name could have."""
+    """A value of a run folder, if it is a valid number for the setting of that name."""
     text = begun.get(name, "")
     return int(text) if re.fullmatch(r"[1-9]\d{0,2}", text) else None
 
 
 def _processor(device: Device) -> str:
-    """The GPU's name; of a CPU the instructions that torch's kernels are chosen by."""
+    """The GPU's name, or the CPU's instruction set, by which torch chooses its kernels."""
     if device.device.type == "cuda":
         return torch.cuda.get_device_name(device.device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def crowding_warning(machine: Machine, processes: int) -> str:
-    """A warning where threads fight for the cores, because they are set or the run was begun with so many."""
+    """A warning if settings or the run's begin give more threads than there are cores; else an empty string."""
     cores = os.cpu_count() or 1
     if machine.threads == 1 or machine.threads * processes <= cores:
         return ""
@@ -89,6 +89,6 @@ def crowding_warning(machine: Machine, processes: int) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """What was another one when the run was begun; what it does not tell is not compared."""
+    """Values that have changed since the run was begun; values that it does not record are not compared."""
     return [f"{name} {before[name]} then, {value} now" for name, value in now.items()
             if name in before and before[name] != value]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which files of a run folder are fedvlm's own, so that starting again deletes these and nothing else."""
+"""The files in a run folder that fedvlm has written, so that `--overwrite` deletes these and no others."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _WRITTEN = re.compile(
     r"|seed--?\d+/(partition\.(json|png)|[^/]+/(point\.json|result\.json|ledger\.jsonl|\.lock"
     r"|checkpoint/(checkpoint\.json|(server|clients)-\w+\.safetensors)))"
 )
-"""Paths below a run folder that a run writes."""
+"""Paths below a run folder that fedvlm writes."""
 _UNFINISHED = re.compile(r"(.*/)?\.(?P<name>[^/]+)\.\w{6,12}")
-"""The temporary file beside one of them, left by a process that was killed."""
+"""Temporary files of these paths, left by a killed process."""
 
 
 def check(folder: Path) -> list[str]:
-    """The files of a run that `clear` would delete; none where there is no run.
+    """The files of a run that `clear` would delete; an empty list if there is no run.
 
-    Raises `FedvlmError` if what is there is no run of fedvlm's, or holds files that fedvlm did not write.
+    Raises `FedvlmError` if the folder holds no run of fedvlm, or files that fedvlm did not write.
     """
     file = folder / "experiment.json"
     if not file.exists():
@@ -51,21 +51,21 @@ def check(folder: Path) -> list[str]:
 
 
 def clear(folder: Path) -> None:
-    """Delete a run with all that it wrote, but not its lock; last what says that a run is here.
+    """Delete the files of a run except its lock; `experiment.json`, which marks the folder as a run, is deleted last.
 
-    Hidden files of others stay, and folders that they lie in. Raises what `check` does, and then deletes nothing.
+    Hidden files of others stay, with the folders that hold them. If `check` raises an error, nothing is deleted.
     """
     own = check(folder)
     for path in sorted(own, key=lambda path: path == "experiment.json"):
         (folder / path).unlink()
     places = {place for path in own for place in Path(path).parents if place != Path()}
     for place in sorted(places, key=lambda place: -len(place.parts)):
-        with contextlib.suppress(OSError):  # what is not ours lies in it
+        with contextlib.suppress(OSError):  # the folder holds files of others
             (folder / place).rmdir()
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Everything that is no folder, links to folders included, relative to `folder` with forward slashes."""
+    """All files and links below `folder`, as relative paths with forward slashes."""
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in (*files, *links):

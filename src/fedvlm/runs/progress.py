@@ -1,4 +1,4 @@
-"""What a run says while it works: a moving bar on a terminal, plain lines elsewhere, nothing when asked to be quiet."""
+"""Progress of a run: a bar on a terminal, lines elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedvlm.training import metrics
 
 
 class Reporter:
-    """Says what happens. `quiet` says nothing; otherwise a bar or, where output is not a terminal, a line at a time."""
+    """Prints progress: a bar on a terminal, lines elsewhere; nothing with `quiet`."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = Console(quiet=True) if quiet else console or Console()
@@ -36,11 +36,11 @@ class Reporter:
             self.bar.stop()
 
     def info(self, text: str = "", style: str | None = None) -> None:
-        """One line or block, as it is."""
+        """Print a line or block without markup."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A warning."""
+        """Print a warning."""
         self.info(f"warning: {text}", "yellow")
 
     def point(self, method: str, seed: int, rounds: int, done: int) -> PointReporter:
@@ -57,7 +57,7 @@ class PointReporter:
         self.task = parent.bar.add_task(name, total=rounds, completed=done, news="") if parent.moving else None
 
     def round(self, record: RoundRecord) -> None:
-        """A round is over: moves the bar, or says a line when it was evaluated or ten seconds have passed."""
+        """Report a finished round: move the bar, or print a line if it was evaluated or ten seconds have passed."""
         news = _news(record)
         if self.task is not None:
             self.parent.bar.update(self.task, completed=record.round or self.rounds, news=news)
@@ -66,7 +66,7 @@ class PointReporter:
             self.parent.info(f"{self.name}  round {record.round}/{self.rounds}  {news}")
 
     def close(self) -> None:
-        """Leave one line of the bar behind."""
+        """Replace the bar by one line."""
         if self.task is not None:
             news = self.parent.bar.tasks[self.parent.bar.task_ids.index(self.task)].fields["news"]
             self.parent.bar.remove_task(self.task)

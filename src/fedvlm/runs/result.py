@@ -1,4 +1,4 @@
-"""The result of a point (one method with one seed), as `result.json` keeps it and as an object."""
+"""The result of a point (one method with one seed): as an object, and in `result.json`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedvlm.training.metrics import Metrics
 Curve = list[tuple[int, float]]
 """A metric over rounds: pairs of an evaluated round and the value after it."""
 CLOCK = ("train_s", "evaluate_s", "peak_memory_bytes")
-"""What of a result depends on the clock and the machine's other work; its digest does not cover it."""
+"""Fields that depend on the clock and the load of the machine; the digest of a result does not cover them."""
 _OPTIONAL = ("newcomers", "faults", "round")
-"""What stands in `result.json` only where there is any of it."""
+"""Fields that `result.json` omits if they are empty."""
 
 
 @dataclass(frozen=True)
@@ -34,46 +34,47 @@ class Digests:
 
 @dataclass(frozen=True, kw_only=True)
 class PointResult:
-    """What is published of a point. Accuracies are in 0..1; the names of the fields are a file format."""
+    """The published result of a point. Accuracies are in 0..1; names of fields are a file format (see
+    `records.KEYS`)."""
 
     state: EvalPoint
-    """The state that the method is judged by."""
+    """The reported state of the method."""
     final: dict[EvalPoint, Metrics]
-    """The federation's metrics after the last round, or after the one that a fault chose, by evaluated state."""
+    """The federation's metrics by state, after the last round, or the round that a fault has chosen."""
     mean_of_last_five_evaluations: Metrics
     best_round_on_test: int | None
-    """The first round of highest Local; for information, nothing is chosen by it."""
+    """The first round with the highest Local; for information only."""
     curve: dict[str, Curve]
-    """Every metric over rounds, in the reported state."""
+    """Values over rounds in the reported state, by metric."""
     clients: dict[EvalPoint, dict[str, Metrics]]
-    """Each client's metrics, of the same round as `final`."""
+    """Metrics of each client by state, of the same round as `final`."""
     tradeoff: dict[str, list[Metrics]] = field(default_factory=dict)
     """On `test` and `val` images: the metrics at every `weight` of zero-shot's logits."""
     tensors: Digests
     bytes_by_round: list[tuple[int, int]] = field(default_factory=list)
-    """Pairs of a round and the bytes of all clients in both directions."""
+    """Pairs of a round and its bytes, of all clients in both directions."""
     up_bytes_per_visit: float
-    """Bytes that a client sends in a round, on average."""
+    """Mean number of bytes that a client sends in a round."""
     down_bytes_per_visit: float
     newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
-    """Faults of released code that were built in."""
+    """Names of the built-in faults of released code."""
     round: int | None = None
-    """With faults: the round whose evaluation is published."""
+    """With faults, the round whose evaluation is published."""
     digest: str = ""
-    """SHA-256 of everything else but `CLOCK`."""
+    """SHA-256 of all other fields except `CLOCK`."""
     train_s: float = 0.0
     evaluate_s: float = 0.0
     peak_memory_bytes: int = 0
-    """Of the whole process when the point was over."""
+    """Peak memory of the process at the end of the point."""
 
     @property
     def reported(self) -> Metrics:
-        """The federation's metrics in the state that the method is judged by."""
+        """The federation's metrics in the reported state."""
         return self.final[self.state]
 
     def as_json(self) -> dict[str, object]:
-        """The table that `result.json` holds."""
+        """The content of `result.json`."""
         return {
             KEYS.get(name, name): value
             for name, value in asdict(self).items()
@@ -85,7 +86,7 @@ _RESULT = TypeAdapter(PointResult)
 
 
 def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRecord]) -> PointResult:
-    """The result of a run that is over, from all records of its rounds and its last state."""
+    """The result of a finished run, from the records of all rounds and the last state."""
     newcomers = {client.name for client in run.site.federation.newcomers}
     visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in newcomers]
     evaluated = [record for record in ledger if record.means]
@@ -116,7 +117,7 @@ def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRec
 
 
 def write(file: Path, result: PointResult) -> PointResult:
-    """Write a result with its digest; gives it back with that."""
+    """Write a result with its digest; returns the result with the digest."""
     table = result.as_json()
     table["digest"] = _digest(table)
     durable.write_json(file, table, private=True)
@@ -124,9 +125,9 @@ def write(file: Path, result: PointResult) -> PointResult:
 
 
 def read(file: Path) -> PointResult:
-    """A finished result. Raises `FedvlmError` if it is not what was written."""
+    """A finished result. Raises `FedvlmError` if the file was changed, or is of another version."""
     table = durable.read_json(file)
-    again = f"put it back as it was, or delete {file.parent} to play this point again"
+    again = f"put it back as it was, or delete {file.parent} to run this point again"
     if not isinstance(table, dict) or table.get("digest") != _digest(table):
         raise FedvlmError(f"{file} was changed after it was written (its digest does not fit): {again}")
     try:
@@ -153,7 +154,7 @@ def _mean_of_last_five(curve: Curve) -> float:
 
 
 def _best_round(curve: Curve) -> int:
-    """The first of the rounds with the highest accuracy."""
+    """The first round with the highest accuracy."""
     return max(curve, key=lambda pair: (pair[1], -pair[0]))[0]
 
 

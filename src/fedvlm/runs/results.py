@@ -1,4 +1,4 @@
-"""What a run gives: every point's result, and the rows of its table (means and deviations over seeds)."""
+"""Results of a run: those of all points, and the rows of its table (means and deviations over seeds)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Points = dict[str, dict[int, PointResult]]
 
 @dataclass(frozen=True)
 class Results:
-    """What `fedvlm.run` gives back.
+    """The results that `fedvlm.run` returns.
 
-    A method of which a seed failed has no row, as a mean over the other seeds would be one of lucky seeds.
+    A method with a failed seed has no row, because a mean over the other seeds would be biased.
     """
 
     experiment: Experiment
@@ -30,28 +30,28 @@ class Results:
     points: Points
     failed: Failures
     contract: str
-    """What was said before training (also `contract.txt` in the folder)."""
+    """The contract that was printed before training (also in `contract.txt`)."""
     labels: dict[str, str]
-    """By name in the experiment what a method is called in all results: with faults, it has them in its name."""
+    """Label of each method in all results, by its name in the experiment; labels name built-in faults."""
 
     @property
     def complete(self) -> Points:
-        """The points of the methods that have a result with every seed."""
+        """Points of the methods that have a result with every seed."""
         return {name: by_seed for name, by_seed in self.points.items() if name not in self.failed}
 
     @property
     def rows(self) -> list[ResultRow]:
-        """The rows of the table, the state that each method is judged by first."""
+        """The rows of the table, reported states first."""
         return result_rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
 
     @property
     def newcomers(self) -> list[ResultRow]:
-        """The rows of the clients that joined after the last round."""
+        """The rows of the newcomers."""
         return newcomer_rows({name: list(by_seed.values()) for name, by_seed in self.complete.items()})
 
     @property
     def failures(self) -> dict[str, str]:
-        """What stands in a table in the place of a failed method's numbers."""
+        """Text in the place of numbers, by failed method."""
         return failure.describe_all(self.failed, len(self.experiment.seeds))
 
 
@@ -65,15 +65,15 @@ class Value:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A method in one evaluated state. Bytes are means per client visit; seconds are of the whole training.
+    """A method in one evaluated state. Bytes are means per client and round; seconds are of the whole training.
 
-    The state of late clients is the moment at which they were measured; their bytes down are those of their arrival.
+    For newcomers the state is the moment of the measurement, and `down_bytes` are those on arrival.
     """
 
     method: str
     state: EvalPoint | Moment
     reported: bool
-    """Whether this is the state that heads the table."""
+    """Whether this is the reported state of the method."""
     seeds: int
     metrics: dict[str, Value]
     up_bytes: float
@@ -82,7 +82,7 @@ class ResultRow:
 
 
 def result_rows(results: Mapping[str, Sequence[PointResult]]) -> list[ResultRow]:
-    """Rows from the finished results of every method (one per seed), the reported state of each first."""
+    """Rows from the results of every method (one per seed), reported states first."""
     found = []
     for method, points in results.items():
         states = dict.fromkeys(state for point in points for state in point.final)
@@ -100,7 +100,7 @@ def _row(method: str, state: EvalPoint, reported: bool, points: Sequence[PointRe
 
 
 def newcomer_rows(results: Mapping[str, Sequence[PointResult]]) -> list[ResultRow]:
-    """Rows of the clients that joined after the last round: every method on their arrival, then after their visits."""
+    """Rows of the newcomers: all methods on arrival, then all methods after local rounds."""
     moments = dict.fromkeys(moment for points in results.values() for point in points for moment in point.newcomers)
     each = [(method, moment, [point.newcomers[moment] for point in points if moment in point.newcomers])
             for moment in moments for method, points in results.items()]  # fmt: skip

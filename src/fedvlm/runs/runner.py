@@ -1,4 +1,4 @@
-"""Running an experiment: every method with every seed on the same clients, into one run folder."""
+"""Run an experiment: every method with every seed, on the same clients, in one run folder."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class _Run:
 
     @property
     def experiment(self) -> Experiment:
-        """Its settings."""
+        """The settings of the run."""
         return self.loaded.experiment
 
     def compute(self, machine: Machine) -> None:
-        """Compute as it says from here on."""
+        """Use the threads and clients per step of `machine` from now on."""
         self.machine = machine
         torch.set_num_threads(machine.threads)
 
@@ -60,10 +60,10 @@ def run(
     reporter: Reporter | None = None,
     processes: int = 1,
 ) -> Results:
-    """Run (or with `resume` finish) an experiment into its folder; the same settings give the same bytes.
+    """Run (or with `resume` continue) an experiment in its folder; the same settings give the same bytes.
 
-    Points (a method with a seed) may be run by several processes at once. One that fails costs no other. Raises
-    `FedvlmError` for settings, data or weights that cannot be used, before anything is trained.
+    Points (a method with a seed) may run in several processes at once; a point that fails does not stop the others.
+    Raises `FedvlmError` for settings, data or weights that cannot be used, before any training.
     """
     folder = RunFolder(out)
     with ExitStack() as stack:
@@ -78,7 +78,7 @@ def run(
         for seed in () if overwrite else experiment.seeds:
             for name in opened.methods:
                 _check_settings(opened, seed, name, write=False)
-        # Before anything is deleted or trained: data that can be dealt with every seed, methods that fit the CLIP.
+        # Deal the data of every seed, and build all methods, before anything is deleted or trained.
         for seed in experiment.seeds:
             opened.loaded.federation(seed)
         said, terms = _contract(opened, opened.loaded.seed(experiment.seeds[0]))
@@ -97,17 +97,17 @@ def run(
 
 
 def _open(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
-    """Everything that is loaded once in a process."""
+    """Load everything that a process needs once."""
     faults.check(experiment)
     made = {name: methods.build(name, experiment.method) for name in experiment.methods}
-    # A method with faults has them in its name from here on: in folders, tables, figures and results.
+    # From here on a method with faults is called by its label, in folders, tables, figures and results.
     labels = {name: faults.method_label(name, method, experiment) for name, method in made.items()}
     by_label = {labels[name]: method for name, method in made.items()}
     return _Run(setup.load(experiment), folder, reporter, by_label, labels)
 
 
 def _run_points(run: _Run, processes: int) -> Points:
-    """Every finished point's result, by method and seed."""
+    """Run all unfinished points; returns the results by method and seed."""
     seeds, names = run.experiment.seeds, list(run.methods)
     left = {seed: [name for name in names if run.folder.point(seed, name).result() is None] for seed in seeds}
     if processes > 1 and any(left.values()):
@@ -116,7 +116,7 @@ def _run_points(run: _Run, processes: int) -> Points:
             run.experiment, run.folder.path, todo, run.reporter, processes, run.machine, open_worker
         )
     points: Points = {name: {} for name in names}
-    # Seed by seed: a seed's images are drawn and encoded once for all methods.
+    # Seed by seed, because a seed's images are drawn and encoded once for all methods.
     for seed in seeds:
         for name in names:
             if seed not in run.failed.get(name, {}) and (found := _attempt_point(run, seed, name)):
@@ -125,7 +125,7 @@ def _run_points(run: _Run, processes: int) -> Points:
 
 
 def _attempt_point(run: _Run, seed: int, name: str) -> PointResult | None:
-    """A point's result; None if it failed, which is remembered and told."""
+    """Run a point; returns None if it failed, after recording and printing the failure."""
     found = attempt(partial(_finish_point, run, seed, name))
     if not isinstance(found, Failure):
         return found
@@ -135,14 +135,14 @@ def _attempt_point(run: _Run, seed: int, name: str) -> PointResult | None:
 
 
 def open_worker(experiment: Experiment, folder: Path, machine: Machine) -> Callable[[int, str], None]:
-    """What another process does with its points of a run whose folder is open: play them one after another."""
+    """Open a run in a worker process; returns the function that runs one of its points."""
     opened = _open(experiment, RunFolder(folder), Reporter(quiet=True))
     opened.compute(machine)
     return lambda seed, name: (_finish_point(opened, seed, name), None)[1]
 
 
 def _save_partition(run: _Run, seed: int, federation: Federation) -> None:
-    """Keep who has which images, with a picture; where a run is taken up again, it must be the same."""
+    """Save the partition and its picture. Raises `FedvlmError` if a resumed run has another partition."""
     folder = run.folder.path / f"seed-{seed}"
     saved = folder / "partition.json"
     if not saved.exists():
@@ -159,7 +159,7 @@ def _save_partition(run: _Run, seed: int, federation: Federation) -> None:
 
 
 def _contract(run: _Run, seed: SeedSetup) -> tuple[str, list[contract.MethodTerms]]:
-    """What is said before training, and each method's line of it."""
+    """The text of the contract, and the contract of each method."""
     runs = {name: _simulation(run, seed, name) for name in run.methods}
     lines = [contract.method_terms(name, each) for name, each in runs.items()]
     place, clip = run.folder.path, run.loaded.clip
@@ -167,7 +167,7 @@ def _contract(run: _Run, seed: SeedSetup) -> tuple[str, list[contract.MethodTerm
 
 
 def _announce(run: _Run, text: str, lines: Sequence[contract.MethodTerms]) -> None:
-    """Say and keep the contract, tell what the data could not satisfy, and whether zero-shot is above chance."""
+    """Print and store the contract; print notes on the data, and whether zero-shot is above chance."""
     seed = run.loaded.seed(run.experiment.seeds[0])
     durable.write_text(run.folder.path / "contract.txt", text + "\n")
     durable.write_json(run.folder.path / "contract.json", [vars(line) for line in lines])
@@ -183,13 +183,13 @@ def _announce(run: _Run, text: str, lines: Sequence[contract.MethodTerms]) -> No
 
 
 def _fault_lines(runs: Mapping[str, Simulation]) -> dict[str, list[str]]:
-    """For every method with faults a line for each of them."""
+    """Descriptions of the faults of every method that has any."""
     known = faults.all_faults()
     return {name: [f"{fault}: {known[fault].title}" for fault in r.faults] for name, r in runs.items() if r.faults}
 
 
 def _simulation(run: _Run, seed: SeedSetup, name: str) -> Simulation:
-    """A method with a seed, with its faults."""
+    """The simulation of a method with a seed, with its faults."""
     method = run.methods[name]
     built = faults.FaultSet(method, run.experiment)
     dealt = built.federation(seed.federation, seed.seed)
@@ -198,7 +198,7 @@ def _simulation(run: _Run, seed: SeedSetup, name: str) -> Simulation:
 
 
 def _finish_point(run: _Run, seed: int, name: str) -> PointResult:
-    """One method with one seed: taken up where it stands, logged and made durable after every round."""
+    """Run or continue one method with one seed; every round is logged and stored."""
     point = run.folder.point(seed, name)
     with point.locked():
         _check_settings(run, seed, name, write=True)
@@ -207,7 +207,7 @@ def _finish_point(run: _Run, seed: int, name: str) -> PointResult:
 
 
 def _check_settings(run: _Run, seed: int, name: str, *, write: bool) -> None:
-    """Refuse a point that was made with other settings of its method."""
+    """Raise `FedvlmError` if the point was made with other settings of its method."""
     method = run.methods[name]
     wrong = [fault.name for fault in faults.select_faults(method, run.experiment)]
     settings = method.config.dump() | ({"faults": wrong} if wrong else {})
@@ -218,7 +218,7 @@ def _run_point(run: _Run, seed: SeedSetup, name: str, point: Point) -> PointResu
     made = _simulation(run, seed, name)
     seed.activations.prepare(setup.prefetch_keys(made), made.site.base.entry)
     checkpoint = point.checkpoint(int(run.experiment.compute.client_cache_gib * setup.GIB))
-    # What faults pass from client to client is stored nowhere: such a point starts from its first round.
+    # State that faults pass from client to client is not stored, so such a point starts from its first round.
     saved = None if made.faults else checkpoint.load()
     state, length = saved or (simulation.start(made, checkpoint.empty_clients()), 0)
     durable.truncate(point.ledger, length)

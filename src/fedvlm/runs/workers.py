@@ -1,7 +1,7 @@
-"""Points of a run played by several processes; each has its own CLIP and its own activations.
+"""Worker processes that run the points of a run; each has its own CLIP and its own activations.
 
-A process that is killed takes its workers with it, and a point is locked by who plays it, so that a run that is taken
-up again finds every finished point and nobody else at work.
+Workers end when their parent is killed, and a worker locks the point that it runs. A resumed run therefore finds every
+finished point, and no other process at work.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedvlm.runs.machine import Machine
 from fedvlm.runs.progress import Reporter
 
 Chunk = tuple[int, list[str]]
-"""A seed and names of methods to be played with it, one after another, in one process."""
+"""A seed and names of methods, which one process runs one after another."""
 
 
 def chunks(left: Mapping[int, Sequence[str]], processes: int) -> list[Chunk]:
-    """Whole seeds for as long as they keep every process busy; the rest are split evenly.
+    """Whole seeds as long as there are enough for every process; the remaining seeds are split evenly.
 
-    A seed's images are drawn and encoded by every process that plays any of its points.
+    Every process that runs a point of a seed draws and encodes the images of that seed.
     """
     seeds = [seed for seed, names in left.items() if names]
     whole = len(seeds) - len(seeds) % processes
@@ -44,21 +44,21 @@ def chunks(left: Mapping[int, Sequence[str]], processes: int) -> list[Chunk]:
 PointKey = tuple[int, str]
 """A seed and a method's name."""
 News = tuple[PointKey | None, Failure | None]
-"""A point that is over, failed or not; without a place, why a worker could not begin or nothing more can be kept."""
+"""A finished point and its failure, if any; without a point, the reason why a worker has ended."""
 
 
 Work = Callable[[Experiment, Path, Machine], Callable[[int, str], None]]
-"""Opens a run in a process of its own, and gives what runs one of its points."""
+"""Opens a run in a worker process; returns the function that runs one of its points."""
 
 
 def run_points(
     experiment: Experiment, folder: Path, todo: Sequence[Chunk], reporter: Reporter, processes: int, machine: Machine,
     work: Work,
 ) -> Failures:  # fmt: skip
-    """Run all chunks, and give what failed, after all others have been run.
+    """Run all chunks in worker processes; returns the failures.
 
-    All processes compute as `machine` says: with other threads they would give other bytes. `work` is a function of a
-    module, as processes find it by its name.
+    All processes use the threads of `machine`, because other numbers of threads would give other bytes. `work` must be
+    a function of a module, because processes import it by name.
     """
     context = multiprocessing.get_context("spawn")
     waiting, news = context.Queue(), context.Queue()
@@ -103,12 +103,12 @@ def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> F
 def _worker(
     work: Work, settings: dict[str, Any], folder: str, machine: Machine, waiting: Any, news: Any, parent: int
 ) -> None:
-    """Run chunks until there are none. Ends when the parent does, however that ended."""
+    """Run chunks until none is left. The worker ends when its parent has ended for any reason."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to tell
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     try:
         point = work(parse(settings), Path(folder), machine)
-    except Exception as error:  # the others take its points
+    except Exception as error:  # other workers run its points
         news.put((None, Failure(f"{type(error).__name__}: {error}", False)))
         return
     while True:
@@ -119,13 +119,13 @@ def _worker(
         for name in names:
             try:
                 news.put(((seed, name), attempt(partial(point, seed, name))))
-            except StorageError as error:  # nobody can keep anything: the run ends when all have found out
+            except StorageError as error:  # no result can be stored: the run ends when all workers have ended
                 news.put((None, Failure(str(error), False)))
                 return
 
 
 def _end_with(parent: int) -> None:
-    """A killed parent cannot end its children: they look after it themselves."""
+    """End this process when its parent has ended: a killed parent cannot end its children."""
     while os.getppid() == parent:
         time.sleep(0.3)
     os._exit(1)

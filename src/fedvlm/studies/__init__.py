@@ -1,1 +1,1 @@
-"""Studies: one run or several that are planned together, their tables, and what is made of them."""
+"""Studies: one run, or several runs that are planned together, with their tables."""

@@ -1,4 +1,4 @@
-"""`fedvlm compare`: methods on the same seeds, compared with one of them."""
+"""`fedvlm compare`: methods on the same seeds, compared with a reference method."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def compare(
     target: Target | None = None,
     options: Options | None = None,
 ) -> Comparison:
-    """The comparison in `folder`, taken up where it stands. `against`: zero-shot, or the first method without it.
+    """Run or continue a comparison in `folder`. `against`: by default zero-shot, or the first method without it.
 
-    A method of which a seed failed has words in the place of numbers. Raises `FedvlmError` as `study.run` does.
+    A method with a failed seed has text in the place of numbers. Raises `FedvlmError` as `study.run` does.
     """
     chosen = reference(experiment, against)
     return write(study.run(Plan(experiment, folder), options or Options()), chosen, target)
 
 
 def write(done: Results, against: str, target: Target | None = None) -> Comparison:
-    """Compare the methods of a run with one of them, and write the tables and the picture into its folder."""
+    """Compare the methods of a run with `against`, and write the tables and the picture into its folder."""
     experiment, folder = done.experiment, done.folder
     found = comparison.compare(experiment.name, done.complete, done.labels[against], target)
     partitions = {seed: durable.read_json(folder / f"seed-{seed}" / "partition.json") for seed in experiment.seeds}
@@ -54,7 +54,7 @@ def write(done: Results, against: str, target: Target | None = None) -> Comparis
 
 
 def reference(experiment: Experiment, against: str | None) -> str:
-    """The method that the others are compared with. Raises `FedvlmError` if it is not among them."""
+    """The reference method. Raises `FedvlmError` if it is not in the experiment."""
     names = experiment.methods
     chosen = against or ("zero_shot" if "zero_shot" in names else names[0])
     if chosen not in names:
@@ -63,7 +63,7 @@ def reference(experiment: Experiment, against: str | None) -> str:
 
 
 def seed_differences(partitions: Sequence[Mapping[str, Any]], participation: float) -> list[str]:
-    """What differs between seeds, which is what the intervals are about, from their saved partitions."""
+    """A note on what differs between seeds, from their saved partitions; the intervals cover these differences."""
     if len(partitions) < 2:
         return []
     facts: dict[str, list[Any]] = {
@@ -81,7 +81,7 @@ def seed_differences(partitions: Sequence[Mapping[str, Any]], participation: flo
 
 
 def budget_notes(experiment: Experiment) -> list[str]:
-    """A warning where methods do not train alike."""
+    """A warning if methods have different training budgets."""
     by_budget: dict[str, list[str]] = {}
     for name in experiment.methods:
         if budget := methods.build(name, experiment.method).budget:
@@ -93,7 +93,7 @@ def budget_notes(experiment: Experiment) -> list[str]:
 
 
 def data_notes(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What the data of each seed could not satisfy."""
+    """Notes on the data, with the seeds that have them."""
     by_note: dict[str, list[int]] = {}
     for seed, saved in partitions.items():
         for note in saved["notes"]:
@@ -103,7 +103,7 @@ def data_notes(partitions: Mapping[int, Mapping[str, Any]]) -> list[str]:
 
 
 def parse_target(words: str) -> Target | None:
-    """`local=80` as an accuracy to be reached; None for no words."""
+    """The target accuracy of `local=80`; None for an empty string. Raises `FedvlmError` for other text."""
     if not words:
         return None
     metric, _, value = words.partition("=")

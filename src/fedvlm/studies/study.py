@@ -1,7 +1,7 @@
-"""What all studies have in common: runs in folders of their own, where one failure costs no other.
+"""Basis of all studies: runs in separate folders, where a failure does not stop the others.
 
-A study plans runs, carries each out (`run`, or `attempt` where the others are to go on), and makes tables of their
-results. Repeated, it goes on where it was: what is finished is not run again.
+A study plans runs, carries out each (`run`, or `attempt` if others should go on after a failure), and makes tables of
+their results. A repeated study continues: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """How the runs of a study are carried out; nothing here changes a result."""
+    """Options for carrying out runs. They do not change results."""
 
     resume: bool = True
-    """Go on with runs that are there."""
+    """Continue existing runs."""
     overwrite: bool = False
-    """Replace runs that are there."""
+    """Replace existing runs."""
     processes: int = 1
     """Number of points that run at the same time."""
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
@@ -41,18 +41,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a plan."""
+    """The outcome of a plan."""
 
     results: Results
-    """Of methods that could not be run at all, every seed has failed."""
+    """Results. Of a method that could not run at all, every seed has failed."""
     error: str = ""
-    """Why no method has a result with every seed."""
+    """The reason if no method has a result with every seed; else empty."""
     apart: bool = False
     """Whether the methods could not be run together and were run one by one."""
 
 
 def single_plan(experiment: Experiment, folder: Path | None = None) -> Plan:
-    """An experiment by itself; its folder is named after it by default."""
+    """The plan of a single experiment; by default its folder is `runs/NAME-DIGEST`."""
     return Plan(experiment, folder or Path("runs") / f"{experiment.name}-{experiment.digest()[:8]}")
 
 
@@ -65,9 +65,9 @@ def run(plan: Plan, options: Options) -> Results:
 
 
 def attempt(plan: Plan, options: Options) -> Outcome:
-    """Carry out a run whatever its methods do: those that cannot be run with these settings cost no other.
+    """Carry out a run; methods that fail, or cannot run with these settings, do not stop the others.
 
-    Raises `StorageError`, after which nothing more could be kept.
+    Raises `StorageError`, after which no result could be stored.
     """
     error, apart = "", False
     try:
@@ -88,7 +88,7 @@ def _run_plan(plan: Plan, options: Options) -> Results:
 
 
 def _one_by_one(plan: Plan, options: Options) -> Results:
-    """Every method as a run of its own in the same folder."""
+    """Run every method separately in the same folder."""
     parts: list[Results] = []
     for name in plan.experiment.methods:
         alone = replace(plan, experiment=plan.experiment.model_copy(update={"methods": [name]}))
@@ -109,7 +109,7 @@ def _one_by_one(plan: Plan, options: Options) -> Results:
 
 
 def _refused(plan: Plan, why: FedvlmError) -> Results:
-    """The results of one method that cannot be run."""
+    """Results of one method that cannot run: every seed has failed."""
     (name,) = plan.experiment.methods
     failed = dict.fromkeys(plan.experiment.seeds, Failure(str(why), False))
     return Results(plan.experiment, plan.folder, {name: {}}, {name: failed}, "", {name: name})

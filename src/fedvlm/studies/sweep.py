@@ -1,4 +1,4 @@
-"""`fedvlm sweep`: one setting at several values, the methods compared at each of them."""
+"""`fedvlm sweep`: comparisons of methods at several values of one setting."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fedvlm.studies import study
 from fedvlm.studies.study import Options, Plan
 
 FIXED = ("methods", "seeds", "name", "compute")
-"""What is not swept: all values have these in common, or they change no result."""
+"""Settings that cannot be swept: they are the same for all values, or change no result."""
 
 Tables = dict[str, tuple[Cells, list[Cells]]]
-"""Heads and rows by title."""
+"""Headings and rows by title."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sweep:
     values: list[Any]
     comparisons: list[Comparison]
     failed: dict[str, str] = field(default_factory=dict)
-    """Why a value has no comparison, by value as it is written."""
+    """The reason of a failure by value (as text), for values without a comparison."""
 
     @property
     def complete(self) -> bool:
@@ -58,21 +58,21 @@ class Sweep:
 
     @property
     def methods(self) -> list[str]:
-        """Those that have numbers at some value, in the order of the rows."""
+        """Methods that have numbers at some value, in the order of the rows."""
         return list(dict.fromkeys(row.method for one in self.comparisons for row in one.rows))
 
     def __iter__(self) -> Iterator[tuple[str, Comparison]]:
-        """Values as they are written, and what was found at them."""
+        """Pairs of a value (as text) and its comparison."""
         return zip(map(overrides.format_value, self.values), self.comparisons, strict=True)
 
     def corrected(self, metric: str) -> dict[tuple[str, str], float | None]:
-        """p by value and method, corrected for all of them together (Holm)."""
+        """p by value and method, corrected for all values and methods together (Holm)."""
         raw = {(value, row.method): row.differences[metric].p
                for value, one in self for row in one.rows if metric in row.differences}  # fmt: skip
         return stats.holm(raw)
 
     def as_json(self) -> dict[str, object]:
-        """Everything, per value and seed. `corrected` in a comparison is for its own methods, the other one for all."""
+        """All results per value and seed; `corrected` is for one value, `corrected_over_values` for all values."""
         over_all = {
             metric: [
                 {"value": value, "method": method, "p": p} for (value, method), p in self.corrected(metric).items()
@@ -85,10 +85,10 @@ class Sweep:
 
 
 def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> SweepPlan:
-    """The sweep that `over` (`key=a,b,c`) asks for, or else the settings' own table `[sweep]`.
+    """The sweep of `over` (`key=a,b,c`), or of the table `[sweep]` in the settings.
 
-    Raises `FedvlmError` if there is none or more than one, for fewer than two values, for a value that is invalid, and
-    for values that make no difference to these methods.
+    Raises `FedvlmError` unless exactly one setting is swept, for fewer than two values, for an invalid value, and for
+    values that make no difference to these methods.
     """
     key, values = overrides.parse_values(over) if over else _single_setting(settings.get("sweep", {}))
     values = [value if isinstance(value, list) or key not in overrides.LIST_SETTINGS else [value] for value in values]
@@ -96,7 +96,7 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
         raise FedvlmError(f"'{key}' cannot be swept: it is the same for all values of a sweep")
     base = overrides.apply_words({**settings, "sweep": {key: values}}, words)
     if "sweep" not in base:
-        raise FedvlmError(f"'{key}' is swept and set besides: leave one of them out")
+        raise FedvlmError(f"'{key}' is both swept and set: leave one of them out")
     del base["sweep"]
     experiment.warn_renamed(base)
     if len(values) < 2:
@@ -113,7 +113,7 @@ def plan(settings: Mapping[str, Any], words: Sequence[str], over: str = "") -> S
 
 
 def _single_setting(table: Any) -> tuple[str, list[Any]]:
-    """The one setting of a table `[sweep]`."""
+    """The setting and the values of a table `[sweep]`. Raises `FedvlmError` unless it has one setting."""
     if not isinstance(table, dict) or len(table) != 1 or not isinstance(next(iter(table.values())), list):
         raise FedvlmError(
             "one setting with its values is swept: --over data.shots=1,2,4, or a table [sweep] with data.shots = "
@@ -124,7 +124,7 @@ def _single_setting(table: Any) -> tuple[str, list[Any]]:
 
 
 def _check_distinct(key: str, texts: Sequence[str], planned: Sequence[Experiment]) -> None:
-    """Refuse values that are the same experiment for these methods, or would have the same folder."""
+    """Raise `FedvlmError` for values that give these methods the same experiment, or the same folder."""
     seen: dict[tuple[object, ...], str] = {}
     for text, one in zip(texts, planned, strict=True):
         built = [methods.build(name, one.method) for name in one.methods]
@@ -147,10 +147,10 @@ def sweep(
     against: str | None = None,
     options: Options | None = None,
 ) -> Sweep:
-    """Run what is missing, a folder for each value, then write the tables and the picture of all.
+    """Run all unfinished values in one folder each, then write the tables and the picture.
 
-    A value or method that fails costs no other. Raises `FedvlmError` if all of them fail, or if another setting was
-    swept in `folder`.
+    A failed value or method does not stop the others. Raises `FedvlmError` if all values fail, or if another setting
+    was swept in `folder`.
     """
     chosen = comparing.reference(planned.experiments[0], against)
     before = durable.read_json(folder / "sweep.json") if (folder / "sweep.json").exists() else {"key": planned.key}
@@ -173,11 +173,11 @@ def sweep(
 
 
 def _write(swept: Sweep, folder: Path) -> None:
-    tables, told = sweep_tables(swept), reading_notes(swept)
+    tables, lines = sweep_tables(swept), reading_notes(swept)
     text = [f"# {swept.name}: {swept.key}", "", *(f"{title}\n\n{grid.markdown(*t)}\n" for title, t in tables.items())]
-    durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in told)]) + "\n")
+    durable.write_text(folder / "sweep.md", "\n".join([*text, *(f"- {note}" for note in lines)]) + "\n")
     latex = [f"% {title}\n{grid.latex(*table)}\n" for title, table in tables.items()]
-    durable.write_text(folder / "sweep.tex", "\n".join([*latex, *(f"% {note}" for note in told)]) + "\n")
+    durable.write_text(folder / "sweep.tex", "\n".join([*latex, *(f"% {note}" for note in lines)]) + "\n")
     records = [{swept.key: value, **record} for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", grid.csv(records, comparison_text.REACHED))
     durable.write_json(folder / "sweep.json", swept.as_json())
@@ -185,7 +185,7 @@ def _write(swept: Sweep, folder: Path) -> None:
 
 
 def sweep_tables(swept: Sweep, *, short: bool = False) -> Tables:
-    """A metric's accuracies, methods by values, then the differences from the reference; `short`: p not corrected."""
+    """Tables of methods by values: accuracies, and differences from the reference; `short`: without corrected p."""
     by_value = {value: {row.method: row for row in one.rows} for value, one in swept}
     failed = {value: one.failed for value, one in swept}
     first = swept.comparisons[0]
@@ -219,7 +219,7 @@ def _format_difference(one: Difference, corrected: float | None) -> str:
 
 
 def reading_notes(swept: Sweep) -> list[str]:
-    """What a reader has to know: how to read the tables, and what the data said at which value."""
+    """Notes on how to read the tables, and on the data at each value."""
     rows = [row for one in swept.comparisons for row in one.rows]
     seeds, tested = len(swept.comparisons[0].seeds), len(swept.corrected(columns("subtracted")[0].name))
     text = [f"{swept.key}={value} failed: {error}" for value, error in swept.failed.items()]

@@ -1,4 +1,4 @@
-"""For tests of methods, of this package and of others: tiny models and federations, and the promises of a method.
+"""Support for tests of methods, of this package and of others: tiny models and federations, and promises of methods.
 
 from fedvlm.testing import PROMISES, Case, conformance
 

@@ -1,4 +1,4 @@
-"""A method to be checked, and a promise to check it by."""
+"""A method under test, and the promises that it has to keep."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fedvlm.testing import tiny
 
 @cache
 def usual_clip() -> FrozenCLIP:
-    """The CLIP of cases that name none."""
+    """The default CLIP of cases."""
     return tiny.clip()
 
 
 @cache
 def usual_federation() -> Federation:
-    """The clients of cases that name none."""
+    """The default federation of cases."""
     return tiny.federation()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method to be checked: its class, settings besides the usual small ones, the dual encoder and the clients."""
+    """A method under test: its class, settings in addition to the small defaults, CLIP and federation."""
 
     kind: type[Method]
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -36,15 +36,15 @@ class Case:
     federation: Federation = field(default_factory=usual_federation)
 
     def method(self, **settings: Any) -> Method:
-        """The method with its settings."""
+        """A new object of the method with its settings."""
         return tiny.method(self.kind, **{**self.settings, **settings})
 
     def brief(self, **settings: Any) -> Method:
-        """The same with one local epoch, which hardly any promise depends on."""
+        """The method with one local epoch, which is enough for most promises."""
         return self.method(**({"epochs": 1} | settings if self.kind.trains else settings))
 
     def simulation(self, method: Method | None = None, federation: Federation | None = None, **how: Any) -> Simulation:
-        """A run of the method, by default of `brief`."""
+        """A new simulation of the method, by default of `brief()`."""
         return tiny.simulation(method or self.brief(), self.clip, federation or self.federation, **how)
 
 
@@ -60,17 +60,17 @@ class Promise:
     function: Callable[[Case], None]
 
     def applies(self, kind: type[Method]) -> bool:
-        """Whether it is asked of a method: of all, of those that train, of those that share something."""
+        """Whether a method has to keep the promise: all methods, those that train, or those that share tensors."""
         return self.scope == "all" or (kind.trains and (self.scope == "trained" or bool(kind.shared)))
 
     def check(self, case: Case) -> None:
-        """Raises `AssertionError` if the method does not keep it."""
+        """Raise `AssertionError` if the method does not keep the promise."""
         if self.applies(case.kind):
             self.function(case)
 
     @property
     def about(self) -> str:
-        """What is promised, in a sentence."""
+        """The promise in one sentence: the first line of its function's docstring."""
         return (self.function.__doc__ or "").strip().split("\n")[0]
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ PROMISES: list[Promise] = []
 
 
 def promise(scope: Scope) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Add a function to the promises that are asked of all methods, of those that train, or of those that share."""
+    """Decorator that adds a function to the promises of all methods, of those that train, or of those that share."""
 
     def add(function: Callable[[Case], None]) -> Callable[[Case], None]:
         PROMISES.append(Promise(function.__name__, scope, function))

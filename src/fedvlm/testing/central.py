@@ -1,4 +1,4 @@
-"""Central training: an ordinary PyTorch loop that knows of no messages and no clients, to compare with."""
+"""Central training as a reference: an ordinary PyTorch loop without messages and clients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedvlm.tuners.base import predict
 
 
 def trained(run: Simulation) -> Named:
-    """The tensors after a run's images in their order; the run has one client.
+    """The tensors after central training on the images of a run with one client, in the order of the run.
 
-    The optimizer starts afresh where a visit does, and what a loss holds on to is the state it starts from.
+    The optimizer is new in every round, and a loss that refers to received tensors gets those at the round's start.
     """
     spec, site, tuner = run.spec, run.site, run.site.base
     config: Any = spec.method.config

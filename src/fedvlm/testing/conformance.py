@@ -1,4 +1,4 @@
-"""All promises of a method at once."""
+"""Check of all promises of a method."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedvlm.testing.promises import PROMISES
 def conformance(
     kind: type[Method], settings: Mapping[str, Any] | None = None, clip: FrozenCLIP | None = None
 ) -> list[str]:
-    """Check every promise of a method; gives the names of those that were asked of it.
+    """Check every promise of a method; returns the names of the checked promises.
 
-    `settings`: the method's own, besides the usual small ones. `clip`: a dual encoder in the place of the usual tiny
-    CLIP. Raises `AssertionError` that names each promise the method does not keep, and why.
+    `settings`: in addition to the small defaults. `clip`: in the place of the tiny default CLIP. Raises
+    `AssertionError` with every promise that the method does not keep, and the reason.
     """
     case = Case(kind, settings or {}, clip or usual_clip())
     asked, broken = [promise for promise in PROMISES if promise.applies(kind)], []

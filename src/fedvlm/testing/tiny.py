@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     # Methods whose rates are of another order.
     "fedclip": {"lr": 0.02, "objective": "classes"}, "fedmgp": {"diversity": 0.1},
 }  # fmt: skip
-"""Settings that bring every method's trainable part down to the size of `clip()`."""
+"""Settings that reduce the trainable part of every method to the size of `clip()`."""
 
 
 def bytes_alphabet() -> list[str]:
@@ -88,7 +88,7 @@ def byte_pairs() -> tokenizers.Tokenizer:
 
 
 def tokenizer(context: int = 40) -> Tokenizer:
-    """For texts of at most `context` tokens."""
+    """A tokenizer for texts of at most `context` tokens."""
     return Tokenizer(byte_pairs(), context)
 
 
@@ -96,7 +96,7 @@ def vit_config(
     *, vision: Sequence[int] = (32, 3, 2, 64), text: Sequence[int] = (24, 4, 3, 48), embed: int = 16, image: int = 16,
     patch: int = 8, context: int = 40, activation: str = "quick_gelu",
 ) -> ClipConfig:  # fmt: skip
-    """`vision` and `text` are (width, layers, heads, mlp width)."""
+    """A small ViT CLIP; `vision` and `text` are (width, layers, heads, mlp width)."""
 
     def tower(width: int, layers: int, heads: int, mlp: int) -> Transformer:
         return Transformer(width, layers, heads, mlp, activation=activation)
@@ -125,12 +125,12 @@ def bidirectional_config(
 
 
 def resnet_config(embed: int = 32) -> ClipConfig:
-    """A ResNet of five blocks."""
+    """A small CLIP with a ResNet of five blocks."""
     return ClipConfig(ResNet(32, (1, 2, 1, 1), 16), Text(40, len(vocabulary()), Transformer(24, 3, 2, 48)), embed)
 
 
 def randomise(clip: CLIP, seed: int = 0) -> None:
-    """Every weight random and none special: biases not zero, norms not one, so that a forgotten one is seen."""
+    """Set all weights to random values: no bias is zero and no norm is one, so that a forgotten weight is noticed."""
     draw = torch.Generator().manual_seed(seed)
     for name, tensor in clip.state_dict().items():
         if name == "logit_scale":
@@ -174,7 +174,7 @@ def _made(config: ClipConfig, words: Tokenizer, seed: int) -> FrozenCLIP:
 
 @dataclass(frozen=True)
 class ArrayImage:
-    """An image in memory; `opened` counts how often it was read."""
+    """An image in memory; `opened` has an entry for every call of `open`."""
 
     key: str
     pixels: np.ndarray
@@ -217,14 +217,14 @@ def federation(sizes: Sequence[int] = SIZES, seed: int = 5) -> Federation:
 
 
 def method(kind: str | type[Method], **settings: Any) -> Method:
-    """A method of ours by name, or any by its class, brought down to the size of `clip()`."""
+    """A method of ours by name, or any method by its class, reduced to the size of `clip()`."""
     kind = find(kind) if isinstance(kind, str) else kind
     usual = {key: value for key, value in SETTINGS["all"].items() if key in kind.Config.model_fields}
     return kind(usual | SETTINGS.get(kind.name, {}) | settings)
 
 
 def site(method_: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1 << 30, device: Device = CPU) -> Site:
-    """A new site with all clients: nothing remembered from before."""
+    """A new site with all clients and empty caches."""
     return Site(
         method_.tuner(frozen, fed.base_names, "a photo of a {}."),
         method_.tuner(frozen, fed.novel_names, "a photo of a {}."),
@@ -235,7 +235,7 @@ def site(method_: Method, frozen: FrozenCLIP, fed: Federation, *, limit: int = 1
 
 
 def random(tuner: Tuner, scale: float, draw: torch.Generator) -> Named:
-    """Tensors of a tuner's shapes, all of them far from the start."""
+    """Random tensors of a tuner's shapes, far from its initial ones."""
     return {name: scale * torch.randn(tensor.shape, generator=draw) for name, tensor in tuner.init(draw).items()}
 
 
@@ -252,7 +252,7 @@ def simulation(
 
 
 def run(simulated: Simulation, state: FederationState | None = None) -> tuple[FederationState, list[RoundRecord]]:
-    """Run what is left of a simulation."""
+    """Run the remaining rounds of a simulation; returns the last state and all records."""
     begun, records = state or start(simulated), []
     last = begun
     for last, record in run_rounds(simulated, begun):  # noqa: B007
@@ -261,7 +261,7 @@ def run(simulated: Simulation, state: FederationState | None = None) -> tuple[Fe
 
 
 def fingerprint(state: FederationState) -> dict[str, str]:
-    """Digests of everything that is durable."""
+    """Digests of all durable tensors of a state."""
     return {"round": str(state.round), "server": tensors.digest(state.server)} | {
         f"client {name}": tensors.digest(own) for name, own in sorted(state.personal.items())
     }

@@ -1,1 +1,1 @@
-"""One local training loop, evaluation, remembered activations."""
+"""The local training loop, evaluation, cached activations."""

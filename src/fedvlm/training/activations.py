@@ -1,4 +1,4 @@
-"""Remembered activations: what a tuner's first image block gets depends only on weights, image and transform."""
+"""Cached activations: the input of a tuner's first image block depends only on weights, image and transform."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from fedvlm.training.device import Device
 from fedvlm.training.disk_cache import CacheTable, DiskCache
 
 ENCODING = 1
-"""Raised whenever the image encoder, a transform or the decoding of files would give other rows for the same facts:
-rows of an older number on disk are then not read any more."""
+"""Version of the rows on disk. It is raised when the image encoder, a transform or the decoding of files changes the
+rows for the same facts; rows of an earlier version are not read."""
 CHUNK = 128
-"""Images decoded and encoded at a time: bounds memory for any number of images."""
+"""Number of images decoded and encoded at a time; this bounds memory for any number of images."""
 MIN_BATCH = 8
-"""Rows of the smallest batch of fresh views: products of very few rows round differently."""
+"""Smallest batch of fresh views: matrix products of very few rows round differently."""
 TEST = -1
-"""The view under the test transform; 0, 1, ... are views of the bank, drawn once per image with the augmentation."""
+"""View number of the test transform; 0, 1, ... are augmented views of the bank, drawn once per image."""
 
 Key = tuple[int, int]
 """A record's position and a view of it."""
 
 
 class Memory:
-    """Rows of one entry, in a few large tensors."""
+    """Rows of one entry in memory, in a few large tensors."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -47,12 +47,12 @@ class Memory:
         return sum(block.numel() * block.element_size() for block in self.blocks)
 
     def add(self, keys: Sequence[Key], block: Tensor) -> None:
-        """Take over the rows `[n, ...]` of these keys."""
+        """Store the rows `[n, ...]` of these keys; the tensor is not copied."""
         self.places |= {key: (len(self.blocks), row) for row, key in enumerate(keys)}
         self.blocks.append(block)
 
     def get(self, keys: Sequence[Key]) -> Tensor:
-        """Rows `[B, ...]` of their own, all of them held."""
+        """Copies of rows `[B, ...]`; every key must be stored."""
         places = [self.places[key] for key in keys]
         numbers = {block for block, _ in places}
         if len(numbers) == 1:
@@ -61,7 +61,7 @@ class Memory:
         return torch.stack([self.blocks[block][row] for block, row in places])
 
     def subset(self, keys: Iterable[Key]) -> Memory:
-        """A memory that holds of these keys those that this one holds."""
+        """A new memory with those of these keys that are stored here."""
         kept, new = [key for key in keys if key in self.places], Memory(self.device)
         if kept:
             new.add(kept, self.get(kept))
@@ -71,10 +71,10 @@ class Memory:
 class Activations:
     """Activations of a source's images at any entry of the image encoder, up to `limit_bytes` of them in memory.
 
-    `prepare` encodes everything a run will ask for, in one fixed order, so that rounding does not depend on who asks
-    first or on where an interrupted run is taken up. With a `disk_cache`, rows of image files are also kept on disk and
-    taken from there. What is held nowhere is computed when asked for. Rows are float32 on the CLIP's device, and the
-    same bit for bit whether they were held or not, with any number of threads.
+    `prepare` encodes all rows of a run in one fixed order, so that rounding depends neither on the order of requests
+    nor on the round from which an interrupted run continues. With a `disk_cache`, rows of image files are also read
+    from and written to disk. A row that is in neither cache is computed on request. Rows are float32 on the CLIP's
+    device; cached and computed rows are equal bit for bit, with any number of threads.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Activations:
         self.records = records
         self.device = device
         self.limit_bytes = limit_bytes
-        # What has no bytes of its own to be known by, such as a drawn image, is not kept on disk.
+        # Images without bytes of their own, such as drawn ones, have no digest to be cached by.
         self.disk_cache = (
             disk_cache if records and all(isinstance(record.image, Stored) for record in records) else None
         )
@@ -105,9 +105,9 @@ class Activations:
         return sum(memory.used_bytes for memory in self.memory.values())
 
     def prepare(self, keys: Iterable[Key], entry: Entry) -> None:
-        """Remember these views at `entry`, in rising order, as far as the bounds of memory and disk allow.
+        """Cache these views at `entry`, in rising order, as far as the bounds of memory and disk allow.
 
-        What is not asked for gives way when room is needed, so what is kept depends on the request alone.
+        Rows that are not requested are dropped when memory is short, so the cached rows depend on the request alone.
         """
         wanted = sorted(set(keys))
         missing = [key for key in wanted if key not in self.memory.setdefault(entry, Memory(self.device)).places]
@@ -143,7 +143,7 @@ class Activations:
     def get_online(self, indices: Sequence[int], entry: Entry, seed: int, *names: int | str) -> Tensor:
         """Activations `[B, ...]` of fresh random views; image i's view comes from the stream (seed, names, i).
 
-        Nothing of it is held, so a batch is what training asks for, and may be cut among all threads.
+        These rows are not cached, so one batch of the request is encoded as a whole, by all threads.
         """
         views = [
             self.clip.preprocess.augment(image, stream(seed, *names, index))
@@ -153,7 +153,7 @@ class Activations:
         return self._batch(torch.stack(filled), entry)[: len(views)]
 
     def _count_fitting(self, entry: Entry, wanted: Iterable[Key], count: int, row: Tensor) -> int:
-        """How many of `count` more rows fit, after what is not wanted has given way if it must."""
+        """How many of `count` more rows fit; rows that are not wanted are dropped first if memory is short."""
         size = row.numel() * row.element_size()
         if self.used_bytes + size * count > self.limit_bytes:
             self.memory = {entry: self.memory[entry]}
@@ -196,11 +196,11 @@ class Activations:
         return self.tables[entry]
 
     def _name(self, key: Key) -> str:
-        """A row's name on disk."""
+        """The key of a row on disk."""
         return f"{self._identity(key[0])}:{key[1]}"
 
     def _identity(self, index: int) -> str:
-        """Digest of the image's bytes; its key where it has none."""
+        """Digest of the image's bytes, or its key where an image has no bytes."""
         if index not in self.identities:
             image = self.records[index].image
             self.identities[index] = image.digest() if isinstance(image, Stored) else image.key
@@ -221,7 +221,7 @@ class Activations:
         return [Image.fromarray(array) for array in read_images([self.records[index].image for index in indices])]
 
     def _encode(self, pixels: list[Tensor], entry: Entry) -> Tensor:
-        """Rows `[B, ...]` that depend on their own image alone: see `Device.batch_rows` and `Device.map`."""
+        """Rows `[B, ...]`, each of which depends on its own image alone: see `Device.batch_rows` and `Device.map`."""
         size = self.device.batch_rows
         filled = pixels + pixels[-1:] * (-len(pixels) % size)
         batches = [torch.stack(filled[start : start + size]) for start in range(0, len(filled), size)]

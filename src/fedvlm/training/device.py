@@ -1,4 +1,4 @@
-"""Where and in which precision the frozen encoders run; thread count, allocator, and what it says without memory."""
+"""Device and precision of the frozen encoders, number of threads, allocator, and errors about missing memory."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Gib = Annotated[float, Field(ge=0, le=2**20)]
 
 
 class ComputeSection(Section):
-    """Where and how it is computed. Nothing here changes results beyond rounding.
+    """Where and how a run is computed. No setting here changes results beyond rounding.
 
-    The run folder tells what was used; a run that is taken up again keeps its threads and its clients together.
+    The run folder records what was used; a resumed run keeps its number of threads and its clients per step.
     """
 
     device: str = "auto"
     """`auto` (a GPU when present), `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Autocast dtype of the forward pass; trained tensors stay float32. `tf32`: float32, but an NVIDIA GPU rounds what
-    goes into products to 10 bits."""
+    """Autocast dtype of the forward pass; trained tensors stay float32. `tf32`: float32, but an NVIDIA GPU rounds the
+    factors of matrix products to 10 bits."""
     clients_per_step: Count | None = Field(default=None, serialization_alias="together")
-    """Clients whose training steps are computed as one; by default 8 for a small CLIP or on a GPU, else 1."""
+    """Number of clients trained in one batched step; by default 8 for a small CLIP or on a GPU, else 1."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads; by default those the run was begun with, or all cores (shared by `--processes`), but one for a CLIP
-    as small as the embedded one."""
+    """CPU threads; by default as many as the run was begun with, else all cores (shared by `--processes`), but one for
+    a CLIP as small as the embedded one."""
     cache_gib: Gib = 2.0
-    """Bound of remembered activations in memory."""
+    """Bound of cached activations in memory."""
     client_cache_gib: Gib = Field(default=1.0, serialization_alias="clients_gib")
-    """Bound of clients' tensors in memory between their visits; more of them are read from the run folder."""
+    """Bound of clients' tensors in memory between their rounds; the others are read from the run folder."""
     disk_gib: Gib = 20.0
     """Bound of activations of image files on disk, for later runs (`fedvlm cache` shows and clears them); 0: none."""
     cache_dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", serialization_alias="kept_as")
@@ -61,21 +61,21 @@ class Device:
     """`compute.dtype`: what activations were computed in."""
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A tensor on this device. A GPU takes it from pinned memory of the CPU while the program goes on."""
+        """The tensor on this device. To a GPU it is copied from pinned memory, without blocking the program."""
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     @property
     def batch_rows(self) -> int:
-        """Images of a batch whose rows are remembered. Always so many: a product's last bits depend on its shape."""
+        """Number of images per encoded batch: constant, because the last bits of a product depend on its shape."""
         return 8 if self.device.type == "cpu" else 64
 
     def map(self, work: Callable[[Item], Result], parts: Sequence[Item]) -> list[Result]:
-        """`work` on every part, in their order. A CPU gives each part one thread, and does several parts at once.
+        """Results of `work` for every part, in order. On a CPU each part has one thread, and several parts run at once.
 
-        Threads that share a product cut it into pieces, and a row's last bits depend on where it lies in a piece. On
-        one thread they do not, so what comes out is the same with any number of threads.
+        Threads that share a product cut it into pieces, and a row's last bits depend on its place in a piece. With one
+        thread for each part, results are the same with any number of threads.
         """
         threads = torch.get_num_threads()
         at_once = min(threads, len(parts))
@@ -98,7 +98,7 @@ class Device:
 
 
 def choose_device(settings: ComputeSection) -> Device:
-    """The device asked for; `auto` takes a GPU when present. Raises `FedvlmError` where it cannot be used."""
+    """The configured device; `auto` takes a GPU when present. Raises `FedvlmError` if the device cannot be used."""
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,7 +113,7 @@ def choose_device(settings: ComputeSection) -> Device:
 
 
 def configure_process(device: Device, *, keep_freed: bool = True) -> None:
-    """Set for the whole process what torch and the C library know no other place for. See `keep_freed_memory`."""
+    """Set the options that torch and the C library offer only for a whole process. See `keep_freed_memory`."""
     if keep_freed:
         keep_freed_memory()
     if device.device.type == "cuda":
@@ -126,28 +126,28 @@ SMALL_WIDTH = 256
 
 
 def default_threads(width: int, processes: int = 1) -> int:
-    """Threads where nothing is set: a process's share of the cores for a published CLIP, and one for a small one.
+    """Default number of threads: a process's share of the cores for a published CLIP, one for a small CLIP.
 
-    A small model's operations take microseconds. Two threads win a quarter on an idle machine and lose a factor of
-    ten as soon as anything else runs, because they wait for each other by spinning.
+    A small model's operations take microseconds. Two threads gain a quarter on an idle machine, and are ten times
+    slower as soon as anything else runs, because they wait for each other by spinning.
     """
     return 1 if width < SMALL_WIDTH else max(1, (os.cpu_count() or 1) // processes)
 
 
 CLIENTS_PER_STEP = 8
-"""Clients that train together where it pays by default."""
+"""Default number of clients per step where batching is faster."""
 
 
 def default_clients_per_step(device: Device, width: int) -> int:
-    """How many clients train together where nothing is set: many small operations become few large ones.
+    """Default number of clients trained in one batched step: many small operations become few large ones.
 
-    The price is memory. A large CLIP on a CPU is busy with one client's step already.
+    Batching costs memory, and gains nothing for a large CLIP on a CPU, which one client's step keeps busy.
     """
     return CLIENTS_PER_STEP if width < SMALL_WIDTH or device.device.type != "cpu" else 1
 
 
 def evaluation_batch(batch: int | None, device: Device) -> int:
-    """How many images are evaluated at a time."""
+    """Number of images evaluated at a time: as set, or the default of the device."""
     return batch or (32 if device.device.type == "cpu" else 256)
 
 
@@ -166,7 +166,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def explain_memory_errors(what: str) -> Iterator[None]:
-    """Turn what allocators raise when a request cannot be met into one sentence that names `what`."""
+    """Turn errors of allocators about missing memory into a `FedvlmError` that names `what`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

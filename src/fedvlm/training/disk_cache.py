@@ -1,9 +1,9 @@
-"""Remembered activations on disk, shared by runs and processes. Any of it may be deleted at any time.
+"""Cached activations on disk, shared by runs and processes. Any file may be deleted at any time.
 
-A shelf holds the rows of one kind: same weights, transform, entry and precision. Its files are safetensors with a
-checksum for every row; they appear whole or not at all and are never changed, so processes need no lock. A file that
-is damaged is noticed, deleted and made again; one that only cannot be read now (too many open files, another
-owner) is left alone. What is made here can be read by its owner alone: activations tell much of an image.
+A table holds the rows of one kind: same weights, transform, entry and precision. Its files are safetensors with a
+checksum for every row; they appear whole or not at all and are never changed, so processes need no lock. A damaged
+file is noticed, deleted and written again; a file that cannot be read at the moment (too many open files, another
+owner) is left alone. Only the owner can read the files, because activations reveal much of an image.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from fedvlm.errors import FedvlmError
 FACTS = "facts.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, IndexError)
-"""What reading a file of other bytes than were written ends in."""
+"""Errors that reading a damaged file may raise."""
 _UNREADABLE = (OSError, RuntimeError)
-"""What it ends in where the system refuses; torch, which maps the file, has errors of its own for that."""
+"""Errors that reading may raise if the system refuses; torch, which maps files, raises its own."""
 _STALE_S = 3600
 """Temporary files older than this were left by a process that was killed."""
 
 
 def folder() -> Path:
-    """Where activations are kept, in the user's cache."""
+    """The folder of activations in the user's cache."""
     return cache.folder("activations")
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What one shelf holds: the facts its rows depend on, files, bytes, and when it was last used (seconds)."""
+    """A table on disk: the facts that its rows depend on, number of files, bytes, time of last use (seconds)."""
 
     path: Path
     facts: dict[str, Any]
@@ -59,18 +59,18 @@ class CacheInfo:
 
 
 class DiskCache:
-    """All shelves below a folder, together at most `limit_bytes`: the files not used for longest give way."""
+    """All tables below a folder, together at most `limit_bytes`: the least recently used files are deleted."""
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         self.root, self.limit_bytes = root, limit_bytes
         self.is_writable = True
 
     def table(self, facts: Mapping[str, Any]) -> CacheTable:
-        """The shelf of rows that depend on exactly these facts."""
+        """The table of the rows that depend on exactly these facts."""
         return CacheTable(self, self.root / durable.json_digest(dict(facts))[:24], dict(facts))
 
     def tables(self) -> list[CacheInfo]:
-        """What there is, the most recently used first."""
+        """All tables on disk, the most recently used first."""
         found = []
         for path in self.root.glob(f"*/{FACTS}"):
             files = [stat for _, stat in _files(path.parent)]
@@ -81,7 +81,7 @@ class DiskCache:
         return sorted(found, key=lambda held: -held.used)
 
     def clear(self, words: str = "") -> int:
-        """Delete the shelves whose facts contain `words` (all by default); gives the bytes that became free."""
+        """Delete the tables whose facts contain `words` (all by default); returns the freed bytes."""
         freed = 0
         for held in self.tables():
             if held.mentions(words):
@@ -93,12 +93,12 @@ class DiskCache:
         return freed
 
     def disable(self, error: Exception) -> None:
-        """Go on without writing: a cache that cannot be kept must not end a run."""
+        """Stop writing to disk, with a warning: a cache that cannot be written must not end a run."""
         self.is_writable = False
         warnings.warn(f"activations are not kept on disk: {error}", stacklevel=3)
 
     def make_room(self, size: int) -> bool:
-        """Delete the longest unused files until `size` more bytes fit; False if they never can."""
+        """Delete the least recently used files until `size` more bytes fit; False if `size` exceeds the limit."""
         if size > self.limit_bytes:
             return False
         files = sorted((stat.st_mtime, stat.st_size, path) for path, stat in _files(self.root))
@@ -112,24 +112,24 @@ class DiskCache:
 
 
 class CacheTable:
-    """Rows by key, such as an image's digest and the number of its view."""
+    """Rows of one kind by key, such as an image's digest and the number of its view."""
 
     def __init__(self, disk_cache: DiskCache, path: Path, facts: dict[str, Any]) -> None:
         self.disk_cache, self.path, self.facts = disk_cache, path, facts
         self.places: dict[str, tuple[Path, int]] = {}
         self.seen: set[Path] = set()
         self.damaged: set[Path] = set()
-        """Files that may still be there, where they could not be deleted."""
+        """Damaged files, some of which could not be deleted."""
 
     def find(self, keys: Iterable[str]) -> set[str]:
-        """Which of these are held, by this or any other process until now."""
+        """The keys that this or any other process has stored until now."""
         for file, _ in _files(self.path):
             if file not in self.seen and file not in self.damaged:
                 self._index(file)
         return {key for key in keys if key in self.places}
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The rows held, in their own precision; damaged ones are dropped with their file, others tried again later."""
+        """The stored rows, in the precision of the file. Damaged files are deleted, unreadable ones are tried later."""
         files: dict[Path, list[tuple[str, int]]] = {}
         for key in keys:
             if key in self.places:
@@ -146,12 +146,12 @@ class CacheTable:
             except _UNREADABLE:
                 self._forget(file)
             else:
-                with contextlib.suppress(OSError):  # a cache that may only be read has nothing to remember
+                with contextlib.suppress(OSError):  # a read-only cache records no time of use
                     os.utime(file)
         return found
 
     def add(self, keys: Sequence[str], rows: Tensor) -> None:
-        """Keep these rows `[n, ...]`. A full or forbidden disk ends the keeping, not the run."""
+        """Store rows `[n, ...]`. If the disk is full or read-only, the cache is disabled and the run goes on."""
         if not self.disk_cache.is_writable:
             return
         rows = rows.contiguous().cpu()
@@ -201,7 +201,7 @@ class CacheTable:
         self.places = new | self.places
 
     def _forget(self, file: Path) -> None:
-        """Look again, at the next `find`, where its rows may be: there, or in another file that has them too."""
+        """Forget a file's rows. The next `find` looks for them again, in this file and in others."""
         self.seen.clear()
         self.places = {key: place for key, place in self.places.items() if place[0] != file}
 
@@ -222,7 +222,7 @@ def _sum(row: Tensor) -> int:
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     paths: list[Path] = []
-    with contextlib.suppress(OSError):  # a folder that cannot be listed now is an empty one
+    with contextlib.suppress(OSError):  # a folder that cannot be listed counts as empty
         paths = list(folder.rglob("*.safetensors"))
     for path in paths:
         with contextlib.suppress(OSError):  # another process may have deleted it

@@ -1,4 +1,4 @@
-"""Evaluation of one client's tensors on its own, base and novel images; what it tells a server; how that is pooled."""
+"""Evaluation of a client's tensors on its local, base and novel images; the metrics that it sends; pooling of these."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ from fedvlm.training.site import Site, Tuners
 
 
 class EvaluationSection(Section):
-    """What is measured, when, on which images."""
+    """Metrics, rounds and images of evaluation."""
 
     every: Count = 1
-    """Evaluate after every so many rounds (the last round always)."""
+    """Number of rounds between evaluations (the last round is always evaluated)."""
     state: EvalPoint | None = None
-    """State whose accuracies head the table; the method's own default where not given. Both are recorded."""
+    """State whose accuracies head the table; by default the method's own. Both states are recorded."""
     split: Literal["test", "val"] = "test"
-    """`val` to choose hyper-parameters without looking at test images."""
+    """`val`: evaluate on validation images, to choose hyper-parameters without test images."""
     general: Literal["own_domain", "all"] = "all"
     """Base and novel images: of the client's own domain, or of all domains."""
     template: Template = "a photo of a {}."
-    """What texts are made of, with `{}` for the class name; or a CoOp data set for its template (`OxfordPets`)."""
+    """Template of the class texts, with `{}` for the class name; or a CoOp data set (`OxfordPets`) for its template."""
     metrics: list[str] = Field(default=[])
-    """Metrics of other packages, measured beside our own: `package.module:NAME` or the name of an entry point."""
+    """Additional metrics of other packages: `package.module:NAME` or the name of an entry point."""
     batch: Count | None = None
-    """Images at a time; by default 256, and on a CPU 32, which its caches hold."""
+    """Number of images evaluated at a time; by default 256, and 32 on a CPU, whose caches hold as many."""
 
 
 @dataclass(frozen=True)
 class ClientMetrics:
-    """All that a client tells of its model: sums and counts. No logits and no labels are among them."""
+    """All that a client reports about its model: sums and counts, no logits and no labels."""
 
     statistics: dict[str, Statistic]
     """By metric."""
     by_weight: dict[float, dict[str, Statistic]] = field(default_factory=dict)
-    """Those of `Metric.on_tradeoff`, with logits moved towards zero-shot's by each weight."""
+    """Statistics of the metrics with `on_tradeoff`, by weight of zero-shot's logits."""
 
     @property
     def values(self) -> Metrics:
-        """The means as numbers; of other statistics one client has too few images."""
+        """The means as numbers. Other statistics are left out, because one client has too few images for them."""
         return {name: one.value for name, one in self.statistics.items() if isinstance(one, Mean)}
 
 
 def compute_outputs(
     site: Site, client: Client, tensors: Named, received: Named, tuners: Tuners | None = None
 ) -> Outputs:
-    """What the tuners (by default the site's) predict on one client's evaluation images under its tensors."""
+    """Logits of one client's evaluation images under its tensors, from the site's tuners or the given ones."""
     base, novel = tuners or (site.base, site.novel)
     shared = site.federation.tests[client.base]
     place = {index: row for row, index in enumerate(shared)}
@@ -89,7 +89,7 @@ def evaluate(
     zero_shot: Outputs | None = None,
     weights: Sequence[float] = (),
 ) -> ClientMetrics:
-    """The metrics of one client. `weights`: at which logits are moved towards those of `zero_shot` besides."""
+    """The metrics of one client; also with logits mixed with those of `zero_shot` at each of `weights`."""
     moved = [metric for metric in metrics if metric.on_tradeoff]
     curve = {
         weight: measure_all(mix_outputs(outputs, zero_shot, weight), moved)
@@ -100,12 +100,12 @@ def evaluate(
 
 
 def pool_metrics(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> Metrics:
-    """The federation's metrics, from what every client told."""
+    """The federation's metrics, pooled from those of all clients."""
     return pool_statistics({name: one.statistics for name, one in clients.items()}, metrics)
 
 
 def tradeoff_curve(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metric] = METRICS) -> list[Metrics]:
-    """The federation's metrics at every weight of zero-shot, each with its `weight`."""
+    """The federation's metrics at every weight of zero-shot's logits; each entry holds its `weight`."""
     weights = dict.fromkeys(weight for one in clients.values() for weight in one.by_weight)
     return [
         {"weight": weight} | pool_statistics({name: one.by_weight[weight] for name, one in clients.items()}, metrics)
@@ -114,7 +114,7 @@ def tradeoff_curve(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metri
 
 
 def mix_outputs(trained: Outputs, zero_shot: Outputs, weight: float) -> Outputs:
-    """Logits moved towards zero-shot's: (1 - weight) trained + weight zero_shot. No training, no message."""
+    """Mix logits with zero-shot's: (1 - weight) trained + weight zero_shot."""
 
     def mix(one: Scored | None, other: Scored | None) -> Scored | None:
         if one is None or other is None:

@@ -1,4 +1,4 @@
-"""All metrics: how a client measures each, how clients' statistics are pooled, what it is called, where it is shown.
+"""The table of all metrics: how a client measures each, how it is pooled, its name, and where it is shown.
 
 K classes, B images; accuracies are in 0..1. To add a metric, add an entry to `METRICS`.
 """
@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean as a sum and the number of its terms. Two of them add up to the mean over both groups."""
+    """A mean, as a sum and the number of its terms. The sum of two `Mean`s is the mean over both groups."""
 
     total: float
     count: int
@@ -35,16 +35,16 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean itself."""
+        """The mean: total / count."""
         return self.total / self.count
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an expected calibration error (Guo et al. 2017) is made of. Two of them add up.
+    """Sums from which the expected calibration error (Guo et al. 2017) is computed; those of two groups add up.
 
-    `gaps`: for each of the bins of equal width, the sum over its images of confidence (the largest softmax probability)
-    minus 1 for a right answer and 0 for a wrong one.
+    `gaps`: for each bin of equal width, the sum over its images of the confidence (the largest softmax probability),
+    minus 1 for every right answer.
     """
 
     gaps: tuple[float, ...]
@@ -56,17 +56,17 @@ class Calibration:
 
     @property
     def value(self) -> float:
-        """The error: the mean gap between confidence and accuracy; a bin counts with its share of the images."""
+        """The error: the mean gap between confidence and accuracy, bins weighted by their share of the images."""
         return math.fsum(map(abs, self.gaps)) / self.images
 
 
 Statistic = Mean | Calibration
-"""What a client tells of a metric. It adds up with other clients' and has a `value`."""
+"""What a client reports for a metric: statistics of clients add up, and have a `value`."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits `[B, K]` and labels `[B]`."""
+    """Logits `[B, K]` and labels `[B]` of one set of images."""
 
     logits: Tensor
     labels: Tensor
@@ -74,13 +74,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Logits and labels of one client's evaluation images: its base set, its own ones, its novel set."""
+    """Logits and labels of one client's evaluation images: base set, local images, novel set."""
 
     base: Scored
     local: Scored | None
     novel: Scored | None
     classes: tuple[int, ...]
-    """The client's own classes."""
+    """Positions of the classes that the client trains on."""
 
     def finite(self) -> bool:
         """Whether all logits are numbers."""
@@ -89,11 +89,11 @@ class Outputs:
 
 
 Measure = Callable[[Outputs], Statistic | None]
-"""A client's statistic; None where it has no images to measure it on."""
+"""Gives a client's statistic, or None if the client has no images for it."""
 Clients = Mapping[str, Mapping[str, Statistic]]
-"""By client and metric."""
+"""Statistics by client and metric."""
 Pool = Callable[[Clients], float | None]
-"""The federation's value; None where no client measured what it is made of."""
+"""Gives the federation's value, or None if no client has the statistics for it."""
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Mean:
@@ -102,7 +102,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Mean:
 
 
 def own_class_accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Mean:
-    """`accuracy` with the arg-max over the client's own classes only."""
+    """`accuracy` with the arg-max over these classes only."""
     class_ids = torch.tensor(sorted(classes), device=logits.device)
     return Mean(float((class_ids[logits[:, class_ids].argmax(-1)] == labels).sum()), len(labels))
 
@@ -122,7 +122,7 @@ def loss(logits: Tensor, labels: Tensor) -> Mean:
 
 
 def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
-    """The sums of which the calibration error is made."""
+    """The sums from which the calibration error is computed (`Calibration`)."""
     confidence, guess = logits.double().softmax(-1).max(-1)
     right = (guess == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
@@ -152,7 +152,7 @@ def mean_of(name: str) -> Pool:
 
 
 def total_of(name: str) -> Pool:
-    """The value of all clients' statistics added up, for metrics of which one client has too few images."""
+    """The value of the sum of all clients' statistics, for metrics that need more images than one client has."""
 
     def pool(clients: Clients) -> float | None:
         parts = [one[name] for one in clients.values() if name in one]
@@ -203,9 +203,9 @@ def _measure_own_classes(outputs: Outputs) -> Mean | None:
 
 Unit = Literal["%", "nats", "weight"]
 Place = Literal["run", "terminal", "core", "rounds", "compare", "compare terminal", "tested", "sweep", "subtracted"]
-"""Where a metric can be shown.
+"""Places where a metric can be shown.
 
-run: the tables of a run; terminal: the same on a terminal. core: where there is room for few: late clients, audits,
+run: the tables of a run; terminal: the same on a terminal. core: where there is room for few: newcomers, audits,
 targets. rounds: pictures over rounds and progress. compare: the tables of a comparison; compare terminal: the same on a
 terminal. tested: differences from the reference in a comparison. sweep: the tables of a sweep; subtracted: those of
 differences.
@@ -214,23 +214,23 @@ differences.
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric."""
+    """A metric: its name, how it is measured and pooled, and where it is shown."""
 
     name: str
-    """Its key in ledgers, results and tables: a file format."""
+    """The key in ledgers, results and tables. It is a file format and does not change."""
     heading: str
-    """At the head of a column."""
+    """Heading of the metric's column."""
     about: str
-    """One line for people."""
+    """Description in one line."""
     measure: Measure | None = None
-    """By which a client measures it; None: it is made of other metrics' statistics."""
+    """Measures the metric at a client; None if it is computed from other metrics' statistics."""
     pool: Pool | None = None
-    """How clients' statistics become the federation's value; None: it is no metric of a round, but of a whole run."""
+    """Pools clients' statistics into the federation's value; None for a metric of a whole run, not of a round."""
     unit: Unit = "%"
     on_tradeoff: bool = False
-    """Whether it is also measured with logits moved towards zero-shot's."""
+    """Whether the metric is also measured on the trade-off curve, with logits mixed with zero-shot's."""
     shown: Mapping[Place, int] = field(default_factory=dict)
-    """The places where it is shown, with its rank among what is shown there."""
+    """Places where the metric is shown, with its rank among the metrics shown there."""
 
 
 METRICS: tuple[Metric, ...] = (
@@ -278,22 +278,22 @@ METRICS: tuple[Metric, ...] = (
         _measure_on("local", calibration), total_of("ece"), shown={"compare": 6},
     ),
 )  # fmt: skip
-"""The metrics of a round, in the order in which they are recorded."""
+"""The metrics of a round, in the order of their records."""
 
 
 GROUP = "fedvlm.metrics"
-"""Entry points of other packages' metrics."""
+"""Name of the entry-point group in which other packages offer metrics."""
 _OUTSIDE: dict[str, Metric] = {}
-"""Metrics of other packages that an experiment of this process has asked for, to be shown beside our own."""
+"""Metrics of other packages that an experiment of this process has selected."""
 
 
 def all_metrics() -> tuple[Metric, ...]:
-    """Our own metrics, and those of other packages that were asked for in this process."""
+    """Our own metrics, and those of other packages that were selected in this process."""
     return (*METRICS, *_OUTSIDE.values())
 
 
 def select_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
-    """Our own metrics and those named. Raises `FedvlmError` if one of them cannot be had."""
+    """Our own metrics and the named ones. Raises `FedvlmError` if a named metric cannot be imported."""
     names = list(names)
     offered = plugins.entry_points(GROUP) if names else {}
     added = [plugins.load_object(offered.get(name, name), Metric, "metric") for name in names]
@@ -304,12 +304,12 @@ def select_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
 
 
 def measure_all(outputs: Outputs, metrics: Iterable[Metric] = METRICS) -> dict[str, Statistic]:
-    """A client's statistics, of the metrics that its images can be measured by."""
+    """A client's statistics, by the name of every metric for which the client has images."""
     each = {metric.name: metric.measure(outputs) for metric in metrics if metric.measure is not None}
     return {name: statistic for name, statistic in each.items() if statistic is not None}
 
 
 def pool_statistics(clients: Clients, metrics: Iterable[Metric] = METRICS) -> Metrics:
-    """The federation's values, of the metrics for which clients have what they are made of."""
+    """The federation's values, by the name of every metric for which clients have statistics."""
     each = {metric.name: metric.pool(clients) for metric in metrics if metric.pool is not None}
     return {name: value for name, value in each.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A site: the place where images are. Of one client in a real federation, of all of them in a simulation."""
+"""A site: the place that holds images, of one client in a real federation, of all clients in a simulation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from fedvlm.training.activations import Activations
 from fedvlm.tuners.base import SupportSet, Tuner, predict
 
 MAX_CACHED_MODELS = 8
-"""Models whose predictions are cached: two class lists, with and without a client's own images, and what faults put
-in."""
+"""Number of models whose predictions are cached: two class lists, with and without a support set, and those of
+faults."""
 
 Tuners = tuple[Tuner, Tuner | None]
-"""For the base classes and, where there are any, for the novel ones."""
+"""Tuners for the base classes, and for the novel classes if there are any."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What training and evaluation need of a place: tuners for both class lists, its clients, their images and labels.
+    """What training and evaluation need at one place: tuners for both class lists, clients, images and labels.
 
-    Nothing here belongs to one client: tensors are handed in. `federation` lists the clients whose images are here.
+    A site holds no client's tensors; they are passed to its methods. `federation` lists the clients whose images are
+    here.
     """
 
     base: Tuner
@@ -35,26 +36,26 @@ class Site:
     federation: Federation
     activations: Activations
     batch: int
-    """Images that are evaluated at a time."""
+    """Number of images evaluated at a time."""
     zero_shot: Tuners | None = None
-    """Zero-shot over both class lists, towards which predictions may be moved."""
+    """Zero-shot tuners for both class lists, with whose logits predictions may be mixed."""
     test_features: dict[tuple[str, Entry], Tensor] = field(default_factory=dict, init=False, repr=False)
-    """Finished features of shared test sets, gathered once for all clients, by set and entry."""
+    """Features of shared test sets, computed once for all clients, by set and entry."""
     cached_models: dict[tuple[int, bool], _CachedModel] = field(default_factory=dict, init=False, repr=False)
-    """The last model of each tuner, with or without a client's own images: clients with equal models are measured on
-    shared test sets once."""
+    """The last model of each tuner, with or without a support set. Clients with equal models share its predictions on
+    shared test sets."""
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """Positions of the images' classes among the base (or the novel) classes, `[B]`."""
         return self.activations.device.send(torch.tensor(self.federation.labels(indices), dtype=torch.long))
 
     def support_set(self, client: Client, entry: Entry) -> SupportSet:
-        """A client's training images as a tuner may ask for them."""
+        """A function that gives a client's training images at `entry` with their labels, for tuners that use them."""
         return lambda: (self.activations.get(client.train, entry), self.labels(client.train))
 
     @contextmanager
     def caching_predictions(self) -> Iterator[None]:
-        """Predictions on shared test sets are cached inside of this context, and dropped at its end."""
+        """Cache predictions on shared test sets inside this context, and drop them at its end."""
         try:
             yield
         finally:
@@ -88,7 +89,7 @@ class Site:
         return torch.cat(parts)
 
     def _model(self, tuner: Tuner, tensors: Named, received: Named, support_set: SupportSet | None) -> _CachedModel:
-        """A model ready to predict. It is cached unless it was made from the client's own images."""
+        """A model ready to predict. The model is cached unless the tuner used the support set."""
         requests = []
 
         def request() -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ class Site:
             return support_set()
 
         device = self.activations.device
-        # Copies, so that tensors changed in place are seen to have changed.
+        # Copies, so that later changes in place are noticed.
         tensors, received = clone(tensors), clone(received)
         on_device, received_on_device = ({n: device.send(t) for n, t in named.items()} for named in (tensors, received))
         with device.autocast():
@@ -113,14 +114,14 @@ class Site:
 
     @torch.no_grad()
     def predict(self, tuner: Tuner, tensors: Named, classifier: Named, images: Sequence[int] | str) -> Tensor:
-        """Logits `[B, K]` float32 from a classifier that is there already, all on the device."""
+        """Logits `[B, K]` float32 from a computed classifier; all tensors are on the device."""
         with self.activations.device.autocast():
             logits = [predict(tuner, tensors, classifier, rows)[0] for rows in self._hidden(images, tuner.entry)]
         found = torch.cat(logits)
         return found if found.ndim == 2 else found.mean(1)
 
     def _hidden(self, images: Sequence[int] | str, entry: Entry) -> Iterable[Tensor]:
-        """Activations at a tuner's entry, some images at a time."""
+        """Activations at a tuner's entry, in batches."""
         if not isinstance(images, str):
             return (self.activations.get(images[start : start + self.batch], entry)
                     for start in range(0, len(images), self.batch))  # fmt: skip
@@ -143,5 +144,5 @@ class _CachedModel:
     predictions: dict[str, Tensor] = field(default_factory=dict)
 
     def matches(self, tuner: Tuner, tensors: Named, received: Named) -> bool:
-        """Whether this is the model asked for."""
+        """Whether this model has this tuner and equal tensors."""
         return self.tuner is tuner and equal(self.tensors, tensors) and equal(self.received, received)

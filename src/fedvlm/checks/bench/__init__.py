@@ -1,1 +1,1 @@
-"""How much faster the necessary work is than the released procedure, measured side by side."""
+"""Speed of this package and of the released procedure, measured side by side."""

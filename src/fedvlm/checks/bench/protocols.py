@@ -1,4 +1,4 @@
-"""What `fedvlm bench` compares: published protocols at real size, and the embedded default."""
+"""Protocols of `fedvlm bench`: published ones at real size, and quickstart on the embedded CLIP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedvlm.experiment import Experiment
 
 @dataclass(frozen=True)
 class BenchProtocol:
-    """One row: an experiment of one method, and the ratios asked of it."""
+    """One protocol: an experiment of one method, and its target ratios of speed."""
 
     name: str
     title: str
@@ -24,9 +24,9 @@ class BenchProtocol:
     data: str | None = None
     """Folder below the data folder."""
     whole: float | None = None
-    """How many times faster the whole run must be, remembered activations made on the way."""
+    """Target ratio of the whole run, including the encoding of activations."""
     warm: float | None = None
-    """How many times faster one round must be once they are there."""
+    """Target ratio of one round with cached activations."""
 
 
 QUICKSTART = "quickstart on the embedded CLIP"
@@ -65,7 +65,7 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str) -> BenchProtocol:
-    """A protocol by its name; FedvlmError with the nearest one otherwise."""
+    """A protocol by its name. Raises FedvlmError with the nearest name if there is none."""
     if name not in PROTOCOLS:
         raise FedvlmError(f"no bench protocol '{name}'{nearest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -78,6 +78,6 @@ def protocol_experiment(protocol: BenchProtocol, data: Path, model: str | None) 
     words += [f"model.name={model}"] if model else []
     base = presets.settings(protocol.preset)
     if protocol.model and not protocol.data:
-        # Drawn images instead of the preset's: nothing of how those were found or dealt out stays.
+        # Drawn images in the place of the preset's, whose tables of data and partition are dropped.
         base = {key: value for key, value in base.items() if key not in ("data", "partition")}
     return experiment.parse(overrides.apply_words(base, words))

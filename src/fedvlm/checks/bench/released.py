@@ -1,9 +1,9 @@
-"""The released procedure: the slow side of `fedvlm bench`, and an oracle for the fast one.
+"""The released procedure: the slow side of `fedvlm bench`, and a reference for the fast side.
 
-Every step decodes and transforms its images, runs the whole image encoder and all 77 text positions of every class;
-every test batch does so too, in every round; a client encodes each of its experts for itself. Only the adapter branch
-and the gate's tensors are taken from the tuners. It trains and evaluates through the same loop as everything else, so
-that its results are comparable number by number.
+Every training step and every test batch of every round decodes and transforms its images, and runs the whole image
+encoder and all 77 text positions of every class; a client encodes each of its experts itself. Only the adapter branch
+and the gate's tensors come from the tuners. Training and evaluation use the same loop as all other methods, so that
+results are comparable number by number.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from fedvlm.tuners.adapter import branch
 from fedvlm.tuners.base import SupportSet, Tuner
 
 PIXELS = 0
-"""The entry of a tuner that starts from normalised pixels."""
+"""The entry of a tuner that reads normalised pixels."""
 Branches = dict[int, Callable[[Tensor], Tensor]]
 
 
 class UncachedPixels(Activations):
-    """Images are decoded and transformed whenever they are asked for: rows are normalised pixels `[B, 3, S, S]`."""
+    """Activations without a cache: normalised pixels `[B, 3, S, S]`, decoded and transformed on every request."""
 
     def _batch(self, pixels: Tensor, entry: Entry) -> Tensor:
         return self.clip.preprocess.normalise(pixels.to(self.device.device))
 
 
 class ReleasedEncoders:
-    """Both encoders written out: all tokens through all blocks, texts padded to the whole context."""
+    """Both encoders in full: all tokens pass all blocks, and texts are padded to the whole context."""
 
     def __init__(self, clip: FrozenCLIP) -> None:
         self.clip = clip
@@ -64,7 +64,7 @@ class ReleasedEncoders:
         return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
 
     def text(self, embeddings: Tensor, eot: Tensor, branches: Branches | None = None) -> Tensor:
-        """Normalised features `[K, E]` of embeddings `[K, context, D]` read at `eot [K]`."""
+        """Normalised features `[K, E]` of embeddings `[K, context, D]`, at the end positions `eot [K]`."""
         text = self.clip.text
         x = _stack(text.transformer, embeddings + text.positional_embedding, self.mask, branches or {})
         x = text.ln_final(x)
@@ -102,13 +102,13 @@ def _attention(block: Block, h: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _gelu(act: nn.Module, x: Tensor) -> Tensor:
-    """The published QuickGELU, product by product."""
+    """The published QuickGELU, as separate products."""
     out: Tensor = x * torch.sigmoid(1.702 * x) if isinstance(act, QuickGELU) else act(x)
     return out
 
 
 class ReleasedTuner(ABC):
-    """A tuner's functions in the released way; `exact` gives only the tensors at the start."""
+    """A tuner in the released way; only initial tensors come from the tuner `exact`."""
 
     entry = PIXELS
 
@@ -116,20 +116,20 @@ class ReleasedTuner(ABC):
         self.clip, self.exact, self.encoders = clip, exact, ReleasedEncoders(clip)
 
     def init(self, generator: torch.Generator) -> Named:
-        """As the tuner itself."""
+        """The initial tensors of the tuner."""
         return self.exact.init(generator)
 
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """Nothing."""
+        """No constants."""
         return {}
 
     def classifier(self, trained: Named, constants: Named) -> Named:
-        """Nothing ahead of the images: the text encoder runs for every batch."""
+        """The constants: nothing is computed before the images, the text encoder runs for every batch."""
         return constants
 
     @abstractmethod
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
-        """`[B, K]` of normalised pixels `[B, 3, S, S]`."""
+        """Logits `[B, K]` of normalised pixels `[B, 3, S, S]`."""
 
 
 class ReleasedTemplate(ReleasedTuner):
@@ -143,7 +143,7 @@ class ReleasedTemplate(ReleasedTuner):
             )
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
-        """`[B, K]`."""
+        """Logits `[B, K]` of normalised pixels."""
         return self.encoders.logits(self.encoders.image(pixels), self.fixed)
 
 
@@ -162,7 +162,7 @@ class ReleasedPrompt(ReleasedTuner):
         self.eot = eot + config.tokens
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
-        """`[B, K]`."""
+        """Logits `[B, K]` of normalised pixels."""
         return self.encoders.logits(self.encoders.image(pixels), self.text(trained["prompt"]))
 
     def text(self, prompt: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class ReleasedMixture(ReleasedPrompt):
 
     @torch.no_grad()
     def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
-        """`experts [K, M-1, R]`, every prompt encoded by every client that received it."""
+        """`experts [K, M-1, R]`: every client encodes every prompt that it received."""
         prompts = tensors.select(received, [f"{EXPERT}*"])
         if not prompts and not self.config.alone:
             return {}
@@ -192,7 +192,7 @@ class ReleasedMixture(ReleasedPrompt):
         return {"experts": torch.cat([empty, *found], dim=1)}
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
-        """`[B, K]`: equation 10 of the paper as it stands, or plain logits without experts."""
+        """Logits `[B, K]`: equation 10 of the paper, or plain logits without experts."""
         image, text = self.encoders.image(pixels), self.text(trained["prompt"])
         own = self.encoders.logits(image, text)
         if "experts" not in classifier:
@@ -212,7 +212,7 @@ class ReleasedMixture(ReleasedPrompt):
 
 
 class ReleasedAdapter(ReleasedTuner):
-    """Multi-modal adapters; the text goes through all blocks in every step too."""
+    """Multi-modal adapters; texts pass all blocks in every step too."""
 
     def __init__(self, clip: FrozenCLIP, exact: Tuner, names: Sequence[str], method: PFedMMA, template: str) -> None:
         super().__init__(clip, exact)
@@ -220,7 +220,7 @@ class ReleasedAdapter(ReleasedTuner):
         self.rows, self.eot = self.encoders.embed_texts([template.format(_with_spaces(name)) for name in names])
 
     def logits(self, trained: Named, classifier: Named, pixels: Tensor) -> Tensor:
-        """`[B, K]`."""
+        """Logits `[B, K]` of normalised pixels."""
         image = self.encoders.image(pixels, self._branches(trained, "vision"))
         return self.encoders.logits(image, self.encoders.text(self.rows, self.eot, self._branches(trained, "text")))
 
@@ -239,7 +239,7 @@ class ReleasedAdapter(ReleasedTuner):
 
 
 def released_tuner(method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> ReleasedTuner:
-    """The released procedure of a method; FedvlmError where it has not been written out."""
+    """The released procedure of a method. Raises FedvlmError if it is not implemented."""
     exact = method.tuner(clip, names, template)
     if isinstance(method, PFedMoAP):
         return ReleasedMixture(clip, exact, names, method.config)
@@ -253,16 +253,16 @@ def released_tuner(method: Method, clip: FrozenCLIP, names: Sequence[str], templ
 
 
 class ReleasedPath(verify.ExecutionPath):
-    """Reference outputs in the released way."""
+    """The execution path of the released procedure."""
 
     def tuner(self, exact: Tuner, method: Method, clip: FrozenCLIP, names: Sequence[str], template: str) -> Tuner:
-        """The released tuner; of a prompt, `template` is what follows it."""
+        """The released tuner; for a prompt, `template` is the text after the prompt."""
         if isinstance(method, PFedMoAP):
             return ReleasedMixture(clip, exact, names, method.config, template)
         return released_tuner(method, clip, names, template)
 
     def hidden(self, clip: FrozenCLIP, images: Tensor, entry: Entry) -> Tensor:
-        """The pixels themselves."""
+        """The pixels, unchanged."""
         return images
 
 

@@ -1,4 +1,4 @@
-"""`fedvlm bench`: both sides of every protocol in processes of their own, and what they say together."""
+"""`fedvlm bench`: measures both sides of every protocol in separate processes, and compares them."""
 
 from __future__ import annotations
 
@@ -25,45 +25,46 @@ from fedvlm.tensors import Named
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One protocol: seconds and memory of both sides, ratios, and how far their results lie apart."""
+    """Results of one protocol: timings and memory of both sides, ratios, and differences of their tensors."""
 
     protocol: str
     title: str
     naive: Timings
     exact: Timings
     kept_step_s: float
-    """A step of the released procedure with the allocator settings of the other side."""
+    """Seconds of a step of the released procedure with the allocator settings of the other side."""
     difference: dict[str, float]
     """Largest difference over the largest value, of trained tensors and of logits, after a shortened round."""
     target_ratios: dict[str, float | None]
+    """Target ratios `whole` and `warm` (`asked` in files)."""
 
     @property
     def seconds(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Seconds of a round by `training`, `experts`, `evaluation`, remembered activations there: naive and exact."""
+        """Seconds of a round with cached activations, by `training`, `experts` and `evaluation`: naive, exact."""
         return _round_seconds(self.naive, shares_experts=False), _round_seconds(self.exact, shares_experts=True)
 
     @property
     def rounds(self) -> tuple[float, float]:
-        """The same in all."""
+        """Seconds of a round with cached activations: naive, exact."""
         slow, fast = self.seconds
         return sum(slow.values()), sum(fast.values())
 
     @property
     def runs(self) -> tuple[float, float]:
-        """Seconds of the whole run from its parts, remembered activations made on the way."""
+        """Seconds of the whole run, including the encoding of activations: naive, exact."""
         rounds = self.naive.counts["rounds"]
         return rounds * self.rounds[0], rounds * self.rounds[1] + self.exact.remember_s
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times faster: a round (warm), the whole run, a step, a step under the same allocator settings."""
+        """Ratios of speed: a round (warm), the whole run, a step, a step with the same allocator settings."""
         step = self.exact.step_s
         return {"warm": self.rounds[0] / self.rounds[1], "whole": self.runs[0] / self.runs[1],
                 "step": self.naive.step_s / step, "step, same allocator": self.kept_step_s / step}  # fmt: skip
 
     @property
     def over_floor(self) -> float:
-        """Time of a step over its multiply-adds at the machine's rate."""
+        """Time of a step over the time of its multiply-adds at the machine's rate."""
         return self.exact.step_s / (self.exact.step_gflop / self.exact.matmul_gflops)
 
 
@@ -82,9 +83,9 @@ def _round_seconds(parts: Timings, *, shares_experts: bool) -> dict[str, float]:
 def bench(
     names: Sequence[str], data: Path, models: Path, tokenizer: str, sizes: Sizes, log: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    """Measure protocols one after another, giving each row when it is there.
+    """Measure protocols one after another; yields each row when it is complete.
 
-    Each side runs in a fresh process, so that memory and caches are its own.
+    Each side runs in a new process, with its own memory and caches.
     """
     for protocol in [protocols.find_protocol(name) for name in names]:
         model = None if protocol.model is None else str(_model(protocol.model, models, tokenizer, log))
@@ -133,7 +134,7 @@ def _largest_differences(naive: Named, exact: Named) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Properties of the machine on which the timings depend."""
     return {
         "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "python": platform.python_version(), "torch": torch.__version__, "device": _device(),
@@ -145,7 +146,7 @@ def _device() -> str:
 
 
 def as_json(rows: Sequence[BenchRow]) -> dict[str, Any]:
-    """Everything measured, with the ratios."""
+    """All measurements and ratios as JSON."""
     return {"machine": machine(), "rows": [
         _as_table(row) | {"seconds_of_a_round": row.seconds, "run_s": row.runs, "over_floor": row.over_floor,
                           "ratios": row.ratios}
@@ -159,7 +160,7 @@ def _as_table(row: BenchRow) -> dict[str, Any]:
 
 
 def quickstart_ratio(rows: Sequence[BenchRow]) -> float | None:
-    """How many times faster a round of all quickstart methods one after another is, if more than one was measured."""
+    """Ratio of speed of a round of all quickstart methods together; None if fewer than two were measured."""
     parts = [row.rounds for row in rows if row.title.endswith(protocols.QUICKSTART)]
     return sum(slow for slow, _ in parts) / sum(fast for _, fast in parts) if len(parts) > 1 else None
 
@@ -173,7 +174,7 @@ def _format_number(value: float) -> str:
 
 
 def row_cells(row: BenchRow) -> list[str]:
-    """One line of the table; in pairs naive, then exact."""
+    """The cells of a row; in pairs naive, then exact."""
     slow, fast = row.naive, row.exact
     ratios = {name: f"{value:.1f}x" for name, value in row.ratios.items()}
     targets = [f"{value:g}x" if value else "" for value in (row.target_ratios["warm"], row.target_ratios["whole"])]
@@ -188,7 +189,7 @@ def row_cells(row: BenchRow) -> list[str]:
 
 
 def as_markdown(rows: Sequence[BenchRow]) -> str:
-    """The table; columns without a name belong to the exact path, those before them to the released procedure."""
+    """The table as Markdown; an unnamed column is of this package, the one before it of the released procedure."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     lines += ["| " + " | ".join(row_cells(row)) + " |" for row in rows]
     if (together := quickstart_ratio(rows)) is not None:

@@ -1,4 +1,4 @@
-"""One side of a comparison, measured in a process of its own: parts of a run in seconds, and the tensors it makes."""
+"""One side of a comparison, measured in a separate process: timings of parts of a run, and resulting tensors."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ from fedvlm.training.site import Site
 
 Kind = Literal["naive", "exact"]
 COMPARED_CLIENTS = 2
-"""Clients in the round whose tensors are compared."""
+"""Number of clients in the round whose tensors are compared."""
 
 
 @dataclass
 class Sizes:
-    """How much of a run is measured; everything else is multiplied up."""
+    """Size of the measured parts of a run; timings are extrapolated from these."""
 
     steps: int = 2
-    """Training steps to time, and steps of each client in the round whose results are compared."""
+    """Number of timed training steps, and of each client's steps in the round whose results are compared."""
     images: int = 100
-    """Test images, and images whose activations are made."""
+    """Number of test images, and of images that are encoded."""
 
 
 @dataclass
 class Timings:
-    """Seconds of a run's parts, counts to multiply them with, memory, and the work that is necessary."""
+    """Seconds of the parts of a run, counts of these parts, memory, and multiply-adds."""
 
     step_s: float = 0.0
     """One training step: fetching the batch, forward, backward, update."""
     expert_s: float = 0.0
     """Encoding one received prompt."""
     test_s: float = 0.0
-    """Evaluating one client on all it is evaluated on, once per evaluation."""
+    """Evaluating one client on all its test images, once per evaluation."""
     remember_s: float = 0.0
-    """Making everything that is remembered, once per run without a cache on disk."""
+    """Encoding all cached activations, once per run without a disk cache."""
     round: dict[str, float] | None = None
-    """Training and evaluation of a round, where the model is small enough to play one instead of adding up parts."""
+    """Training and evaluation of a whole round, for models small enough to run one; else None."""
     peak_bytes: int = 0
     step_gflop: float = 0.0
     matmul_gflops: float = 0.0
-    """The machine's rate in a large product of float32 matrices, giga-operations per second."""
+    """Rate of the machine in a large product of float32 matrices, in giga-operations per second."""
     counts: dict[str, float] = field(default_factory=dict)
 
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 class MeasuredSide:
-    """The run of an experiment's only method, in the released or in our own way."""
+    """The run of an experiment's only method, as released or with this package."""
 
     def __init__(self, kind: Kind, settings: Experiment, sizes: Sizes, cache: Path) -> None:
         self.kind, self.settings, self.sizes = kind, settings, sizes
@@ -122,7 +122,7 @@ class MeasuredSide:
         return exact if self.kind == "exact" else self._released(exact)
 
     def _released(self, exact: Simulation) -> Simulation:
-        """The same in the released way: plain tuners, clients one by one, tests in batches of 100."""
+        """The run as released: released tuners, clients one after another, tests in batches of 100."""
         method, template = exact.spec.method, templates.template(self.settings.evaluation.template)
         base, novel = (
             released_tuner(method, self.clip, names, template) if names else None
@@ -137,7 +137,7 @@ class MeasuredSide:
         )
 
     def _clock(self) -> float:
-        """Seconds, after a GPU has done all it was given."""
+        """Time in seconds, after a GPU has finished its work."""
         if self.device.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -148,7 +148,7 @@ class MeasuredSide:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def measure(self) -> Timings:
-        """Every part, in the order in which a run meets them."""
+        """Measure all parts, in the order of a run."""
         parts = Timings(matmul_gflops=_matmul_rate(self.device.device))
         client = self.federation.clients[0]
         if self.kind == "exact":
@@ -163,7 +163,7 @@ class MeasuredSide:
         return parts
 
     def outcome(self) -> Named:
-        """Tensors of two clients after a few steps each with experts, their mean, and logits on test images."""
+        """Tensors of two clients after a few steps with experts, their aggregate, and logits on test images."""
         result: Named = {}
         received, uplinks = self._received(2), []
         for client in self.short.site.federation.clients[:COMPARED_CLIENTS]:
@@ -179,7 +179,7 @@ class MeasuredSide:
         return result | {f"server/{name}": tensor for name, tensor in server.items()}
 
     def _remember(self) -> float:
-        """Seconds to make what a run needs, from a sample; then all of it is there for the rest of the measurement."""
+        """Seconds to encode all activations of a run, from a sample; then encode those that the measurement needs."""
         wanted = sorted(prefetch_keys(self.run))
         sample = wanted[:: max(1, len(wanted) // self.sizes.images)][: self.sizes.images]
         alone = Activations(self.clip, self.federation.source.records, self.device, 1 << 40)
@@ -191,7 +191,7 @@ class MeasuredSide:
         return per_view * len(wanted)
 
     def _used(self) -> set[tuple[int, int]]:
-        """Only what is measured: remembering everything takes long and changes no measured time."""
+        """Keys of the activations that the measurement needs; encoding all takes long and changes no timing."""
         client = self.federation.clients[0]
         found = {(index, TEST) for index in self._tested(client)[: self.sizes.images]}
         for one in self.short.site.federation.clients[:COMPARED_CLIENTS]:
@@ -202,7 +202,7 @@ class MeasuredSide:
         return found
 
     def step(self) -> tuple[float, float]:
-        """Seconds of a step with experts, and the multiply-adds (in 2 operations each) that the exact one does."""
+        """Seconds of a step with experts, and giga-operations of the exact step (a multiply-add counts as 2)."""
         client = self.short.site.federation.clients[0]
         supply = chain.from_iterable(
             local_batches(self.short.spec, self.short.site, round_, client) for round_ in count()
@@ -233,7 +233,7 @@ class MeasuredSide:
         return (self._clock() - begun) / len(experts)
 
     def _tested(self, client: Client) -> list[int]:
-        """What the protocol measures of a client: own images, and where there are novel classes the base set too."""
+        """A client's test images: the local ones, and the base set if there are novel classes."""
         base = self.federation.tests[client.base] if self.federation.novel else ()
         return list(dict.fromkeys([*client.local, *base]))
 
@@ -256,17 +256,17 @@ class MeasuredSide:
         return (self._clock() - begun) * everything / len(sample)
 
     def _round(self) -> dict[str, float]:
-        """The third round as a simulation runs it: every client has taken part before."""
+        """Seconds of the third round of a simulation, before which all clients have trained."""
         if self.kind == "exact":
             self.activations.prepare(prefetch_keys(self.run), self.entry)
-        # Not the last of them, which evaluates a second state.
+        # The last round would evaluate a second state.
         *_, (_, third) = islice(
             run_rounds(replace(self.run, spec=replace(self.run.spec, rounds=4)), start(self.run)), 3
         )
         return {"training": third.train_s, "evaluation": third.evaluate_s}
 
     def _received(self, experts: int) -> Named:
-        """What a client gets in a later round: the shared tensors, and for pFedMoAP some experts."""
+        """Tensors that a client receives in a later round: the shared ones, and for pFedMoAP some experts."""
         server = start(self.run).server
         draw = stream(0, "bench experts")
         if isinstance(self.run.spec.method, PFedMoAP):
@@ -277,7 +277,7 @@ class MeasuredSide:
         return dict(list(received.items())[: experts + 1]) if isinstance(self.run.spec.method, PFedMoAP) else received
 
     def _counts(self) -> dict[str, float]:
-        """Steps, experts and evaluations of a whole run."""
+        """Numbers of steps, experts and evaluations of a whole run."""
         config, settings, clients = self.run.spec.method.config, self.settings, self.federation.clients
         assert isinstance(config, Config)
         draw = stream(0, "bench counts")

@@ -1,1 +1,1 @@
-"""One file per data source: its settings, and how it is loaded."""
+"""One file per data source, with its settings and the function that loads it."""

@@ -35,12 +35,12 @@ class CifarData(FileData):
 
     source: Literal["cifar"]
     complete: bool = True
-    """Every file must hold as many images as the published one; false to read a smaller copy."""
+    """Whether every file must hold as many images as the published one; false to read a smaller copy."""
     on_duplicate: Literal["once", "keep"] = "keep"
-    """The published files are the benchmark, whatever they hold twice."""
+    """By default all records are used, because the published files, with their duplicates, are the benchmark."""
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `cifar_source`."""
+        """The records of the data (`cifar_source`)."""
         return cifar_source(self)
 
 
@@ -51,7 +51,7 @@ _HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 @dataclass(frozen=True)
 class Edition:
-    """One of the two data sets as its authors lay it out."""
+    """One of the two data sets in its authors' layout."""
 
     title: str
     archive: str
@@ -64,7 +64,7 @@ class Edition:
     coarse: tuple[str, int] | None
     """File and number of the super-class names."""
     pickled: tuple[str, ...]
-    """Files that only the python version has."""
+    """Files that only exist in the python version."""
     pickles: str
     """Folder inside the python version's archive."""
     hub: str
@@ -93,15 +93,15 @@ EDITIONS = (
 
 @dataclass(frozen=True, slots=True)
 class CifarImage:
-    """A record's pixels, read from the file when they are needed."""
+    """The pixels of a record, read from the file on use."""
 
     root: Path
     file: str
     row: int
     offset: int
-    """Of the first pixel in the file."""
+    """Offset of the first pixel in the file."""
     expected_digest: str
-    """Digest of the pixels that were read with the labels: `open` refuses any others."""
+    """Digest of the pixels when the labels were read; `open` refuses other pixels."""
 
     @property
     def key(self) -> str:
@@ -114,15 +114,15 @@ class CifarImage:
         return PIL.Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
     def digest(self) -> str:
-        """Of the pixels."""
+        """Digest of the pixels."""
         return self.expected_digest
 
     def inspect(self, lookup: object) -> ImageFacts:
-        """Its pixels' digest: the file as a whole was checked, and there is nothing to decode."""
+        """Facts of the image without decoding: the whole file was checked already."""
         return ImageFacts(self.expected_digest, self.expected_digest, SIDE, SIDE, 8, 0, 255)
 
     def with_facts(self, facts: ImageFacts, bits: int) -> CifarImage:
-        """The image as it is: it knows its pixels already."""
+        """The same image, which is tied to its pixels already."""
         return self
 
     def _bytes(self) -> bytes:
@@ -170,7 +170,7 @@ def _rows(
 
 
 def _find_edition(root: Path) -> tuple[Path, Edition]:
-    """The folder that holds the files, `root` itself or the unpacked archive's in it, and what they are."""
+    """The folder with the files (`root`, or the unpacked archive in it), and their edition."""
     places = [(home, edition) for edition in EDITIONS for home in (root, root / edition.unpacked)]
     found = [(home, edition) for home, edition in places if (home / edition.files[0][0]).is_file()]
     if len(found) == 1:
@@ -200,7 +200,7 @@ def _names(path: Path, count: int) -> list[str]:
 
 
 def _records(root: Path, edition: Edition, name: str, count: int | None) -> NDArray[np.uint8]:
-    """Label bytes and pixels of every record `[R, 1 or 2 + 3072]`, the file's size and all labels checked."""
+    """Label bytes and pixels of all records `[R, 1 or 2 + 3072]`, after checks of the file's size and all labels."""
     path, length = resolve_inside(root, name), edition.record_bytes
     try:
         _check_size(path, edition, path.stat().st_size, count)
@@ -222,7 +222,7 @@ def _records(root: Path, edition: Edition, name: str, count: int | None) -> NDAr
 
 
 def _check_size(path: Path, edition: Edition, size: int, count: int | None) -> None:
-    """Whole records only; as many as were published, or with `count` None any number but zero."""
+    """Raise FedvlmError unless the file has whole records, `count` of them, or at least one if `count` is None."""
     records, rest = divmod(size, edition.record_bytes)
     if rest or not records:
         raise FedvlmError(

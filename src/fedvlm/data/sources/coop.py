@@ -26,25 +26,25 @@ class CoopData(FileData):
 
     source: Literal["coop"]
     split_file: str | None = None
-    """Found by its name where not given."""
+    """Split file; by default the only `split_zhou_*.json` in `path`."""
     images: str | None = None
-    """Image folder inside `path`; found by the paths in the split file where not given."""
+    """Image folder inside `path`; by default found by the paths in the split file."""
     on_duplicate: Literal["once", "keep"] = "keep"
-    """The published lists are the protocol, whatever they hold twice."""
+    """By default all entries are used, because the published lists, with their duplicates, are the protocol."""
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `coop_source`."""
+        """The records of the data (`coop_source`)."""
         return coop_source(self, decode_cache)
 
 
 _SAMPLES = 50
-"""Listed paths that are looked for to find the image folder."""
+"""Number of listed paths that are tried to find the image folder."""
 
 Entry = tuple[str, int, str]
 
 
 def coop_source(config: CoopData, decode_cache: DecodeCache) -> Source:
-    """The images of a split file; class names in the order of its label ids, missing files counted."""
+    """The images of a split file, class names in the order of its label ids; missing files are counted in warnings."""
     root = existing_folder(config.path)
     path = _split_file(root, config.split_file)
     splits = _read(path)
@@ -94,7 +94,7 @@ def _entries(path: Path, split: str, entries: Any) -> list[Entry]:
 
 
 def _classnames(path: Path, splits: dict[Split, list[Entry]]) -> list[str]:
-    """Names by label id; FedvlmError unless ids are 0..C-1 and each id has one name of its own."""
+    """Names by label id. Raises FedvlmError unless ids are 0..C-1 and correspond to names one to one."""
     name_of: dict[int, str] = {}
     label_of: dict[str, int] = {}
     for image, label, name in (entry for entries in splits.values() for entry in entries):

@@ -28,23 +28,23 @@ class FolderData(FileData):
     published; `{domain}` in its name (`{domain}_train.txt`) stands for every domain that has one."""
     val_list: str | None = None
     test_list: str | None = None
-    """The same for test images; without it `test_fraction` of the listed training images is held out."""
+    """List of the test images; without it `test_fraction` of the listed training images is held out."""
     images: str | None = None
-    """Folder below `path` that the paths in the lists start from."""
+    """Folder below `path` to which the paths in the lists are relative."""
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `folder_source`."""
+        """The records of the data (`folder_source`)."""
         return folder_source(self, decode_cache)
 
 
 _DEEPEST = 5
-"""Folders below the root that are looked at: enough to say how deep the images lie."""
+"""Maximum depth of scanned folders, enough to tell how deep the images are."""
 
 
 def folder_source(config: FolderData, decode_cache: DecodeCache) -> Source:
-    """Every image at the depth the layout says, its class, domain or client being the folders it lies in.
+    """All images at the depth of the layout; their folders name class, domain or client.
 
-    With `train_list` only the images that the lists name, in the split that they give.
+    With `train_list`, only images of the lists, in the split of their list.
     """
     root = existing_folder(config.path)
     if has_lists(config):
@@ -73,7 +73,7 @@ def _row(root: Path, path: PurePosixPath, config: FolderData, has_splits: bool) 
 
 
 def _has_splits(root: Path) -> bool:
-    """Whether the folders at the top are the splits, `train` among them."""
+    """Whether the top folders are the splits, including `train`. Raises FedvlmError for a mixture."""
     names = [entry.name for entry in subfolders(root)]
     splits = [parse_split(name) for name in names]
     if "train" not in splits:
@@ -85,10 +85,10 @@ def _has_splits(root: Path) -> bool:
 
 
 def _walk(root: Path, depth: int) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """All shown files below `root`, and the folders that hold nothing, as sorted relative paths.
+    """All files below `root` that are not hidden, and the empty folders, as sorted relative paths.
 
-    Links to folders are followed down to the class folders, which lie `depth` folders deep, but not inside them, and
-    nowhere to a folder that holds them: a link to the top in every class folder would multiply the walk.
+    Links to folders are followed down to the class folders, at depth `depth`, but not inside class folders, and never
+    to a parent folder: a link to the top in every class folder would multiply the work.
     """
     files: list[PurePosixPath] = []
     empty: list[PurePosixPath] = []
@@ -102,7 +102,7 @@ def _walk(root: Path, depth: int) -> tuple[list[PurePosixPath], list[PurePosixPa
 def _visit(
     root: Path, where: PurePosixPath, depth: int, above: tuple[str, ...]
 ) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
-    """Each folder with its folders and files; `above` are the real paths of the folders on the way to it."""
+    """Every folder with its folders and files; `above`: real paths of its parent folders."""
     try:
         with os.scandir(root / where) as listing:
             entries = [entry for entry in listing if is_shown(entry.name)]

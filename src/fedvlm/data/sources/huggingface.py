@@ -1,6 +1,6 @@
 """Hugging Face data sets: a hub id, or a folder written by `save_to_disk`. Needs the extra `hub`.
 
-Nothing a data set brings along is executed: scripts are refused, only its images and columns are read.
+No code of a data set is executed: scripts are refused, only images and columns are read.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class HubData(FileData):
     client: str | None = None
     domain: str | None = None
     superclass: str | None = None
-    """Column with the class that a class belongs to (`coarse_label` of CIFAR-100)."""
+    """Column with the super-class (`coarse_label` of CIFAR-100)."""
     train_split: str = "train"
     val_split: str | None = None
     test_split: str | None = "test"
-    """`none`: hold out `test_fraction` of the training images."""
+    """Name of the test split; `none`: hold out `test_fraction` of the training images."""
     offline: bool = False
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `hub_source`."""
+        """The records of the data (`hub_source`)."""
         return hub_source(self, decode_cache)
 
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""One of these files is in every folder that `save_to_disk` writes."""
+"""Files, one of which is in every folder written by `save_to_disk`."""
 _OTHERS = ("domain", "client", "superclass")
 """Settings that may name further columns."""
 
@@ -62,7 +62,7 @@ class HubImage:
     table: HubTable
     row: int
     expected_digest: str = ""
-    """Digest of the bytes that were looked at: `open` refuses any others."""
+    """Digest of the inspected bytes; `open` refuses others."""
     bits: int = GREY_BITS
     """Range of grey values of more than 8 bits."""
 
@@ -78,11 +78,11 @@ class HubImage:
         )
 
     def digest(self) -> str:
-        """Of the bytes that were looked at, or are there now. Raises FedvlmError naming the row if there are none."""
+        """Digest of the inspected bytes, or of the present ones. Raises FedvlmError naming a row without bytes."""
         return image_identity(self.expected_digest or digest(self.table.encoded(self.row)), self.bits)
 
     def inspect(self, lookup: Callable[[str], ImageFacts | None]) -> ImageFacts | Problem:
-        """What is in the image, decoded in full if it is not `lookup`; or why it cannot be used."""
+        """Facts of the image, from `lookup` by digest or from a full decode; or the problem that makes it unusable."""
         try:
             data = self.table.encoded(self.row)
         except FedvlmError as error:
@@ -90,7 +90,7 @@ class HubImage:
         return inspect_bytes(data, self.table.max_megapixels, lookup)
 
     def with_facts(self, facts: ImageFacts, bits: int) -> HubImage:
-        """The same image, of the bytes that were looked at, with this range of grey values."""
+        """The same image, tied to the inspected bytes, with this range of grey values."""
         return replace(self, expected_digest=facts.digest, bits=bits)
 
 
@@ -102,12 +102,12 @@ class HubTable:
     data: Any
     image: str
     homes: tuple[Path, ...]
-    """Folders that the table may point into where it does not hold the images itself."""
+    """Folders in which images may be, if the table holds paths instead of bytes."""
     max_megapixels: float
 
     @cached_property
     def _cells(self) -> Any:
-        """The image column as an Arrow array: it stays on the disk, and its rows come faster than the data set's."""
+        """The image column as an Arrow array, which stays on disk and is faster than rows of the data set."""
         return self.data.select_columns([self.image]).with_format("arrow")[:].column(0)
 
     def encoded(self, row: int) -> bytes:
@@ -149,7 +149,7 @@ def hub_source(config: HubData, decode_cache: DecodeCache) -> Source:
 
 
 def _rows(table: HubTable, split: Any, label: str, config: HubData, unlabelled: list[str]) -> Iterator[ImageRow]:
-    """One row per image with its class name; rows without a label (None, or -1 as hidden test sets have) are told."""
+    """One row per image; rows without a label (None, or -1 as in hidden test sets) are added to `unlabelled`."""
     names = getattr(table.data.features[label], "names", None)
     columns = {key: table.data[column][:] for key, column in _roles(label, config).items()}
     for row, value in enumerate(columns["label"]):
@@ -185,7 +185,7 @@ def _open(datasets: ModuleType, config: HubData) -> tuple[dict[str, Any], tuple[
         found = _load_saved(datasets, local) if local.exists() else _download(datasets, config)
     except FedvlmError:
         raise
-    except Exception as error:  # the library raises its own, the hub's, HTTP and Arrow errors
+    except Exception as error:  # the library raises errors of its own, of the hub, of HTTP and of Arrow
         first = (str(error).strip() or "no reason given").splitlines()[0]
         how = "data.offline is set: is it in the cache?" if config.offline else "look at the id, the network, the token"
         how = "was it written by save_to_disk?" if local.exists() else how
@@ -221,7 +221,7 @@ def _is_inside(home: Path, path: str) -> bool:
 
 
 def _select_splits(splits: dict[str, Any], config: HubData) -> dict[Split | None, tuple[str, Any]]:
-    """The configured splits with their names; a single table is one split without a name, held out from later."""
+    """The configured splits with their names; a single table is one unnamed split, from which images are held out."""
     if list(splits) == [""]:
         return {None: ("all", splits[""])}
     wanted: dict[Split | None, str | None] = {
@@ -236,7 +236,7 @@ def _select_splits(splits: dict[str, Any], config: HubData) -> dict[Split | None
 
 
 def _columns(datasets: ModuleType, features: Any, config: HubData) -> tuple[str, str]:
-    """Names of the image and the label column: as configured, otherwise the only ones of their kind."""
+    """Names of the image and label columns: as configured, or the only ones of their kind."""
     for key in ("image", "label", *_OTHERS):
         column = getattr(config, key)
         if column is not None and column not in features:

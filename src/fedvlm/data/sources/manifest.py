@@ -1,4 +1,4 @@
-"""A CSV manifest: one image per row, with its label and, where known, its client, domain and split."""
+"""A CSV manifest: one image per row, with its label, and optionally its client, domain and split."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ManifestData(FileData):
     split: str | None = None
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `manifest_source`."""
+        """The records of the data (`manifest_source`)."""
         return manifest_source(self, decode_cache)
 
 
 def manifest_source(config: ManifestData, decode_cache: DecodeCache) -> Source:
-    """The images a CSV names. Rows without a label are counted; a row that makes no sense is an error with its line."""
+    """The images of a CSV. Rows without a label are counted; an invalid row raises FedvlmError with its line."""
     root = existing_folder(config.path)
     path = root / config.manifest
     if "{}" not in config.image_path:

@@ -39,23 +39,23 @@ class ScenesData(DataSource):
     on_disk: ClassVar[bool] = False
 
     def load(self, seed: int, decode_cache: DecodeCache) -> Source:
-        """See `scenes_source`."""
+        """The records of drawn scenes (`scenes_source`)."""
         return scenes_source(self, seed)
 
     def base_count(self, classes: int) -> int:
-        """As set."""
+        """The setting `base_classes`."""
         return self.base_classes
 
 
 MOST = len(FILLS) * len(SHAPES)
-"""Classes there can be."""
+"""Number of possible classes."""
 MOST_IMAGES = 2_000_000
-"""More are refused: their records alone would fill the memory."""
+"""Maximum number of images; the records of more images would fill the memory."""
 
 
 @dataclass(frozen=True)
 class SceneImage:
-    """A scene that is drawn when it is opened."""
+    """A scene that is rendered when it is opened."""
 
     spec: SceneSpec
 

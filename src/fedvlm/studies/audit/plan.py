@@ -1,4 +1,4 @@
-"""The runs of an audit: the right one, and with the same settings one for every fault and for all together."""
+"""The runs of an audit, all with the same settings: without faults, with each fault, and with all faults together."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ RIGHT = "right"
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: all methods that have a fault (or a group of faults), with all seeds."""
+    """One run of an audit: all methods that have a fault (or a group of faults), with all seeds."""
 
     name: str
-    """`right`, a fault's name, or that of a group."""
+    """`right`, or the name of a fault or group."""
     experiment: Experiment
     labels: Mapping[str, str]
-    """What the run calls each method."""
+    """Labels of the methods in the run, by name."""
 
 
 def variants(experiment: Experiment) -> list[Variant]:
     """The runs in the order of the table's rows. Raises `FedvlmError` if the experiment has faults already.
 
-    Clients train one after another in all of them, the right one too, so that runs differ by their faults alone and
-    not by the rounding of batched computation.
+    Clients train one after another in all runs, so that runs differ by their faults only, and not by the rounding of
+    batched steps.
     """
     if experiment.faults:
         raise FedvlmError("an audit chooses the faults itself: leave out faults=, or use fedvlm run")
@@ -42,7 +42,7 @@ def variants(experiment: Experiment) -> list[Variant]:
 
 
 def _members(experiment: Experiment, built: Mapping[str, Method]) -> dict[str, dict[str, Method]]:
-    """By fault or group the methods that have it; a group counts where there are several faults in it."""
+    """Methods by fault or group; a group has the methods with several of its faults."""
     applying = {name: faults.applicable_faults(method, experiment) for name, method in built.items()}
     found = {
         fault.name: {name: method for name, method in built.items() if fault in applying[name]}

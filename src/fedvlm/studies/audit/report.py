@@ -26,7 +26,7 @@ _READING = (
 
 
 def audit(experiment: Experiment, out: Path, options: Options) -> list[AuditRow]:
-    """Carry out an audit in `out`, and write its tables after every variant."""
+    """Run an audit in the folder `out`; its tables are written after every variant."""
     rows: list[AuditRow] = []
     for rows in run_variants(variants(experiment), out, options):
         _write(out, experiment, rows)
@@ -40,7 +40,7 @@ def _write(out: Path, experiment: Experiment, rows: Sequence[AuditRow]) -> None:
 
 
 def as_json(experiment: Experiment, rows: Sequence[AuditRow]) -> dict[str, object]:
-    """Plain values, accuracies in 0..1, after the settings of the right run."""
+    """Settings of the right run, and rows with accuracies in 0..1."""
     return {
         "experiment": experiment.resolved(),
         "digest": experiment.digest(),
@@ -62,7 +62,7 @@ def as_csv(rows: Sequence[AuditRow]) -> str:
 
 
 def _numbers(cell: AuditCell | None) -> list[tuple[str, str]]:
-    """What stands in the columns of one metric, by the ending of their names."""
+    """The cells of one metric, by the ending of the column's name."""
     value, gap, p = (None, None, None) if cell is None else (cell.value, cell.difference, cell.p)
     shown = []
     for ending, one in (("", value), ("_difference", gap)):
@@ -91,7 +91,7 @@ def _row(row: AuditRow, shown: Sequence[Metric]) -> list[str]:
 
 
 def _format_cell(cell: AuditCell | None) -> tuple[str, str, str]:
-    """Value, difference and p as words."""
+    """Value, difference and p as text."""
     if cell is None:
         return "-", "-", "-"
     gap, p = cell.difference, cell.p
@@ -108,7 +108,7 @@ def _format_estimate(value: Estimate, sign: str = "") -> str:
 
 
 def as_rich(rows: Sequence[AuditRow], title: str) -> RichTable:
-    """For a terminal of 120 columns: in every cell the accuracy, below it the difference and p."""
+    """The rows for a terminal of 120 columns: every cell has the accuracy, and below it the difference and p."""
     metrics = columns("core", {name for row in rows for name in row.cells})
     heads = ["fault", *(metric.heading for metric in metrics), "train s", "published code it is in"]
     cells = [
@@ -125,7 +125,7 @@ def _stacked(cell: AuditCell | None) -> str:
 
 
 def reading_notes(experiment: Experiment, rows: Sequence[AuditRow]) -> list[str]:
-    """How to read it, what each fault is, what failed."""
+    """Notes on how to read the table, on each fault, and on failures."""
     known, seeds = faults.all_faults(), len(experiment.seeds)
     there = dict.fromkeys(row.fault for row in rows if row.fault in known)
     power = f"smallest possible p with {seeds} seeds: {least_p(seeds):.3f}" if seeds > 1 else "one seed: no intervals"
@@ -135,7 +135,7 @@ def reading_notes(experiment: Experiment, rows: Sequence[AuditRow]) -> list[str]
 
 
 def catalogue() -> RichTable:
-    """Every fault: what it does, the methods it is in, where it was read."""
+    """A table of all faults: description, methods, and where the released code has it."""
     shown = RichTable("fault", "what it does", "methods", "read in", box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for name, fault in faults.all_faults().items():
         own = ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")

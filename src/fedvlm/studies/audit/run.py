@@ -1,4 +1,4 @@
-"""Running an audit: every variant in a run folder of its own that is taken up again, then differences by seed."""
+"""Run an audit: every variant in its own run folder, which is resumed; then differences by seed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _GROUPS = {
 Points = Mapping[int, PointResult]
 """A method's results by seed."""
 Outcomes = dict[tuple[str, str], Points | str]
-"""By variant and method: results, or why there are none."""
+"""Results, or the reason of a failure, by variant and method."""
 
 
 @dataclass(frozen=True)
 class AuditCell:
-    """An accuracy (0..1) over seeds, its difference from the right run's within seeds, and the sign-flip p of that."""
+    """An accuracy (0..1) over seeds, its difference from the right run within seeds, and p by sign flips."""
 
     value: Estimate
     difference: Estimate | None
@@ -40,26 +40,26 @@ class AuditCell:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One method with one fault, with several, or with none."""
+    """One method with one fault, several faults or none."""
 
     method: str
     label: str
     fault: str
     faults: tuple[str, ...]
-    """What was built in, as the results say."""
+    """Names of the built-in faults, from the results."""
     code: str
-    """The published code it is in."""
+    """The published code that has the fault."""
     cells: Mapping[str, AuditCell] = field(default_factory=dict)
-    """By metric."""
+    """Cells by metric."""
     train_s: float | None = None
-    """Mean over seeds."""
+    """Training time, mean over seeds."""
     failed: str | None = None
 
 
 def run_variants(variants: Sequence[Variant], out: Path, options: Options) -> Iterator[list[AuditRow]]:
-    """Run what is not there yet; after each variant all lines so far, by method.
+    """Run all unfinished variants; yields all rows so far after each variant.
 
-    What fails with a fault is told in its line and the others go on; the right runs must not fail.
+    A failure with a fault is recorded in its row. Raises `FedvlmError` if a run without faults fails.
     """
     found: Outcomes = {}
     for place, variant in enumerate(variants):
@@ -78,7 +78,7 @@ def _outcome(done: Results, name: str) -> Points | str:
 
 
 def audit_rows(variants: Sequence[Variant], found: Outcomes) -> list[AuditRow]:
-    """The table: for every method the right run, each fault, all together."""
+    """Rows of the table: for every method the right run, each fault, and groups of faults."""
     result = []
     for method in variants[0].labels:
         right = found[RIGHT, method]
@@ -104,7 +104,7 @@ def audit_rows(variants: Sequence[Variant], found: Outcomes) -> list[AuditRow]:
 
 
 def _cells(points: Points, right: Points | None) -> dict[str, AuditCell]:
-    """Accuracies in the state that each point reports."""
+    """Cells by metric, of accuracies in the reported states."""
     cells = {}
     for metric in (m.name for m in columns("core")):
         values, others = _values(points, metric), _values(right or {}, metric)
@@ -119,6 +119,6 @@ def _cells(points: Points, right: Points | None) -> dict[str, AuditCell]:
 
 
 def _values(points: Points, metric: str) -> dict[int, float]:
-    """By seed; nothing if a seed has no such accuracy."""
+    """Values of a metric by seed; empty if a seed does not have it."""
     final = {seed: point.reported for seed, point in points.items()}
     return {seed: one[metric] for seed, one in final.items()} if all(metric in one for one in final.values()) else {}

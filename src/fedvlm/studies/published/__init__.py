@@ -1,6 +1,6 @@
-"""The published tables as data, and the attempt to make each of their cells again with what is on this machine.
+"""The published tables as data, and runs that reproduce their cells with the data and weights of this machine.
 
-tables/*.toml    one file per published table: numbers, where they were read, protocol, what makes each row and column
-reasons.toml     why a correct run may not meet a number
-catalogue.toml   data sets and weights: where they are looked for, how to get them
+tables/*.toml    one file per published table: numbers, where they were read, protocol, runs for rows and columns
+reasons.toml     reasons why a correct run may give another number
+catalogue.toml   data sets and weights: folders, and how to get them
 """

@@ -1,4 +1,4 @@
-"""What is on this machine: folders of photographs, weights, and whether these weights are the published ones."""
+"""Data and weights on this machine, and whether the weights are the published ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedvlm.studies.published.schema import Dataset
 
 @dataclass(frozen=True)
 class DatasetLocation:
-    """A data set's folder, or where it was looked for."""
+    """The folder of a data set, or the folder where it was expected."""
 
     title: str
     path: Path
-    """Where it is; where it would be looked for first if it is not there."""
+    """The folder; the first expected folder if the data set is missing."""
     missing: str | None = None
-    """What was tried and how to get it."""
+    """The expected folders, and how to get the data set; None if it was found."""
 
 
 def find_dataset(dataset: Dataset, root: Path) -> DatasetLocation:
-    """The first folder of a data set below `root` that holds what it must."""
+    """The first folder of a data set below `root` that holds one of the required files."""
     tried = [root / name for name in dataset.folders]
     for folder in tried:
         if folder.is_dir() and any(next(folder.glob(pattern), None) for pattern in dataset.holds):
@@ -37,24 +37,24 @@ def find_dataset(dataset: Dataset, root: Path) -> DatasetLocation:
 
 @dataclass(frozen=True)
 class Weights:
-    """The CLIP that will be used, beside the published one."""
+    """The CLIP that will be used, and the published one."""
 
     name: str
     ids: tuple[str, ...]
     """Hub ids of the published weights."""
     digest: str | None = None
-    """SHA-256 of the weight files; None where they could not be loaded."""
+    """SHA-256 of the weight files; None if they could not be loaded."""
     missing: str | None = None
-    """Why they could not, and what to do."""
+    """The reason why the weights could not be loaded, and what to do; else None."""
 
     @property
     def published(self) -> bool:
-        """Whether they are known to be the published ones: by their hub id, or as a folder of the hub's cache."""
+        """Whether the weights are known to be the published ones, by hub id or as a folder of the hub's cache."""
         return is_published(self.name, self.ids)
 
     @property
     def description(self) -> str:
-        """One line that stands above every result."""
+        """A line on the weights, which is printed above every result."""
         sha = f", sha256 {self.digest[:12]}" if self.digest else ", not loaded"
         if self.published:
             return f"published weights{'' if self.digest else ', not loaded'}: {self.name}{sha if self.digest else ''}"
@@ -62,7 +62,7 @@ class Weights:
 
 
 def is_published(name: str, ids: Sequence[str]) -> bool:
-    """Hub ids are taken at their word, but not for a local folder of that name; a cache's snapshot names its id."""
+    """Whether a name is a published hub id, or a snapshot of one in the hub's cache; other local folders are not."""
     path = Path(name).expanduser()
     if not path.is_dir():
         return name in ids
@@ -73,7 +73,7 @@ def is_published(name: str, ids: Sequence[str]) -> bool:
 
 @cache
 def load_weights(model: ModelSection, ids: tuple[str, ...]) -> Weights:
-    """Load the weights once to see that they can be used, and which they are."""
+    """Load the weights once, to check that they can be used and to get their digest."""
     try:
         clip = clips.load(model.name, revision=model.revision, offline=model.offline)
     except FedvlmError as error:

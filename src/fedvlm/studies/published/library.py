@@ -1,4 +1,4 @@
-"""The files of this folder, read once and checked against each other."""
+"""The data files of this folder, read once and checked against each other."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ S = TypeVar("S", bound=Section)
 
 
 def names() -> list[str]:
-    """All tables, the two papers' own first."""
+    """Names of all tables; those of the two papers come first."""
     found = [file.stem for file in (FOLDER / "tables").glob("*.toml")]
     return sorted(found, key=lambda name: (name.startswith("others"), name))
 
 
 def table(name: str) -> PublishedTable:
-    """A published table by its name."""
+    """A published table by its name. Raises `FedvlmError` for an unknown name."""
     if name not in names():
         raise FedvlmError(f"no published table '{name}'{nearest(name, names())}; tables: {', '.join(names())}")
     return _table(name)
@@ -36,7 +36,7 @@ def _table(name: str) -> PublishedTable:
 
 
 def read(file: Path) -> PublishedTable:
-    """A table's file; FedvlmError where it does not hold together, or names what reasons and catalogue do not have."""
+    """The table of a file. Raises FedvlmError if it is inconsistent, or names unknown reasons, data or weights."""
     found = _parse(file, PublishedTable)
     used = {*found.reasons, found.void}
     for row in found.rows.values():
@@ -56,13 +56,13 @@ def read(file: Path) -> PublishedTable:
 
 @cache
 def reasons() -> dict[str, str]:
-    """Why a correct run may not meet a published number, by name."""
+    """Reasons why a correct run may give another number than the published one, by name."""
     return {name: str(text) for name, text in overrides.read_toml(FOLDER / "reasons.toml").items()}
 
 
 @cache
 def catalogue() -> Catalogue:
-    """Data sets and weights."""
+    """The catalogue of data sets and weights."""
     return _parse(FOLDER / "catalogue.toml", Catalogue)
 
 

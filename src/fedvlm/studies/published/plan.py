@@ -1,4 +1,4 @@
-"""What of a published table can be made here: for every cell what is in the way, and the runs that make the rest."""
+"""The plan to reproduce a published table: obstacles of every cell, and runs for the possible cells."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a table; None: everything, or as the table says."""
+    """A request to reproduce a table; None: everything, or the value of the table."""
 
     data: Path = Path("data")
     model: str | None = None
@@ -38,89 +38,89 @@ class Request:
     seeds: Sequence[int] | None = None
     words: Sequence[str] = ()
     offline: bool = False
-    """Fetch nothing."""
+    """Do not download anything."""
 
     @property
     def changed(self) -> list[str]:
-        """Words that depart from the published protocol."""
+        """`key=value` words that depart from the published protocol."""
         return [word for word in self.words if _key(word) not in _HARMLESS]
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something that keeps a cell from being made."""
+    """A reason why a cell cannot be reproduced here."""
 
     kind: Literal["not here", "method", "preset", "settings", "data", "weights"]
     text: str
 
     @property
     def fixable(self) -> bool:
-        """Whether data or weights are all that lacks."""
+        """Whether only data or weights are missing."""
         return self.kind in ("data", "weights")
 
 
 Cells = Mapping[tuple[str, str], tuple[Obstacle, ...]]
-"""What is in the way of each cell, by row and column."""
+"""Obstacles of each cell, by row and column."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, of all rows that share its settings."""
+    """One run, for all rows with the same settings."""
 
     run: str
     preset: str
     head: tuple[str, ...]
-    """Settings before the rows' own."""
+    """Settings that precede those of the rows."""
     rows: Mapping[str, tuple[str, ...]]
     """Settings of each row's method."""
     tail: tuple[str, ...]
-    """Settings asked for, which stand last."""
+    """Requested settings, which come last."""
     counts: bool = False
-    """Only the data is read, and its images are counted."""
+    """Whether images are only counted, without training."""
     ready: bool = True
-    """Whether it makes a cell whose data and weights are all there."""
+    """Whether the run gives a cell whose data and weights are all available."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All settings over the preset."""
+        """All settings in addition to the preset."""
         named = () if self.counts else (f"methods={','.join(self.rows)}",)
         return (*self.head, *named, *(word for words in self.rows.values() for word in words), *self.tail)
 
     def experiment(self) -> Experiment:
-        """The experiment that the command describes."""
+        """The experiment of the command."""
         return experiment.load(self.preset, self.words)
 
     @property
     def command(self) -> str:
-        """The words to type."""
+        """The command line of the run."""
         return shlex.join(["fedvlm", "partition" if self.counts else "run", self.preset, *self.words])
 
 
 @dataclass(frozen=True)
 class ReproductionPlan:
-    """A table with what is asked of it: cells by row and column, each with what is in its way."""
+    """A table with a request: obstacles of each cell, and runs."""
 
     name: str
     table: PublishedTable
     request: Request
     weights: Weights | None
-    """None where nothing needs any."""
+    """The weights; None if no cell needs any."""
     cells: Cells
     jobs: tuple[Job, ...]
 
     @property
     def possible(self) -> list[tuple[str, str]]:
-        """Cells that can be made."""
+        """Cells without obstacles."""
         return [cell for cell, obstacles in self.cells.items() if not obstacles]
 
     @property
     def comparable(self) -> bool:
-        """Whether our numbers are made with the published weights, as far as weights matter."""
+        """Whether our numbers are comparable: no weights are needed, or they are the published ones."""
         return self.weights is None or self.weights.published
 
 
 def plan(name: str, request: Request) -> ReproductionPlan:
-    """Look for everything a table needs. Raises FedvlmError for a mistake in what is asked; misses are obstacles."""
+    """Plan a table. Raises FedvlmError for a mistake in the request; missing data and weights are obstacles."""
     table = library.table(name)
     _check(request)
     rows, columns = _check_names("row", request.rows, table.rows), _columns(table, request.columns)
@@ -149,7 +149,7 @@ def _check_names(what: str, requested: Sequence[str] | None, known: Mapping[str,
 
 
 def _columns(table: PublishedTable, requested: Sequence[str] | None) -> list[str]:
-    """Columns by their names, or by the name of a run that they need."""
+    """Names of requested columns, which may be requested by the name of a run that they need."""
     if requested is None:
         return list(table.columns)
     known = {**dict.fromkeys(table.columns), **dict.fromkeys(table.runs)}
@@ -158,7 +158,7 @@ def _columns(table: PublishedTable, requested: Sequence[str] | None) -> list[str
 
 
 class _Planner:
-    """Looks up each run's data and each row's method once."""
+    """Finds each run's data and each row's method once."""
 
     def __init__(self, table: PublishedTable, request: Request) -> None:
         self.table, self.request = table, request
@@ -170,7 +170,7 @@ class _Planner:
 
     @property
     def model(self) -> ModelSection:
-        """The asked model, or the first of the published ids."""
+        """The requested model, or the first of the published ids."""
         name = self.request.model or next(iter(self.ids), "embedded")
         words = [word for word in self.request.words if _key(word).startswith("model.")]
         settings = overrides.apply_words({"model": {"name": name}}, words)
@@ -185,7 +185,7 @@ class _Planner:
         return () if backbone == "not noted" else tuple(library.catalogue().weights[backbone].ids)
 
     def obstacles(self, row: str, column: str) -> tuple[Obstacle, ...]:
-        """Everything in a cell's way but weights."""
+        """All obstacles of a cell except weights."""
         absent = [why for why in (self.table.rows[row].absent, self.table.columns[column].absent) if why]
         if absent:
             return tuple(Obstacle("not here", why) for why in dict.fromkeys(absent))
@@ -197,12 +197,12 @@ class _Planner:
         return tuple(found)
 
     def missing(self, run: str) -> Obstacle | None:
-        """Data that is not there."""
+        """The obstacle of missing data, or None."""
         text = self.found[run].missing
         return None if text is None else Obstacle("data", text)
 
     def obstacle(self, run: str, row: str) -> Obstacle | None:
-        """A method, preset or setting that this version does not know."""
+        """The obstacle of a method, preset or setting that this version does not have, or None."""
         if (run, row) not in self.known:
             self.known[run, row] = self._obstacle(run, row)
         return self.known[run, row]
@@ -218,21 +218,21 @@ class _Planner:
         except FedvlmError as error:
             plain = _Planner(self.table, replace(self.request, words=()))
             if self.request.words and plain._obstacle(run, row) is None:
-                raise  # the asked words are to blame
+                raise  # the requested words are invalid
             return Obstacle("settings", str(error))
         return None
 
     def preset(self, run: str) -> str:
-        """The run's, or the table's."""
+        """The preset of the run, or of the table."""
         return self.table.runs[run].preset or self.table.preset or ""
 
     def check_weights(self, cells: Cells) -> tuple[Cells, Weights | None]:
-        """Cells with missing weights among their obstacles, and the weights if any cell that could run needs them."""
+        """Cells with obstacles of missing weights, and the weights; None if no possible cell needs any."""
         need = {cell for cell, found in cells.items() if self._trains(cell[0]) and all(o.fixable for o in found)}
         if not need:
             return cells, None
         model = self.model
-        if all(cells[cell] for cell in need):  # nothing would run: look, but fetch nothing
+        if all(cells[cell] for cell in need):  # nothing would run: check the weights, but do not download them
             model = model.model_copy(update={"offline": True})
         weights = inventory.load_weights(model, self.ids)
         lacking = () if weights.missing is None else (Obstacle("weights", weights.missing),)
@@ -242,7 +242,7 @@ class _Planner:
         return self.table.rows[row].method is not None
 
     def jobs(self, cells: Cells) -> list[Job]:
-        """A run for every group of rows with the same settings, also where only data or weights lack."""
+        """A run for every group of rows with the same settings, also if only data or weights are missing."""
         ready: dict[tuple[str, str], bool] = {}
         for (row, column), obstacles in cells.items():
             for run in self.table.columns[column].runs if all(o.fixable for o in obstacles) else ():
@@ -253,7 +253,7 @@ class _Planner:
         return [replace(self.job(run, rows), ready=can) for (run, _, can), rows in groups.items()]
 
     def job(self, run: str, rows: Sequence[str]) -> Job:
-        """The run of some rows; what is asked for stands after what the table says."""
+        """The run of some rows; requested settings follow those of the table."""
         first = self.table.rows[rows[0]]
         head = [*self.table.settings, *self.table.runs[run].settings, f"data.path={self.found[run].path}", *first.run]
         counts = first.count is not None
@@ -265,7 +265,7 @@ class _Planner:
 
 
 def _variant(name: str, row: PublishedRow) -> tuple[str, ...]:
-    """Words that make a row's method from another one's."""
+    """`key=value` words that define the method of a row as a variant of another method."""
     named = [f"method.{name}.method={row.method}"] if row.method not in (None, name) else []
     return (*named, *(f"method.{name}.{key}={_format_setting(value)}" for key, value in row.settings.items()))
 

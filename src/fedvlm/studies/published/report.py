@@ -1,4 +1,4 @@
-"""A plan and what came of it as lines: paper, ours, difference, reasons; for a terminal, as Markdown and JSON."""
+"""The report of a reproduction: paper, ours, difference, reasons; for a terminal, as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDER = ("weights", "data", "method", "preset", "settings", "not here")
 
 @dataclass(frozen=True)
 class ReproductionRow:
-    """One cell. Numbers are in the table's unit (per cent, or images)."""
+    """One cell of the published table. Numbers are in the table's unit (per cent, or images)."""
 
     row: str
     column: str
@@ -33,36 +33,36 @@ class ReproductionRow:
     std: float | None
     seeds: int
     difference: float | None
-    """Ours minus the paper's; None where they must not be compared."""
+    """Our number minus the paper's; None if the two are not comparable."""
     void: bool
     reasons: tuple[str, ...]
-    """Names of known reasons, of the whole table too."""
+    """Names of known reasons, including those of the whole table."""
     own_reasons: tuple[str, ...]
-    """Those of this row and column."""
+    """Names of the known reasons of this row and column."""
     missing: tuple[str, ...]
-    """Kinds of obstacles, or what failed."""
+    """Kinds of obstacles, or `failed`."""
     caveats: tuple[str, ...]
-    """Why our number is not what the paper measured."""
+    """Reasons why our number does not measure the same as the paper's."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A table's lines and everything that must be said with them."""
+    """The rows of a report, with failures and runs."""
 
     plan: ReproductionPlan
     lines: tuple[ReproductionRow, ...]
     failures: tuple[str, ...]
     jobs: tuple[Job, ...]
-    """What was run, and what could not be."""
+    """Runs that were carried out, and runs that were not possible."""
 
     @property
     def complete(self) -> bool:
-        """Whether every asked cell has a number of ours."""
+        """Whether every requested cell has our number."""
         return all(line.mean is not None for line in self.lines)
 
 
 def build_report(plan: ReproductionPlan, results: JobResults) -> Report:
-    """Lines in the table's order."""
+    """The report of a plan and its results, in the order of the table."""
     lines = tuple(_row(plan, results, row, column) for row, column in plan.cells)
     failures = tuple(f"failed ({run}, {row}): {text}" for (run, row), text in results.failures.items())
     idle = [job for job in plan.jobs if not job.ready] if results.jobs else plan.jobs
@@ -98,7 +98,7 @@ def _caveats(plan: ReproductionPlan) -> tuple[str, ...]:
 
 
 def heading(plan: ReproductionPlan) -> list[str]:
-    """What stands above every result: the table, where it was read, weights, settings that were changed."""
+    """Lines above every result: the table, where its numbers were read, weights, changed settings."""
     table = plan.table
     at = f"{table.paper} ({table.venue}{f', arXiv {table.arxiv}' if table.arxiv else ''}), {table.place}"
     lines = [
@@ -113,7 +113,7 @@ def heading(plan: ReproductionPlan) -> list[str]:
 
 
 def missing(report: Report) -> list[str]:
-    """Every obstacle once, with the number of cells it is in the way of, and every failure."""
+    """Every obstacle once, with its number of cells, and every failure."""
     counts = Counter(obstacle for obstacles in report.plan.cells.values() for obstacle in obstacles)
     order = sorted(counts, key=lambda obstacle: ORDER.index(obstacle.kind))
     return [f"{o.kind} ({_count_cells(counts[o])}): {o.text}" for o in order] + list(report.failures)
@@ -124,13 +124,13 @@ def _count_cells(count: int) -> str:
 
 
 def reasons(rows: Sequence[ReproductionRow]) -> dict[str, str]:
-    """Texts of the reasons that lines name."""
+    """Texts of the reasons that rows name, by name."""
     named = dict.fromkeys(name for row in rows for name in row.reasons)
     return {name: library.reasons()[name] for name in named}
 
 
 def commands(jobs: Sequence[Job]) -> list[str]:
-    """What to type for each run."""
+    """The command line of each run."""
     return [f"{job.command}{'' if job.ready else '   # data or weights are missing'}" for job in jobs]
 
 
@@ -153,12 +153,12 @@ def _row_cells(line: ReproductionRow, plan: ReproductionPlan) -> tuple[str, ...]
 
 
 def as_rich(report: Report) -> Table:
-    """For a terminal of 120 columns."""
+    """The rows for a terminal of 120 columns."""
     return grid.terminal(HEADINGS, [_row_cells(line, report.plan) for line in report.lines], left=(0, 1, 2, 3, 4, -1))
 
 
 def footer(report: Report) -> list[str]:
-    """What stands below: what is missing, reasons, commands."""
+    """Lines below the table: missing data and weights, reasons, commands."""
     blocks = [("missing", missing(report)), ("for every cell", _table_reasons(report)),
               ("known reasons", [f"{name}: {text}" for name, text in reasons(report.lines).items()]),
               ("made by", commands(report.jobs))]  # fmt: skip
@@ -171,7 +171,7 @@ def _table_reasons(report: Report) -> list[str]:
 
 
 def as_markdown(report: Report) -> str:
-    """The same as a page."""
+    """The report as a page."""
     head, *others = heading(report.plan)
     rows = [_row_cells(line, report.plan) for line in report.lines]
     text = [f"# {head}", "", *(f"{line}  " for line in others), "", grid.markdown(HEADINGS, rows)]
@@ -187,13 +187,13 @@ def as_markdown(report: Report) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write a table's page and its numbers."""
+    """Write the page (`reproduce.md`) and the numbers (`reproduce.json`) of a report."""
     durable.write_json(folder / "reproduce.json", as_json(report))
     durable.write_text(folder / "reproduce.md", as_markdown(report))
 
 
 def as_json(report: Report) -> dict[str, object]:
-    """Everything, for other programs."""
+    """The whole report as JSON."""
     plan, weights = report.plan, report.plan.weights
     return {
         "table": plan.name,

@@ -1,4 +1,4 @@
-"""Running a plan: each run in a folder of its own that is taken up again, and our number for every cell."""
+"""Carry out a plan: each run in its own folder, which is resumed, and our number for every cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedvlm.studies.study import Options
 
 @dataclass(frozen=True)
 class OurNumber:
-    """Our number: an accuracy in 0..1 or a count, over so many seeds."""
+    """Our number for a cell: an accuracy in 0..1 or a count, with the number of seeds."""
 
     value: Value
     seeds: int
@@ -28,20 +28,20 @@ class OurNumber:
 
 @dataclass
 class JobResults:
-    """What the jobs of a plan gave, by run and row."""
+    """Results of the jobs of a plan, by run and row."""
 
     points: dict[tuple[str, str], dict[int, PointResult]] = field(default_factory=dict)
-    """By seed."""
+    """Points by seed."""
     domains: dict[tuple[str, str], dict[int, dict[str, str]]] = field(default_factory=dict)
-    """By seed the domain of each client."""
+    """Domain of each client, by seed."""
     counts: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
-    """What was run in the end."""
+    """The jobs as they were carried out."""
 
 
 def run_jobs(plan: ReproductionPlan, out: Path, options: Options | None = None) -> JobResults:
-    """Run what can be run; a run that fails is an entry in `failures`, the others go on."""
+    """Carry out all possible jobs; a failed job is an entry in `failures` and does not stop the others."""
     results = JobResults()
     for job in plan.jobs:
         if job.ready:
@@ -50,7 +50,7 @@ def run_jobs(plan: ReproductionPlan, out: Path, options: Options | None = None) 
 
 
 def _run(job: Job, out: Path, results: JobResults, options: Options) -> list[Job]:
-    """Run a job; gives it back, or a job for each of its rows where they could not be run together."""
+    """Run a job; returns it, or a job for each row if the rows could not run together."""
     chosen = job.experiment()
     folder = out / f"{job.run}-{chosen.digest()[:8]}"
     outcome = study.attempt(study.Plan(chosen, folder), options)
@@ -72,7 +72,7 @@ def _domains(folder: Path, seed: int) -> dict[str, str]:
 
 
 def _count(job: Job, results: JobResults) -> list[Job]:
-    """Count training and own test images of all clients together."""
+    """Count training images and local test images of all clients together."""
     try:
         chosen = job.experiment()
         seed = chosen.seeds[0]
@@ -87,7 +87,7 @@ def _count(job: Job, results: JobResults) -> list[Job]:
 
 
 def our_number(plan: ReproductionPlan, results: JobResults, row: str, column: str) -> OurNumber | str | None:
-    """Our number for a cell; what failed; None where nothing was run."""
+    """Our number for a cell, or the text of a failure, or None if nothing was run."""
     shape = plan.table.columns[column]
     keys = [(run, row) for run in shape.runs]
     failed = [results.failures[key] for key in keys if key in results.failures]
@@ -107,7 +107,7 @@ def our_number(plan: ReproductionPlan, results: JobResults, row: str, column: st
 
 
 def _accuracy(results: JobResults, key: tuple[str, str], seed: int, column: PublishedColumn) -> float:
-    """The column's metric of one run with one seed, in the state that the method reports."""
+    """The column's metric of one run with one seed, in the reported state of the method."""
     point = results.points[key][seed]
     if column.domain is None:
         if column.metric not in point.reported:

@@ -1,4 +1,4 @@
-"""What `fedvlm reproduce` is asked for, and the list of tables."""
+"""The request of `fedvlm reproduce`, and the list of tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_request(
     *,
     offline: bool,
 ) -> Request:
-    """What the command line asks for, lists written `a,b,c`."""
+    """The request of the command line, with lists written `a,b,c`. Raises `FedvlmError` for invalid seeds."""
     try:
         numbers = None if seeds is None else [int(seed) for seed in _split_list(seeds) or []]
     except ValueError:
@@ -38,7 +38,7 @@ def _split_list(text: str | None) -> list[str] | None:
 
 
 def list_tables(request: Request) -> tuple[Table, list[str]]:
-    """Every table with its numbers of cells: all, void ones, those that could run here. And how to read that."""
+    """All tables with their numbers of cells (all, void, possible here), and notes on how to read them."""
     rows = []
     for name in library.names():
         made = plan(name, replace(request, offline=True, rows=None, columns=None, words=()))

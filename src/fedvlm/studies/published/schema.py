@@ -1,4 +1,4 @@
-"""What a file of a published table may hold. Unknown keys, references to nothing and miscounted cells are errors."""
+"""The schema of files of published tables. Unknown keys, dangling references and wrong numbers of cells are errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedvlm.config import Section
 from fedvlm.training.metrics import METRICS
 
 ReadIn = Literal["paper", "paper*", "review", "code"]
-"""Where a number was read: the paper; a third party's account of it; a review of it; a file in its repository."""
+"""Where a number was read: the paper, a third party that quotes it, a review, or a file of the released code."""
 
 MEANING: dict[ReadIn, str] = {
     "paper": "in the paper itself",
@@ -24,7 +24,7 @@ MEANING: dict[ReadIn, str] = {
 
 
 def _check_metric(name: str) -> str:
-    """Columns may hold one domain's clients only, so their metric is one that clients are measured by, or HM."""
+    """Raise ValueError unless a metric is measured at clients, or is HM: a column may be of one domain's clients."""
     known = [metric.name for metric in METRICS if metric.unit == "%" and (metric.measure or metric.name == "hm")]
     if name not in known:
         raise ValueError(f"no such metric; known: {', '.join(known)}")
@@ -47,17 +47,17 @@ class PublishedNumber:
 
     @property
     def mean(self) -> float:
-        """Before the sign."""
+        """The mean: the number before `±`."""
         return float(self.text.split("±")[0])
 
     @property
     def std(self) -> float | None:
-        """After it; None where none was published."""
+        """The standard deviation: the number after `±`; None if none was published."""
         return float(self.text.split("±")[1]) if "±" in self.text else None
 
 
 class PublishedProtocol(Section):
-    """How the published numbers were made, as far as it is stated."""
+    """The protocol of the published numbers, as far as it is stated."""
 
     backbone: Literal["RN50", "ViT-B/16", "not noted"] = "not noted"
     clients: str
@@ -67,32 +67,32 @@ class PublishedProtocol(Section):
     partition: str
     metric: str
     state: str
-    """The clients' state that was tested."""
+    """The state of the clients that was tested."""
 
 
 class PublishedRun(Section):
-    """The `fedvlm run` that makes a column."""
+    """The `fedvlm run` that gives a column."""
 
     data: str
-    """Of the catalogue."""
+    """Name of the data set in the catalogue."""
     preset: str | None = None
-    """The table's where not given."""
+    """The preset; by default that of the table."""
     settings: Strings
-    """Laid over the table's."""
+    """Settings that are laid over those of the table."""
 
 
 class PublishedColumn(Section):
-    """A column, the mean over its runs of one metric."""
+    """A column: the mean of one metric over its runs."""
 
     title: str
     runs: Strings
     metric: MetricName = "local"
     domain: str | None = None
-    """Only clients of this domain."""
+    """The domain of the clients that count; None: all clients."""
     absent: str | None = None
-    """Why no run here gives it."""
+    """The reason why no run gives the column; else None."""
     read: ReadIn | None = None
-    """Where it was read, unless where the table was."""
+    """Where the column was read; by default where the table was read."""
     void: str | None = None
     reasons: Strings
 
@@ -102,18 +102,18 @@ class PublishedRow(Section):
 
     title: str
     cells: list[str]
-    """In the order of the columns; `-` where nothing was published."""
+    """Numbers in the order of the columns; `-` if nothing was published."""
     method: str | None = None
     settings: Annotated[dict[str, Value], Field(default_factory=dict)]
-    """Of the method. A row that has some, or is not named like its method, is a variant of it."""
+    """Settings of the method. A row with settings, or with another name than its method, is a variant of it."""
     run: Strings
     """Settings of the experiment for this row alone."""
     count: Literal["train", "test"] | None = None
-    """Instead of a method: images are counted, nothing is trained."""
+    """Instead of a method: the split whose images are counted, without training."""
     absent: str | None = None
-    """Why nothing here makes it."""
+    """The reason why no method gives the row; else None."""
     void: str | None = None
-    """The fault for which these numbers cannot be reproduced."""
+    """The fault because of which these numbers cannot be reproduced."""
     reasons: Strings
 
     @model_validator(mode="after")
@@ -134,14 +134,14 @@ class PublishedTable(Section):
     venue: str
     arxiv: str | None = None
     place: str
-    """Which table of the paper."""
+    """Number of the table in the paper."""
     read: ReadIn
     source: str
-    """What exactly was read."""
+    """The document that was read."""
     unit: Literal["%", "images"] = "%"
     preset: str | None = None
     settings: Strings
-    """Laid over the preset."""
+    """Settings that are laid over the preset."""
     void: str | None = None
     reasons: Strings
     protocol: PublishedProtocol
@@ -170,7 +170,7 @@ class PublishedTable(Section):
         return self
 
     def number(self, row: str, column: str) -> PublishedNumber | None:
-        """A cell; None where nothing was published."""
+        """The number of a cell; None if nothing was published."""
         text = self.rows[row].cells[list(self.columns).index(column)]
         return None if text == "-" else PublishedNumber(text)
 
@@ -184,11 +184,11 @@ class PublishedTable(Section):
         return self.columns[column].read or self.read
 
     def void_for(self, row: str, column: str) -> str | None:
-        """The fault that makes a cell void, if any."""
+        """The fault that makes a cell void, or None."""
         return self.void or self.rows[row].void or self.columns[column].void
 
     def reasons_for(self, row: str, column: str) -> list[str]:
-        """All known reasons for a gap in a cell, the one that makes it void first."""
+        """All known reasons for a difference in a cell; a fault that makes it void comes first."""
         void = self.void_for(row, column)
         found = [*([void] if void else []), *self.rows[row].reasons, *self.columns[column].reasons, *self.reasons]
         return list(dict.fromkeys(found))
@@ -199,18 +199,18 @@ class Dataset(Section):
 
     title: str
     folders: Annotated[list[str], Field(min_length=1)]
-    """Names it may have in the user's data folder."""
+    """Possible names of the data set in the user's data folder."""
     holds: Annotated[list[str], Field(min_length=1)]
-    """Patterns, one of which something in the folder must meet."""
+    """Patterns, one of which must match a file in the folder."""
     get: str
-    """Where it is to be had."""
+    """How to get the data set."""
 
 
 class PublishedWeights(Section):
     """Published weights."""
 
     ids: Annotated[list[str], Field(min_length=1)]
-    """Hub ids that hold them; the first one is used."""
+    """Hub ids that hold the weights; the first one is used."""
 
 
 class Catalogue(Section):

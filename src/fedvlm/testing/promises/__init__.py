@@ -1,4 +1,4 @@
-"""The promises: what every method keeps without a line of its own."""
+"""The promises: properties that every method must have."""
 
 from fedvlm.testing.case import PROMISES
 from fedvlm.testing.promises import memory, messages, training

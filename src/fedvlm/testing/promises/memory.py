@@ -1,4 +1,4 @@
-"""What passes from one client, round or run to another: nothing but messages."""
+"""Promises on memory: only messages pass from one client, round or run to another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedvlm.training.local import LocalJob
 
 @promise("trained")
 def all_clients_start_from_the_same_tensors(case: Case) -> None:
-    """In the first round; and training does not write into the common start."""
+    """In the first round all clients train the same initial tensors, and training does not change these."""
     seen: list[str] = []
     real = local.train_together
 
@@ -65,7 +65,7 @@ def _storages(every: Named) -> set[int]:
 
 @promise("trained")
 def states_share_no_memory(case: Case) -> None:
-    """Clients' own tensors, the server's, the common start: writing into one changes no other."""
+    """Stored tensors of clients, the server's and the initial tensors share no memory."""
     run = case.simulation(rounds=2, every=100)
     state, _ = tiny.run(run)
     every = [state.server, run.spec.initial, *state.personal.values()]
@@ -78,7 +78,7 @@ def states_share_no_memory(case: Case) -> None:
 
 @promise("shared")
 def writing_into_what_was_received_changes_nothing_on_the_server(case: Case) -> None:
-    """A downlink gives copies."""
+    """A downlink holds copies of the server's tensors."""
     run = case.simulation(case.method())
     state = simulation.start(run)
     before = tiny.fingerprint(state)
@@ -89,7 +89,7 @@ def writing_into_what_was_received_changes_nothing_on_the_server(case: Case) -> 
 
 @contextmanager
 def _fresh() -> Iterator[None]:
-    """What exists already does not count (and is not walked through: other libraries' objects are many)."""
+    """Ignore objects that exist already; other libraries have many."""
     gc.collect()
     gc.freeze()
     try:
@@ -106,7 +106,7 @@ def _live_bytes() -> int:
 
 @promise("trained")
 def visits_keep_no_graph_and_memory_does_not_grow_with_rounds(case: Case) -> None:
-    """A pool's prompts change every round: a memory of them has a bound of its own; 4 clients x 4 rounds fit."""
+    """No graph is kept, and memory does not grow with rounds (but for a cache of 4 clients x 4 rounds of prompts)."""
     with _fresh():
         run, sizes = case.simulation(rounds=4, every=100), []
         for state, _ in simulation.run_rounds(run, simulation.start(run)):
@@ -115,13 +115,13 @@ def visits_keep_no_graph_and_memory_does_not_grow_with_rounds(case: Case) -> Non
         gc.collect()
         kinds = (Tensor, torch.nn.Parameter)
         assert not [item for item in gc.get_objects() if type(item) in kinds and item.grad_fn is not None]
-    slack = 4 * 4 * 4 * 16 * 4  # experts remembered: clients x rounds x classes x features x bytes
+    slack = 4 * 4 * 4 * 16 * 4  # cached experts: clients x rounds x classes x features x bytes
     assert max(sizes[1:4]) - min(sizes[1:4]) <= slack, sizes
 
 
 @promise("all")
 def the_frozen_encoder_stays_frozen(case: Case) -> None:
-    """Neither weights nor gradients of it change."""
+    """Weights of the encoder do not change, and have no gradients."""
     before = tensors.digest(dict(case.clip.state_dict()))
     tiny.run(case.simulation(rounds=1))
     assert tensors.digest(dict(case.clip.state_dict())) == before
@@ -130,7 +130,7 @@ def the_frozen_encoder_stays_frozen(case: Case) -> None:
 
 @promise("trained")
 def a_run_depends_on_its_seed_and_on_no_global_generator(case: Case) -> None:
-    """Global generators change nothing and are not drawn from."""
+    """Global generators have no effect, and nothing is drawn from them."""
     prints, kept = [], (torch.get_rng_state(), np.random.get_state())
     try:
         for seed, disturbance in ((1, 0), (1, 99), (2, 0)):

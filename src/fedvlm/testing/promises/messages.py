@@ -1,4 +1,4 @@
-"""What crosses: nothing private, the declared bytes, a server's step that does not depend on order."""
+"""Promises on messages: no private tensor, declared bytes, and aggregation that is independent of order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedvlm.testing.case import Case, promise
 
 
 def _spied(method: Method) -> tuple[list[tuple[str, Named]], list[Uplink]]:
-    """Copies of everything the method sends down and gets up from now on."""
+    """Lists that will hold copies of all downlinks and uplinks of the method."""
     down: list[tuple[str, Named]] = []
     up: list[Uplink] = []
     downlink, aggregate = method.downlink, method.aggregate
@@ -37,7 +37,7 @@ def _spied(method: Method) -> tuple[list[tuple[str, Named]], list[Uplink]]:
 
 @promise("all")
 def first_tensors_own_their_memory(case: Case) -> None:
-    """They are no parts of a larger one: they are saved one by one, and a change of one must not change another."""
+    """Initial tensors are no views of larger ones: each is saved alone, and its changes must not affect others."""
     for name, tensor in case.simulation().spec.initial.items():
         assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
 
@@ -58,7 +58,7 @@ def shared_and_private_are_disjoint_and_cover_all(case: Case) -> None:
 
 @promise("trained")
 def no_private_tensor_is_in_any_message(case: Case) -> None:
-    """By name and by bytes: no private tensor of any client after any visit stands in anything that crossed."""
+    """No message holds a private tensor of any client after any round, neither by name nor by bytes."""
     method = case.brief()
     down, up = _spied(method)
     run = case.simulation(method)
@@ -79,7 +79,7 @@ def no_private_tensor_is_in_any_message(case: Case) -> None:
 
 @promise("trained")
 def what_comes_down_was_sent_up_or_made_by_the_server(case: Case) -> None:
-    """Every downlink tensor has the shape of a shared tensor, and nothing comes down where nothing is shared."""
+    """Every downlink tensor has the shape of a shared tensor; without shared tensors downlinks are empty."""
     method = case.brief()
     down, _ = _spied(method)
     run = case.simulation(method)
@@ -91,7 +91,7 @@ def what_comes_down_was_sent_up_or_made_by_the_server(case: Case) -> None:
 
 @promise("trained")
 def message_bytes_are_the_declared_ones(case: Case) -> None:
-    """Bytes in the ledger are those of the tensors that crossed, and those that the method declares."""
+    """Bytes in the ledger equal those of the sent tensors, and those that the method declares."""
     method = case.brief()
     down, up = _spied(method)
     run = case.simulation(method, every=100)
@@ -115,7 +115,7 @@ def message_bytes_are_the_declared_ones(case: Case) -> None:
 
 
 def _uplinks(case: Case, method: Method, values: Sequence[float]) -> tuple[Named, list[Uplink]]:
-    """The first server state, and a reply for each value that holds nothing else."""
+    """The initial server state, and for each value an uplink whose tensors hold this value only."""
     start = case.simulation(method).spec.initial
     shared = messages.uplink_template(method, start)
     sent = [Uplink(f"site-{n}", 3.0, {name: torch.full_like(t, value) for name, t in shared.items()})
@@ -125,7 +125,7 @@ def _uplinks(case: Case, method: Method, values: Sequence[float]) -> tuple[Named
 
 @promise("shared")
 def the_order_of_uplinks_does_not_change_a_byte(case: Case) -> None:
-    """Replies of a network come in any order. The values make rounding visible in one step; real ones do so rarely."""
+    """Aggregation is independent of the order of uplinks; the values make rounding visible in one step."""
     method = case.method()
     state, sent = _uplinks(case, method, [1e30, -1e30, 1.0])
     results = [method.aggregate(state, [sent[i] for i in order]) for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0))]
@@ -134,7 +134,7 @@ def the_order_of_uplinks_does_not_change_a_byte(case: Case) -> None:
 
 @promise("trained")
 def a_client_of_weight_zero_changes_nothing(case: Case) -> None:
-    """Whatever it sends, numbers or not."""
+    """An uplink of weight zero has no effect, even if it is not finite."""
     for value in (7.0, float("nan")):
         method = case.method()
         state, sent = _uplinks(case, method, [1.0, 2.0, value])
@@ -146,7 +146,7 @@ def a_client_of_weight_zero_changes_nothing(case: Case) -> None:
 
 @promise("trained")
 def an_aggregate_leaves_the_old_state_and_the_replies_alone(case: Case) -> None:
-    """It gives new tensors and writes into none."""
+    """Aggregation returns new tensors and changes neither state nor uplinks."""
     method = case.method()
     state, sent = _uplinks(case, method, [1.0, 2.0])
     before = tensors.digest(state), [tensors.digest(one.tensors) for one in sent]

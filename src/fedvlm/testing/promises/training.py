@@ -1,4 +1,4 @@
-"""What training gives: central training's tensors, the same whenever it is interrupted, whoever comes first."""
+"""Promises on training: results are independent of interruptions and of the order of clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedvlm.tuners.base import predict
 
 @promise("trained")
 def the_order_of_clients_does_not_change_a_byte(case: Case) -> None:
-    """Clients are told apart by their names, not by their places."""
+    """Results depend on names of clients, not on their positions."""
     first, _ = tiny.run(case.simulation(every=100))
     turned = replace(case.federation, clients=tuple(case.federation.clients[place] for place in (3, 1, 0, 2)))
     second, _ = tiny.run(case.simulation(federation=turned, every=100))
@@ -30,7 +30,7 @@ def the_order_of_clients_does_not_change_a_byte(case: Case) -> None:
 
 
 def _part(case: Case, folder: Path, count: int | None = None, **how: Any) -> tuple[FederationState, list[RoundRecord]]:
-    """Go on from what the folder holds, for `count` rounds or to the end, as a new process would."""
+    """Continue from the folder's checkpoint as a new process would, for `count` rounds or to the end."""
     run = case.simulation(**how)
     checkpoint, records = Checkpoint(folder, 0), list[RoundRecord]()  # clients' tensors on disk only
     found = checkpoint.load()
@@ -44,7 +44,7 @@ def _part(case: Case, folder: Path, count: int | None = None, **how: Any) -> tup
 
 
 def _resumed(case: Case, stop: int, **how: Any) -> tuple[FederationState, list[RoundRecord]]:
-    """Stop after `stop` rounds and go on."""
+    """Run with an interruption after `stop` rounds."""
     with tempfile.TemporaryDirectory() as place:
         _, records = _part(case, Path(place), stop, **how)
         state, later = _part(case, Path(place), **how)
@@ -52,14 +52,14 @@ def _resumed(case: Case, stop: int, **how: Any) -> tuple[FederationState, list[R
 
 
 def _figures(records: Sequence[RoundRecord]) -> list[Any]:
-    """What records say, less the clock."""
+    """Content of records without timings."""
     return [(r.round, r.clients, r.means, [(v.client, v.losses, v.up_bytes, v.down_bytes) for v in r.visits])
             for r in records]  # fmt: skip
 
 
 @promise("trained")
 def stopped_and_resumed_equals_uninterrupted(case: Case) -> None:
-    """Bit for bit: state, losses and accuracies, stopped after every round and after the last."""
+    """State, losses and accuracies are equal bit for bit if the run is stopped after every round."""
     whole, records = tiny.run(case.simulation())
     again: list[RoundRecord] = []
     with tempfile.TemporaryDirectory() as place:
@@ -73,7 +73,7 @@ def stopped_and_resumed_equals_uninterrupted(case: Case) -> None:
 
 @promise("trained")
 def stopped_and_resumed_with_half_of_the_clients(case: Case) -> None:
-    """The same without remembered activations: whatever else is durable, is complete, for clients long not seen too."""
+    """Resuming is exact without cached activations, also for clients that have not trained for several rounds."""
     how: dict[str, Any] = {"rounds": 4, "participation": 0.5, "limit": 0, "every": 2}
     whole, records = tiny.run(case.simulation(**how))
     state, again = _resumed(case, 2, **how)
@@ -83,7 +83,7 @@ def stopped_and_resumed_with_half_of_the_clients(case: Case) -> None:
 
 @promise("trained")
 def augmented_runs_resume_too(case: Case) -> None:
-    """New crops and flips are those of the uninterrupted run, and others than none."""
+    """Crops and flips of a resumed run equal those of the uninterrupted run."""
     how: dict[str, Any] = {"rounds": 2, "views": "online", "every": 100}
     whole, _ = tiny.run(case.simulation(**how))
     state, _ = _resumed(case, 1, **how)
@@ -94,7 +94,7 @@ def augmented_runs_resume_too(case: Case) -> None:
 
 @promise("trained")
 def one_client_with_everything_shared_is_central_training(case: Case) -> None:
-    """Equal to an ordinary PyTorch loop that knows of no messages and no clients."""
+    """With one client and everything shared, training equals an ordinary PyTorch loop."""
     method, fed = case.method(), tiny.federation(sizes=(26,))
     method.shared = ("*",)
     run = case.simulation(method, fed)
@@ -112,7 +112,7 @@ def one_client_with_everything_shared_is_central_training(case: Case) -> None:
 
 @promise("trained")
 def the_loss_falls(case: Case) -> None:
-    """In five rounds to less than 0.7 of the first, and Local above chance."""
+    """In five rounds the loss falls below 0.7 of the first, and Local exceeds chance."""
     run = case.simulation(case.method(), rounds=5, every=100)
     _, records = tiny.run(run)
     means = [np.mean([loss for one in record.visits for loss in one.losses]) for record in records]
