@@ -47,7 +47,7 @@ class SharedOptimizer(Fault):
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Whether the optimizer has a state."""
-        stateful = method.trains and (method.config.optimizer != "sgd" or method.config.momentum > 0)
+        stateful = method.descends and (method.config.optimizer != "sgd" or method.config.momentum > 0)
         return method.name in cls.methods and stateful
 
     def simulation(self, run: Simulation) -> Simulation:

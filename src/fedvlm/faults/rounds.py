@@ -79,7 +79,7 @@ class TestSelection(Fault):
     @classmethod
     def applies(cls, method: Method, experiment: Experiment) -> bool:
         """Whether the method trains, and is evaluated more than once."""
-        return method.trains and experiment.rounds > experiment.evaluation.every
+        return method.descends and experiment.rounds > experiment.evaluation.every
 
     def simulation(self, run: Simulation) -> Simulation:
         """The run with selection on test images."""

@@ -60,8 +60,30 @@ def train_clients(
     spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory = make_optimizer
 ) -> list[ClientUpdate]:
     """`train_client` for several clients in batched steps; each client's seconds are an equal share of all."""
-    check_precision(spec.method, site.activations.device)
     start = time.perf_counter()
+    try:
+        if spec.method.gathers:
+            done = [_gather(spec, site, one.client) for one in inputs]
+        else:
+            done = _descend(spec, site, round_, inputs, factory)
+    except FedvlmError as error:
+        place = error.place if isinstance(error, DivergenceError) else None
+        who = listed(one.client.name for one in (inputs if place is None else [inputs[place]]))
+        raise type(error)(f"round {round_ + 1}, client {who}: {error}") from error
+    stored = [_personal_tensors(spec, round_, one, trained) for one, trained in zip(inputs, done, strict=True)]
+    seconds = (time.perf_counter() - start) / len(inputs)
+    sent = [clone(spec.method.uplink(own, one.received)) for one, own in zip(inputs, stored, strict=True)]
+    return [
+        ClientUpdate(Uplink(one.client.name, float(len(one.client.train)), up), own, trained.losses, seconds)
+        for one, up, own, trained in zip(inputs, sent, stored, done, strict=True)
+    ]
+
+
+def _descend(
+    spec: RunSpec, site: Site, round_: int, inputs: Sequence[ClientInput], factory: OptimizerFactory
+) -> list[Trained]:
+    """Local training of several clients."""
+    check_precision(spec.method, site.activations.device)
     config = spec.method.config
     assert isinstance(config, Config)
     jobs = [
@@ -69,19 +91,17 @@ def train_clients(
         for one in inputs
     ]
     lr_factor = schedule_factor(config, round_, spec.rounds)
-    try:
-        done = train_together(spec.method, site.base, jobs, site.activations.device, lr_factor, factory)
-    except FedvlmError as error:
-        place = error.place if isinstance(error, DivergenceError) else None
-        who = listed(one.client.name for one in (inputs if place is None else [inputs[place]]))
-        raise type(error)(f"round {round_ + 1}, client {who}: {error}") from error
-    stored = [_personal_tensors(spec, round_, one, trained) for one, trained in zip(inputs, done, strict=True)]
-    seconds = (time.perf_counter() - start) / len(inputs)
-    return [
-        ClientUpdate(Uplink(one.client.name, float(len(one.client.train)), clone(spec.method.uplink(own))), own,
-                     trained.losses, seconds)
-        for one, own, trained in zip(inputs, stored, done, strict=True)
-    ]  # fmt: skip
+    return train_together(spec.method, site.base, jobs, site.activations.device, lr_factor, factory)
+
+
+@torch.no_grad()
+def _gather(spec: RunSpec, site: Site, client: Client) -> Trained:
+    """A client's statistics in the place of trained tensors."""
+    found = spec.method.statistics(site.base, site.support_set(client, site.base.entry))
+    shapes, declared = ({name: tuple(t.shape) for name, t in named.items()} for named in (found, spec.initial))
+    if shapes != declared:
+        raise FedvlmError(f"{spec.method.name}: its statistics are {shapes}, but its tuner's `init` has {declared}")
+    return Trained(found, [])
 
 
 def evaluate_client(

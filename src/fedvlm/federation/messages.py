@@ -25,9 +25,10 @@ def shared_tensors(method: Method, trained: Named) -> Named:
     return tensors.select(trained, method.shared)
 
 
-def uplink_template(method: Method, initial: Named) -> Named:
-    """An uplink of untrained tensors. Every uplink has the same names, shapes and dtypes."""
-    return method.uplink(initial | method.keep(initial, {}, stream(0, "message"))) if initial else {}
+def uplink_template(method: Method, initial: Named, received: Named | None = None) -> Named:
+    """An uplink of untrained tensors from a client that received these: every such uplink has its names and shapes."""
+    received = received or {}
+    return method.uplink(initial | method.keep(initial, received, stream(0, "message")), received) if initial else {}
 
 
 def check_share(method: Method, initial: Named) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fedvlm.federation.spec import RunSpec
-from fedvlm.methods.base import Uplink
+from fedvlm.methods.base import ROUND, Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named, clone
 
@@ -31,11 +33,11 @@ def start(spec: RunSpec) -> ServerState:
 def sample_clients(spec: RunSpec, names: Iterable[str], participation: float, round_: int) -> list[str]:
     """Names of the clients of round `round_` (from 0), in alphabetical order: `round_size` without replacement.
 
-    In local rounds, after the federated ones, all clients take part. The draw depends on the sorted names, so the order
-    in which clients are listed has no effect.
+    All clients take part in local rounds, after the federated ones, and where statistics are gathered. The draw depends
+    on the sorted names, so the order in which clients are listed has no effect.
     """
     ordered = sorted(names)
-    if round_ >= spec.rounds:
+    if round_ >= spec.rounds or spec.method.gathers:
         return ordered
     count = round_size(participation, len(ordered))
     picked = stream(spec.seed, "clients", round_).choice(len(ordered), count, replace=False)
@@ -65,4 +67,6 @@ def downlink(spec: RunSpec, state: ServerState, client: str) -> Named:
 def aggregate(spec: RunSpec, state: ServerState, uplinks: Sequence[Uplink]) -> ServerState:
     """The state after this round; in a local round, without uplinks, the server's tensors do not change."""
     server = spec.method.aggregate(state.server, uplinks) if state.round < spec.rounds else state.server
+    if ROUND in server:
+        server = server | {ROUND: torch.tensor(state.round + 1)}
     return ServerState(state.round + 1, server)

@@ -112,7 +112,8 @@ def run_spec(experiment: Experiment, method: Method, tuner: Tuner, seed: int) ->
     initial = tuner.init(torch_stream(seed, "init"))
     evaluation = experiment.evaluation
     chosen = metrics.select_metrics(evaluation.metrics)
-    return RunSpec(method, initial, seed, experiment.rounds, experiment.views, evaluation.state, chosen)
+    rounds = method.rounds(experiment.rounds)
+    return RunSpec(method, initial, seed, rounds, experiment.views, evaluation.state, chosen)
 
 
 def site(loaded: Loaded, seed: SeedSetup, method: Method, federation: Federation) -> Site:

@@ -116,7 +116,7 @@ def _round(run: Simulation, before: FederationState) -> tuple[FederationState, R
         for one, update in zip(inputs, updates, strict=True):
             name, sent = one.client.name, update.uplink.tensors if sends else {}
             if sends:
-                messages.check_uplink(run.spec.uplink_template, sent, name, before.round + 1)
+                messages.check_uplink(run.spec.expected_uplink(one.received), sent, name, before.round + 1)
                 uplinks.append(update.uplink)
             personal[name] = update.personal
             sizes = messages.tensor_bytes(one.received), messages.tensor_bytes(sent)

@@ -38,12 +38,16 @@ class RunSpec:
     @property
     def last_round(self) -> int:
         """Number of the last round, including the local rounds that follow the federated ones."""
-        return self.rounds + (self.method.config.fine_tune if self.method.trains else 0)
+        return self.rounds + self.method.local_rounds
 
     @cached_property
     def uplink_template(self) -> Named:
-        """An uplink of untrained tensors, with the names, shapes and dtypes of all uplinks."""
+        """An uplink of untrained tensors, as in the first round."""
         return messages.uplink_template(self.method, self.initial)
+
+    def expected_uplink(self, received: Named) -> Named:
+        """An uplink of untrained tensors: names, shapes and dtypes that a client sends that received these tensors."""
+        return messages.uplink_template(self.method, self.initial, received)
 
     def assemble(self, personal: Named | None, received: Named) -> Named:
         """A client's tensors: its stored ones (or the initial ones) with the received ones laid over them."""

@@ -3,7 +3,10 @@
 1. a configuration class; 2. a tuner; 3. `shared`, name patterns of what crosses the network (every other trainable
 tensor is private); 4. a loss; 5. a downlink; 6. an aggregate. Everything else is derived from these. Few methods need
 more: how a client puts its tensors together (`assemble`), what it stores (`keep`) and sends (`uplink`), the server's
-first state (`server`), bytes of a downlink (`downlink_bytes`), who sees what (`exposes`), rates by tensor (`rates`).
+first state (`server`), bytes of a downlink (`downlink_bytes`), who sees what (`exposes`), rates by tensor (`rates`);
+which tensors are trained in a round (`trainable`), what the server makes and sends besides (`constants`, among them the
+number of the round), two gradients in one step (`Step.gradient`, `with_gradient`), statistics in the place of training
+(`statistics`). An optimisation at the server is torch in `aggregate`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +26,7 @@ from fedvlm.clip import FrozenCLIP
 from fedvlm.config import Section, problems
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
-from fedvlm.tuners.base import Tuner
+from fedvlm.tuners.base import SupportSet, Tuner
 
 EvalPoint = Literal["after_aggregation", "after_training"]
 """When in a round a client's model is measured."""
@@ -32,8 +36,15 @@ Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Config(Section):
-    """What every trained method has."""
+class ExchangeConfig(Section):
+    """Settings of every method with tensors that may cross."""
+
+    share: list[str] | None = None
+    """Name patterns of the tensors that cross, instead of the method's own; every other one is private."""
+
+
+class Config(ExchangeConfig):
+    """Settings of every method that trains."""
 
     lr: Rate = 0.002
     """Learning rate in the first round."""
@@ -53,8 +64,6 @@ class Config(Section):
     """Leave out an epoch's incomplete last batch where the client has at least one full batch (as released)."""
     fine_tune: Annotated[int, Field(ge=0)] = 0
     """So many visits of every client after the last round, from which nothing is sent."""
-    share: list[str] | None = None
-    """Name patterns of the tensors that cross, instead of the method's own; every other one is private."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,31 @@ class Step:
     labels: Tensor
     """`[B]`."""
     trained: Named
+    """The client's tensors, leaves of the graph; those that are not trained in this round need no gradient."""
     received: Named
     classifier: Named
     """What the tuner made of the trained tensors, such as `text [K, E]`."""
-    beside: Named = field(default_factory=dict)
+    extras: Named = field(default_factory=dict)
     """What the tuner gave beside the logits."""
 
+    def gradient(self, loss: Tensor) -> Named:
+        """Gradient of a loss with respect to this client's tensors, those that are trained; zero where it has no part.
 
+        The graph stays, so that a loss may ask for several gradients and combine them (`with_gradient`).
+        """
+        leaves = {name: tensor for name, tensor in self.trained.items() if tensor.requires_grad}
+        found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+        return {name: torch.zeros_like(leaf) if one is None else one
+                for (name, leaf), one in zip(leaves.items(), found, strict=True)}  # fmt: skip
+
+    def with_gradient(self, value: Tensor, gradient: Named) -> Tensor:
+        """A loss with this value and this gradient with respect to the client's tensors, whatever it was made of."""
+        slope = torch.stack([(self.trained[name] * one.detach()).sum() for name, one in gradient.items()]).sum()
+        return value.detach() + slope - slope.detach()
+
+
+ROUND = "round"
+"""Name of the constant that tells clients the number of the round."""
 MEAN = "the mean over a round's clients"
 UNKNOWN = "what the method's own downlink makes of it (not declared)"
 
@@ -102,6 +129,11 @@ class Method:
     trains: ClassVar[bool] = True
     shareable: ClassVar[bool] = True
     """Whether the setting `share` may choose what crosses; false where messages are not the shared tensors as such."""
+    constants: ClassVar[tuple[str, ...]] = ()
+    """Name patterns of what the server makes and sends besides shared tensors, and nobody trains. `round`, where it is
+    named, is the number of the round, an int64 without dimensions from 0 on."""
+    gathers: ClassVar[bool] = False
+    """Whether clients compute `statistics` once, in one round of all clients, instead of training."""
     mixing: ClassVar[tuple[float, ...]] = tuple(step / 10 for step in range(11))
     """Weights of zero-shot's logits at which the method's trade-off is drawn (0: the method, 1: zero-shot)."""
 
@@ -118,7 +150,7 @@ class Method:
                     "setting (or the one of method.all) away"
                 )
             self.shared = tuple(self.config.share)
-        if self.trains and self.config.fine_tune:
+        if self.local_rounds:
             self.state = "after_training"
 
     @classmethod
@@ -131,9 +163,39 @@ class Method:
             if found:
                 raise FedvlmError(problems(error, cls.Config, "method.all.")[0]) from None
 
+    @property
+    def descends(self) -> bool:
+        """Whether clients train by gradient steps."""
+        return self.trains and not self.gathers
+
+    @property
+    def local_rounds(self) -> int:
+        """Number of rounds after the federated ones, in which every client trains for itself."""
+        return int(self.config.fine_tune) if self.descends else 0
+
+    def rounds(self, configured: int) -> int:
+        """Number of federated rounds: the experiment's, or one for statistics."""
+        return 1 if self.gathers else configured
+
     def tuner(self, clip: FrozenCLIP, classnames: Sequence[str], template: str) -> Tuner:
         """The tuner for a class list (called for the base and for the novel classes)."""
         raise NotImplementedError(f"{type(self).__name__} defines no tuner")
+
+    def trainable(self, received: Named) -> tuple[str, ...]:
+        """Name patterns of the tensors that a client trains with what it received.
+
+        All others keep their values in this round, to the bit: no gradient and no decay reaches them, and they are not
+        sent (RoLoRA trains one factor in even and the other in odd rounds).
+        """
+        return ("*",)
+
+    def statistics(self, tuner: Tuner, support: SupportSet) -> Named:
+        """What a client computes of its images, in the place of training, where `gathers` is true.
+
+        Tensors with the names, shapes and dtypes of `tuner.init`; the support set gives activations at the tuner's
+        entry and labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gathers statistics, but defines none")
 
     def loss(self, step: Step) -> Tensor:
         """Loss of a batch; may anchor what is trained to what was received."""
@@ -147,28 +209,32 @@ class Method:
         """What a client stores beside its trained tensors, such as a choice it made."""
         return {}
 
-    def uplink(self, personal: Named) -> Named:
-        """What a client sends of what it stores after training: the shared tensors."""
-        return tensors.select(personal, self.shared)
+    def uplink(self, personal: Named, received: Named) -> Named:
+        """What a client sends of what it stores after training: the shared tensors that it trained in this round."""
+        return tensors.select(tensors.select(personal, self.shared), self.trainable(received))
 
     def server(self, initial: Named) -> Named:
-        """The server's state before the first round: the shared tensors as initialised."""
-        return tensors.select(initial, self.shared)
+        """The server's state before the first round: the shared tensors as initialised, and `round` if it is needed."""
+        first = {ROUND: torch.tensor(0)} if ROUND in self.constants else {}
+        return tensors.select(initial, self.shared) | first
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
-        """The named tensors this client receives now."""
-        return tensors.select(server, self.shared)
+        """The named tensors this client receives now: shared ones and constants."""
+        return tensors.select(server, (*self.shared, *self.constants))
 
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
         """Least and most bytes one client receives in a round; a test holds the downlink to it."""
-        return shared_bytes, shared_bytes
+        total = shared_bytes + (8 if ROUND in self.constants else 0)
+        return total, total
 
     @property
     def budget(self) -> str:
         """How long a client trains, such as `2 epochs x 32` images of a batch, `+ 5 visits` after the last round."""
         if not self.trains:
             return ""
-        epochs, visits = self.config.epochs, self.config.fine_tune
+        if self.gathers:
+            return "statistics, once"
+        epochs, visits = self.config.epochs, self.local_rounds
         own = f" + {visits} visit{'s' * (visits > 1)}" if visits else ""
         return f"{epochs} epoch{'s' * (epochs > 1)} x {self.config.batch}{own}"
 

@@ -124,7 +124,7 @@ class FedMGP(base.Method):
     def loss(self, step: Step) -> Tensor:
         """Mean cross-entropy of the groups, and how alike they are."""
         labels = step.labels.repeat_interleave(self.config.groups)
-        alike = (_alike(step.classifier["text"].float()) + _alike(step.beside["images"].float())) / 2
+        alike = (_alike(step.classifier["text"].float()) + _alike(step.extras["images"].float())) / 2
         return F.cross_entropy(step.logits.flatten(0, 1), labels) + self.config.diversity * alike
 
     def server(self, initial: Named) -> Named:
@@ -162,7 +162,7 @@ class FedMGP(base.Method):
         noisy = logits / self.config.temperature + draw.gumbel(size=self.config.groups)
         return {CHOSEN: torch.from_numpy(np.argsort(-noisy)[: self.config.sent])}
 
-    def uplink(self, personal: Named) -> Named:
+    def uplink(self, personal: Named, received: Named) -> Named:
         """The drawn groups, numbered in the order they were drawn."""
         return {f"{GLOBAL}{kind}.{i}": personal[f"{kind}.{slot}"]
                 for i, slot in enumerate(_slots(personal)) for kind in KINDS}  # fmt: skip

@@ -41,14 +41,14 @@ class Case:
 
     def brief(self, **settings: Any) -> Method:
         """The method with one local epoch, which is enough for most promises."""
-        return self.method(**({"epochs": 1} | settings if self.kind.trains else settings))
+        return self.method(**({"epochs": 1} | settings if self.kind.trains and not self.kind.gathers else settings))
 
     def simulation(self, method: Method | None = None, federation: Federation | None = None, **how: Any) -> Simulation:
         """A new simulation of the method, by default of `brief()`."""
         return tiny.simulation(method or self.brief(), self.clip, federation or self.federation, **how)
 
 
-Scope = Literal["all", "trained", "shared"]
+Scope = Literal["all", "trained", "descends", "shared"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ class Promise:
     function: Callable[[Case], None]
 
     def applies(self, kind: type[Method]) -> bool:
-        """Whether a method has to keep the promise: all methods, those that train, or those that share tensors."""
-        return self.scope == "all" or (kind.trains and (self.scope == "trained" or bool(kind.shared)))
+        """Whether a method has to keep the promise.
+
+        Scopes are all methods, those with tensors (trained, or statistics), those that train by gradient steps, and
+        those that share tensors.
+        """
+        asked = {"trained": True, "descends": not kind.gathers, "shared": bool(kind.shared)}
+        return self.scope == "all" or (kind.trains and asked[self.scope])
 
     def check(self, case: Case) -> None:
         """Raise `AssertionError` if the method does not keep the promise."""
@@ -82,7 +87,7 @@ PROMISES: list[Promise] = []
 
 
 def promise(scope: Scope) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Decorator that adds a function to the promises of all methods, of those that train, or of those that share."""
+    """Decorator that adds a function to the promises that methods of a scope have to keep."""
 
     def add(function: Callable[[Case], None]) -> Callable[[Case], None]:
         PROMISES.append(Promise(function.__name__, scope, function))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from fedvlm.federation.simulation import Simulation
-from fedvlm.methods.base import Step
+from fedvlm.methods.base import ROUND, Step
 from fedvlm.streams import stream
-from fedvlm.tensors import Named
+from fedvlm.tensors import Named, select
 from fedvlm.tuners.base import predict
 
 
@@ -28,16 +28,19 @@ def trained(run: Simulation) -> Named:
     parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in spec.initial.items()}
     leaves: Named = dict(parameters)
     for round_ in range(spec.last_round):
-        optimizer = _optimizer(run, parameters, round_)
-        begun = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        begun = {name: leaf.detach().clone() for name, leaf in leaves.items()} | {ROUND: torch.tensor(round_)}
         begun |= {"anchor": begun["prompt"]} if "prompt" in begun else {}
+        now = select(leaves, spec.method.trainable(begun))
+        for name, leaf in parameters.items():
+            leaf.requires_grad_(name in now)
+        optimizer = _optimizer(run, {name: parameters[name] for name in now}, round_)
         for epoch in range(config.epochs):
             order = stream(spec.seed, "order", client.name, round_, epoch).permutation(len(client.train))
             for start in range(0, len(order), config.batch):
                 rows = torch.from_numpy(order[start : start + config.batch])
                 classifier = tuner.classifier(leaves, tuner.prepare({}))
-                logits, beside = predict(tuner, leaves, classifier, hidden[rows])
-                loss = spec.method.loss(Step(logits, labels[rows], leaves, begun, classifier, beside))
+                logits, extras = predict(tuner, leaves, classifier, hidden[rows])
+                loss = spec.method.loss(Step(logits, labels[rows], leaves, begun, classifier, extras))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -247,7 +247,7 @@ def simulation(
     """A new simulation, as a new process would make it. `more`: fields of `Simulation`."""
     place = site(method_, frozen, fed, limit=limit, device=device)
     place.activations.prepare(site_keys(fed, "none"), place.base.entry)
-    spec = RunSpec(method_, place.base.init(torch_stream(seed, "init")), seed, rounds, views, report)
+    spec = RunSpec(method_, place.base.init(torch_stream(seed, "init")), seed, method_.rounds(rounds), views, report)
     return Simulation(spec, place, Schedule(participation, every, clients_per_step), **more)
 
 

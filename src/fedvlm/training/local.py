@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedvlm.errors import DivergenceError, FedvlmError
 from fedvlm.methods.base import Config, Method, Step
-from fedvlm.tensors import Named
+from fedvlm.tensors import Named, select
 from fedvlm.training.device import Device
 from fedvlm.training.optimizers import OptimizerFactory, make_optimizer
 from fedvlm.tuners.base import Tuner, predict
@@ -87,9 +87,15 @@ class _Client:
     def __init__(
         self, method: Method, tuner: Tuner, job: LocalJob, device: Device, factory: OptimizerFactory, lr_factor: float
     ) -> None:
-        self.leaves = {name: device.send(one.detach()).clone().requires_grad_() for name, one in job.tensors.items()}
+        self.leaves = {name: device.send(one.detach()).clone() for name, one in job.tensors.items()}
         self.received = {name: device.send(tensor) for name, tensor in job.received.items()}
-        self.optimizer = factory(method, self.leaves, lr_factor)
+        trained = select(self.leaves, method.trainable(self.received))
+        if not trained:
+            raise FedvlmError(f"{method.name} trains no tensor in this round: its `trainable` patterns match none")
+        for leaf in trained.values():
+            leaf.requires_grad_()
+        # The others are not in the optimizer: its decay would move them without a gradient.
+        self.optimizer = factory(method, trained, lr_factor)
         with device.autocast():
             self.constants = tuner.prepare(self.received)
         self.batches = iter(job.batches)
@@ -115,8 +121,8 @@ def _step_alone(
     (client,), ((hidden, labels),) = clients, batches
     with device.autocast():
         classifier = tuner.classifier(client.leaves, client.constants)
-        logits, beside = predict(tuner, client.leaves, classifier, hidden)
-    return [method.loss(Step(logits, labels, client.leaves, client.received, classifier, beside))]
+        logits, extras = predict(tuner, client.leaves, classifier, hidden)
+    return [method.loss(Step(logits, labels, client.leaves, client.received, classifier, extras))]
 
 
 def _step_stacked(
@@ -128,11 +134,11 @@ def _step_stacked(
     hidden, labels = (torch.stack(part) for part in zip(*batches, strict=True))
     with device.autocast():
         classifier = tuner.classifier(leaves, constants)
-        logits, beside = predict(tuner, leaves, classifier, hidden)
+        logits, extras = predict(tuner, leaves, classifier, hidden)
 
     def loss(row: int, client: _Client) -> Tensor:
-        mine, made, more = ({n: t[row] for n, t in named.items()} for named in (leaves, classifier, beside))
-        return method.loss(Step(logits[row], labels[row], mine, client.received, made, more))
+        made, more = ({n: t[row] for n, t in named.items()} for named in (classifier, extras))
+        return method.loss(Step(logits[row], labels[row], client.leaves, client.received, made, more))
 
     return [loss(row, client) for row, client in enumerate(clients)]
 
@@ -150,7 +156,7 @@ def _group_by_shape(batches: Sequence[Batch | None], clients: Sequence[_Client])
 
 def check_precision(method: Method, device: Device) -> None:
     """Raises `FedvlmError` where a method would train in float16, whose small gradients become zero without a word."""
-    if method.trains and device.dtype == torch.float16:
+    if method.descends and device.dtype == torch.float16:
         raise FedvlmError(
             f"compute.dtype = 'float16' cannot train {method.name}: gradients below 6e-8 become zero, and fedvlm does "
             "not scale the loss; set compute.dtype to 'bfloat16' or 'float32' (methods without training may use "

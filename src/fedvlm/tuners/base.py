@@ -91,8 +91,8 @@ class Tuner(Protocol):
 def predict(tuner: Tuner, tensors: Named, classifier: Named, hidden: Tensor) -> tuple[Tensor, Named]:
     """A tuner's logits, in float32, and what it gives beside them."""
     found = tuner.logits(tensors, classifier, hidden)
-    logits, beside = found if isinstance(found, tuple) else (found, {})
-    return logits.float(), beside
+    logits, extras = found if isinstance(found, tuple) else (found, {})
+    return logits.float(), extras
 
 
 class FeatureTuner:

@@ -29,7 +29,7 @@ class EncoderTuner(ABC):
 
     @abstractmethod
     def insertions(self, tensors: Named, tower: str) -> Insertions:
-        """What the tensors add to the `text` or the `vision` encoder."""
+        """What the tensors, and constants among them, add to the `text` or the `vision` encoder."""
 
     @abstractmethod
     def stacked_clients(self, tensors: Named) -> int:
@@ -40,17 +40,18 @@ class EncoderTuner(ABC):
         return {}
 
     def classifier(self, tensors: Named, constants: Named) -> Named:
-        """`text [K, E]`, normalised."""
+        """`text [K, E]`, normalised, and the constants, which the image encoder needs too."""
         count = self.stacked_clients(tensors)
         words = self.words.expand(count or 1, *self.words.shape[1:])
-        text = self.clip.text.feature(words, self.texts, self.entry, self.insertions(tensors, "text"))
+        text = self.clip.text.feature(words, self.texts, self.entry, self.insertions(tensors | constants, "text"))
         text = F.normalize(text, dim=-1)
-        return {"text": text if count else text[0]}
+        return constants | {"text": text if count else text[0]}
 
     def logits(self, tensors: Named, classifier: Named, hidden: Tensor) -> Tensor:
         """Activations at `entry`, `[B, ...]`, to `[B, K]`."""
         count = self.stacked_clients(tensors)
         flat = hidden.flatten(0, 1) if count else hidden
-        image = F.normalize(self.visual.feature(flat, self.entry, self.insertions(tensors, "vision")), dim=-1)
+        changes = self.insertions(tensors | classifier, "vision")
+        image = F.normalize(self.visual.feature(flat, self.entry, changes), dim=-1)
         image = image.unflatten(0, (count, -1)) if count else image
         return self.clip.similarity(image, classifier["text"])

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP, Insertions
+from fedvlm.clip.transformer import Edit
 from fedvlm.errors import FedvlmError
 from fedvlm.streams import torch_stream
-from fedvlm.tensors import Named
-from fedvlm.tuners.base import linear, stacked_clients, vision_transformer
+from fedvlm.tensors import Named, select
+from fedvlm.tuners.base import SupportSet, linear, stacked_clients, vision_transformer
 from fedvlm.tuners.encoder import EncoderTuner
+
+EXTRA = "extra."
+"""Names of received changes that nobody trains begin with it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,14 @@ class LoRAShape:
 
 
 class LoRA(EncoderTuner):
-    """Tensors for every block b: `text.b.a`, `vision.b.a` `[J, R, D]` and `text.b.b`, `vision.b.b` `[J, D, R]`."""
+    """Low-rank changes of the projections of both encoders, and frozen changes besides.
+
+    Tensors for every block b: `text.b.a`, `vision.b.a` `[J, R, D]` and `text.b.b`, `vision.b.b` `[J, D, R]`.
+
+    A client may receive, for any of these blocks, changes that nobody trains: a pair of any rank Q,
+    `extra.text.b.a [J, Q, D]` and `extra.text.b.b [J, D, Q]` (FLoRA's stacked factors), or `extra.text.b [J, D, D]`
+    (FedEx-LoRA's residual); the same for `vision`. They are scaled as the trained pair.
+    """
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], shape: LoRAShape, template: str) -> None:
         self.shape, visual = shape, vision_transformer(clip, "LoRA")
@@ -77,35 +88,54 @@ class LoRA(EncoderTuner):
         """Number of clients stacked in the first B; 0 for one alone."""
         return stacked_clients(tensors[f"text.{self.shape.first}.b"], 3)
 
+    def prepare(self, received: Named, support: SupportSet | None = None) -> Named:
+        """The frozen changes among what the client received."""
+        return select(received, [f"{EXTRA}*"])
+
     def insertions(self, tensors: Named, tower: str) -> Insertions:
         """A change of every block's projections."""
         every = self.fixed | tensors
-        return Insertions(
-            projections={
-                block: partial(change, a=every[f"{tower}.{block}.a"], b=every[f"{tower}.{block}.b"], shape=self.shape)
-                for block in self.blocks[tower]
-            }
-        )
+
+        def edit(block: int) -> Edit:
+            name = f"{tower}.{block}"
+            pairs = [(every[f"{prefix}{name}.a"], every[f"{prefix}{name}.b"])
+                     for prefix in ("", EXTRA) if f"{prefix}{name}.b" in every]  # fmt: skip
+            return partial(change, pairs=pairs, dense=every.get(f"{EXTRA}{name}"), shape=self.shape)
+
+        return Insertions(projections={block: edit(block) for block in self.blocks[tower]})
 
 
-def change(h: Tensor, *, a: Tensor, b: Tensor, shape: LoRAShape) -> Tensor:
+def change(
+    h: Tensor, *, pairs: Sequence[tuple[Tensor, Tensor]], shape: LoRAShape, dense: Tensor | None = None
+) -> Tensor:
     """What is added to queries, keys and values, `[..., L, D]` to `[..., L, 3 D]`, zero for those not chosen.
 
-    With projections "qv" (J = 2), all J products A h are one product, then each has its own B:
+    `pairs` of A and B, `[J, R, D]` and `[J, D, R]`, and `dense [J, D, D]` add up. With projections "qv" (J = 2), all J
+    products A h are one product, then each has its own B:
 
         h [L, D] --A [2 R, D]--> [L, 2, R] --B_q [D, R]--> [L, D]  queries
                                            --B_v [D, R]--> [L, D]  values       keys: zeros
 
-    Clients that train together have `a [N, J, R, D]` and `b [N, J, D, R]`; h holds their sequences one after another.
+    Clients that train together have N in front of all of them; h holds their sequences one after another.
     """
+    parts = [_low_rank(h, a, b, shape.scale) for a, b in pairs]
+    if dense is not None:
+        full = linear(h, dense.flatten(-3, -2), dense.new_zeros(*dense.shape[:-3], dense.shape[-3] * dense.shape[-2]))
+        parts.append(full.reshape(*dense.shape[:-3], -1, *dense.shape[-3:-1]) * shape.scale)
+    added = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # [(N), tokens, J, D]
+    each = dict(zip(shape.projections, added.unbind(-2), strict=True))
+    nothing = added.new_zeros(()).expand(*added.shape[:-2], h.shape[-1])
+    return torch.cat([each.get(part, nothing) for part in "qkv"], dim=-1).reshape(*h.shape[:-1], -1)
+
+
+def _low_rank(h: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """B A h: `[(N), tokens, J, D]`."""
     if a.ndim < b.ndim:  # one frozen A for all clients
         a = a.expand(len(b), -1, -1, -1)
-    low = linear(h, a.flatten(-3, -2), a.new_zeros(*a.shape[:-3], a.shape[-3] * shape.rank))  # [..., L, J R]
-    low = low.reshape(*b.shape[:-3], -1, len(shape.projections), shape.rank).transpose(-3, -2)  # [(N), J, tokens, R]
-    high = (low @ b.mT * shape.scale).transpose(-3, -2)  # [(N), tokens, J, D]
-    parts = dict(zip(shape.projections, high.unbind(-2), strict=True))
-    nothing = high.new_zeros(()).expand(*high.shape[:-2], h.shape[-1])
-    return torch.cat([parts.get(part, nothing) for part in "qkv"], dim=-1).reshape(*h.shape[:-1], -1)
+    count, rank = a.shape[-3:-1]
+    low = linear(h, a.flatten(-3, -2), a.new_zeros(*a.shape[:-3], count * rank))  # [..., L, J R]
+    low = low.reshape(*b.shape[:-3], -1, count, rank).transpose(-3, -2)  # [(N), J, tokens, R]
+    return (low @ b.mT * scale).transpose(-3, -2)
 
 
 def _blocks(shape: LoRAShape, depth: int) -> range:

@@ -24,7 +24,7 @@ from fedvlm.training import local
 from fedvlm.training.local import LocalJob
 
 
-@promise("trained")
+@promise("descends")
 def all_clients_start_from_the_same_tensors(case: Case) -> None:
     """In the first round all clients train the same initial tensors, and training does not change these."""
     seen: list[str] = []
@@ -104,7 +104,7 @@ def _live_bytes() -> int:
     return sum(seen.values())
 
 
-@promise("trained")
+@promise("descends")
 def visits_keep_no_graph_and_memory_does_not_grow_with_rounds(case: Case) -> None:
     """No graph is kept, and memory does not grow with rounds (but for a cache of 4 clients x 4 rounds of prompts)."""
     with _fresh():
@@ -128,7 +128,7 @@ def the_frozen_encoder_stays_frozen(case: Case) -> None:
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in case.clip.parameters())
 
 
-@promise("trained")
+@promise("descends")
 def a_run_depends_on_its_seed_and_on_no_global_generator(case: Case) -> None:
     """Global generators have no effect, and nothing is drawn from them."""
     prints, kept = [], (torch.get_rng_state(), np.random.get_state())

@@ -81,7 +81,7 @@ def stopped_and_resumed_with_half_of_the_clients(case: Case) -> None:
     assert tiny.fingerprint(state) == tiny.fingerprint(whole)
 
 
-@promise("trained")
+@promise("descends")
 def augmented_runs_resume_too(case: Case) -> None:
     """Crops and flips of a resumed run equal those of the uninterrupted run."""
     how: dict[str, Any] = {"rounds": 2, "views": "online", "every": 100}
@@ -92,7 +92,7 @@ def augmented_runs_resume_too(case: Case) -> None:
     assert tiny.fingerprint(plain) != tiny.fingerprint(whole)
 
 
-@promise("trained")
+@promise("descends")
 def one_client_with_everything_shared_is_central_training(case: Case) -> None:
     """With one client and everything shared, training equals an ordinary PyTorch loop."""
     method, fed = case.method(), tiny.federation(sizes=(26,))
@@ -110,7 +110,7 @@ def one_client_with_everything_shared_is_central_training(case: Case) -> None:
     assert any(moved), "nothing was trained"
 
 
-@promise("trained")
+@promise("descends")
 def the_loss_falls(case: Case) -> None:
     """In five rounds the loss falls below 0.7 of the first, and Local exceeds chance."""
     run = case.simulation(case.method(), rounds=5, every=100)
