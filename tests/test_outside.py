@@ -132,7 +132,7 @@ class Leaky(PromptFL):
     title = "a method that sends too much"
     shared = ()
 
-    def uplink(self, own: dict[str, object]) -> dict[str, object]:
+    def uplink(self, own: dict[str, object], received: dict[str, object]) -> dict[str, object]:
         """All of it."""
         return own
 
