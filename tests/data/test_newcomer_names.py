@@ -108,7 +108,7 @@ def test_the_picture_and_the_table_say_who(source: Source) -> None:
     ("word", "message"),
     [("neonn", r"'neonn' is no client or domain here \(did you mean 'neon'\?\); there are: fog, neon, sketch, 0, 1"),
      ("chalk", "'chalk' is no client or domain"), ("6", "all 6 clients newcomers: no client is left"),
-     ("sketch,neon,fog", "nobody is left"), ("7", "newcomers = 7, but there are 6"), ("-1", "'partition.newcomers': .*a number of clients"),
+     ("sketch,neon,fog", "no client is left"), ("7", "newcomers = 7, but there are 6"), ("-1", "'partition.newcomers': .*a number of clients"),
      ("true", "a number of clients"), ("[1.5]", "a list of names"), ('[""]', "a list of names")],
 )  # fmt: skip
 def test_mistakes(word: str, message: str, source: Source) -> None:
