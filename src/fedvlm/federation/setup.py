@@ -23,8 +23,8 @@ from fedvlm.streams import torch_stream
 from fedvlm.training import device as devices
 from fedvlm.training import metrics
 from fedvlm.training.activations import TEST, Activations, Key
-from fedvlm.training.device import Device, explain_memory_errors
-from fedvlm.training.disk_cache import DTYPES, DiskCache, folder
+from fedvlm.training.device import DTYPES, Device, explain_memory_errors
+from fedvlm.training.disk_cache import DiskCache, folder
 from fedvlm.training.site import Site, Tuners
 from fedvlm.tuners.base import Tuner
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fedvlm import tensors
 from fedvlm.clip import FrozenCLIP
-from fedvlm.config import Section, problems
+from fedvlm.config import Count, Section, problems
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import SupportSet, Tuner
@@ -33,7 +33,6 @@ EvalPoint = Literal["after_aggregation", "after_training"]
 
 
 Rate = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class ExchangeConfig(Section):

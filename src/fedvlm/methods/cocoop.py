@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP, in_float32
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import apply_linear, linear_init

@@ -27,8 +27,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Rate
+from fedvlm.methods.base import Rate
 from fedvlm.tuners.lora import LoRA, LoRAShape
 
 

@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP, templates
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Rate, Step
+from fedvlm.methods.base import Rate, Step
 from fedvlm.tensors import Named
 from fedvlm.tuners.deep_prompt import DeepPrompt
 

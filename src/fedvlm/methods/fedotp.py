@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import Entry, FrozenCLIP, Patches, in_float32
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
 from fedvlm.tuners.prompt_pair import PromptPair

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Step
+from fedvlm.methods.base import Step
 from fedvlm.methods.promptfl import PromptConfig
 from fedvlm.tensors import Named
 from fedvlm.tuners.prompt import Prompt

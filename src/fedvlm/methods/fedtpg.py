@@ -31,9 +31,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.config import Count
 from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Rate
+from fedvlm.methods.base import Rate
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import apply_linear, linear_init
 from fedvlm.tuners.prompt import Prompt

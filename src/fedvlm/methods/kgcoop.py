@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedvlm.clip import FrozenCLIP, templates
-from fedvlm.methods.base import Count, Step
+from fedvlm.config import Count
+from fedvlm.methods.base import Step
 from fedvlm.methods.promptfl import PromptConfig, PromptFL
 from fedvlm.tensors import Named
 from fedvlm.tuners.prompt import Prompt

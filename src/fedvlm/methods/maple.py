@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from fedvlm.clip import FrozenCLIP, templates
+from fedvlm.config import Count
 from fedvlm.errors import FedvlmError
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Rate
+from fedvlm.methods.base import Rate
 from fedvlm.tensors import Named
 from fedvlm.tuners.base import apply_linear, linear_init
 from fedvlm.tuners.deep_prompt import DeepPrompt

@@ -20,8 +20,9 @@ from typing import Annotated
 from pydantic import Field
 
 from fedvlm.clip import FrozenCLIP
+from fedvlm.config import Count
 from fedvlm.methods import base
-from fedvlm.methods.base import Count, Rate
+from fedvlm.methods.base import Rate
 from fedvlm.tuners.prompt import ClassPosition, Prompt
 
 

@@ -48,7 +48,7 @@ class ComputeSection(Section):
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def choose_device(settings: ComputeSection) -> Device:
         raise FedvlmError(f"compute.device = '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
     if settings.dtype == "tf32" and device.type != "cuda":
         raise FedvlmError(f"compute.dtype = 'tf32' needs an NVIDIA GPU; compute.device is '{device}'")
-    return Device(device, _DTYPES[settings.dtype], settings.dtype)
+    return Device(device, DTYPES[settings.dtype], settings.dtype)
 
 
 def configure_process(device: Device, *, keep_freed: bool = True) -> None:

@@ -29,7 +29,6 @@ from fedvlm import cache, durable
 from fedvlm.errors import FedvlmError
 
 FACTS = "facts.json"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, IndexError)
 """Errors that reading a damaged file may raise."""
 _UNREADABLE = (OSError, RuntimeError)
