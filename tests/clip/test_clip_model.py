@@ -1,10 +1,10 @@
-"""The encoders against a slow second writing of them (`naive`), and against published sizes."""
+"""The encoders against a slow second writing of them (`formulas`), and against published sizes."""
 
 from __future__ import annotations
 
 import math
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor
@@ -59,12 +59,12 @@ def test_the_published_open_clip_configuration_of_rn50() -> None:
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_features_are_those_of_the_naive_encoder(activation: str, pixels: Tensor) -> None:
     clip = tiny.clip(tiny.vit_config(patch=4, activation=activation))
-    w = naive.weights(clip)
-    near(clip.encode_image(pixels), naive.image_features(pixels, w, clip.config))
-    rows, ends = naive.token_rows(["cat", "a photo of a dog.", "x"], clip)
+    w = formulas.weights(clip)
+    near(clip.encode_image(pixels), formulas.image_features(pixels, w, clip.config))
+    rows, ends = formulas.token_rows(["cat", "a photo of a dog.", "x"], clip)
     ids, eot = clip.tokenizer(["cat", "a photo of a dog.", "x"])
     words = w["text.token_embedding.weight"][torch.tensor(rows)]
-    near(clip.encode_text(ids, eot), naive.text_features(words, ends, w, clip.config))
+    near(clip.encode_text(ids, eot), formulas.text_features(words, ends, w, clip.config))
 
 
 def test_what_stands_after_the_end_of_text_does_not_matter(clip: FrozenCLIP) -> None:
@@ -76,8 +76,8 @@ def test_what_stands_after_the_end_of_text_does_not_matter(clip: FrozenCLIP) -> 
 
 
 def test_entering_at_any_image_block_gives_the_same_feature(clip: FrozenCLIP, pixels: Tensor) -> None:
-    w = naive.weights(clip)
-    stream = naive.image_stream(pixels, w, clip.config)
+    w = formulas.weights(clip)
+    stream = formulas.image_stream(pixels, w, clip.config)
     whole = clip.encode_image(pixels)
     for entry in range(1, clip.visual.depth + 1):
         hidden = clip.visual.hidden(pixels, entry)
@@ -96,8 +96,8 @@ def test_entering_at_any_text_block_gives_the_same_feature(clip: FrozenCLIP) -> 
 
 
 def test_patch_features(clip: FrozenCLIP, pixels: Tensor) -> None:
-    w = naive.weights(clip)
-    expected = naive.project_image(naive.image_stream(pixels, w, clip.config)[-1][:, 1:], w, clip.config)
+    w = formulas.weights(clip)
+    expected = formulas.project_image(formulas.image_stream(pixels, w, clip.config)[-1][:, 1:], w, clip.config)
     assert expected.shape == (3, 16, 16)
     for entry in (1, 3, clip.visual.depth):
         near(clip.visual.patches(clip.visual.hidden(pixels, entry), entry), expected)
@@ -153,17 +153,17 @@ class Module:
 def test_insertions_into_image_blocks(clip: FrozenCLIP, pixels: Tensor, block: int, kind: str) -> None:
     inserted = getattr(Module(32, block), kind)
     where = {"branches" if kind == "branch" else "inputs": {block: inserted}}
-    w = naive.weights(clip)
-    expected = naive.image_features(pixels, w, clip.config, **where)
+    w = formulas.weights(clip)
+    expected = formulas.image_features(pixels, w, clip.config, **where)
     plain = clip.encode_image(pixels)
     for entry in {1, block, ParallelTo(block) if kind == "branch" else 1}:
         out = clip.visual.feature(clip.visual.hidden(pixels, entry), entry, Insertions(**where))
         near(out, expected)
         assert (out - plain).abs().max() > 1e-3
-    last = naive.image_stream(pixels, w, clip.config, **where)[-1]
+    last = formulas.image_stream(pixels, w, clip.config, **where)[-1]
     near(
         clip.visual.patches(clip.visual.hidden(pixels, 1), 1, Insertions(**where)),
-        naive.project_image(last[:, 1:], w, clip.config),
+        formulas.project_image(last[:, 1:], w, clip.config),
     )
 
 
@@ -172,10 +172,12 @@ def test_insertions_into_image_blocks(clip: FrozenCLIP, pixels: Tensor, block: i
 def test_insertions_into_text_blocks(clip: FrozenCLIP, block: int, kind: str) -> None:
     inserted = getattr(Module(24, block), kind)
     where = {"branches" if kind == "branch" else "inputs": {block: inserted}}
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
     texts = ["a photo of a cat", "a photo of a black dog.", "a photo of an x"]
-    rows, ends = naive.token_rows(texts, clip)
-    expected = naive.text_features(w["text.token_embedding.weight"][torch.tensor(rows)], ends, w, clip.config, **where)
+    rows, ends = formulas.token_rows(texts, clip)
+    expected = formulas.text_features(
+        w["text.token_embedding.weight"][torch.tensor(rows)], ends, w, clip.config, **where
+    )
     packed = pack(*clip.tokenizer(texts))
     for entry in {1, block, ParallelTo(block) if kind == "branch" else 1}:
         hidden = clip.text.hidden(clip.text.embed(packed.ids)[None], packed, entry)
@@ -204,10 +206,10 @@ def test_beside_a_block_nothing_of_it_is_computed_again(clip: FrozenCLIP, pixels
 def test_several_insertions_at_once_and_those_below_the_entry(clip: FrozenCLIP, pixels: Tensor) -> None:
     branches = {number: Module(32, number).branch for number in (1, 3, 4)}
     inputs = {2: Module(32, 9).append, 5: Module(32, 8).replace}
-    w = naive.weights(clip)
-    expected = naive.image_features(pixels, w, clip.config, branches=branches, inputs=inputs)
+    w = formulas.weights(clip)
+    expected = formulas.image_features(pixels, w, clip.config, branches=branches, inputs=inputs)
     near(clip.visual.feature(clip.visual.hidden(pixels, 1), 1, Insertions(inputs, branches)), expected)
-    upper = naive.image_features(
+    upper = formulas.image_features(
         pixels, w, clip.config, branches={n: branches[n] for n in (3, 4)}, inputs={5: inputs[5]}
     )
     near(clip.visual.feature(clip.visual.hidden(pixels, 3), 3, Insertions(inputs, branches)), upper)
@@ -228,7 +230,7 @@ def test_gradients_reach_insertions_and_nothing_else(clip: FrozenCLIP, pixels: T
 
 def test_logits_are_scaled_cosines(clip: FrozenCLIP) -> None:
     image, text = torch.randn(2, 16), torch.randn(3, 16)
-    expected = 20.0 * naive.cosines(image.double(), text.double())
+    expected = 20.0 * formulas.cosines(image.double(), text.double())
     near(clip.logits(image, text), expected)
     near(clip.logits(image * 7, text * 0.1), expected)
 

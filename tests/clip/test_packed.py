@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,9 +73,11 @@ def test_every_token_attends_to_what_precedes_it_in_its_text(rows: Rows, size: i
 @settings(max_examples=30, deadline=None)
 @given(sentences())
 def test_features_are_those_of_every_text_alone(rows: Rows) -> None:
-    w = naive.weights(CLIP)
+    w = formulas.weights(CLIP)
     table = w["text.token_embedding.weight"]
-    expected = [naive.text_features(table[torch.tensor(row)][None], [len(row) - 1], w, CLIP.config)[0] for row in rows]
+    expected = [
+        formulas.text_features(table[torch.tensor(row)][None], [len(row) - 1], w, CLIP.config)[0] for row in rows
+    ]
     found = CLIP.encode_text(*padded(rows))
     assert (found - torch.stack(expected)).abs().max() < 1e-5
 
@@ -93,14 +95,14 @@ def test_several_versions_at_once(rows: Rows) -> None:
 
 def test_gradients_reach_a_common_token_through_every_text() -> None:
     rows = [[500, 3, 4, 1, 501], [500, 3, 4, 2, 2, 501]]
-    packed, w = pack(*padded(rows)), naive.weights(CLIP)
+    packed, w = pack(*padded(rows)), formulas.weights(CLIP)
     table = w["text.token_embedding.weight"]
     leaf = CLIP.text.embed(packed.ids)[None].requires_grad_()
     CLIP.text.feature(CLIP.text.hidden(leaf, packed, 1), packed).sum().backward()
     token = table[3:4].clone().requires_grad_()
     for row in rows:
         sequence = torch.cat([table[row[:1]], token, table[row[2:]]])
-        naive.text_features(sequence[None], [len(row) - 1], w, CLIP.config).sum().backward()
+        formulas.text_features(sequence[None], [len(row) - 1], w, CLIP.config).sum().backward()
     assert leaf.grad is not None
     assert token.grad is not None
     assert (leaf.grad[0, 1] - token.grad[0]).abs().max() < 1e-4 * token.grad.abs().max()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,23 +24,23 @@ def random(tuner: Tuner, seed: int = 0) -> dict[str, Tensor]:
 
 def cocoop_logits(clip: FrozenCLIP, fed: Federation, own: dict[str, Tensor], images: Tensor) -> Tensor:
     """Image by image: its own prompt, every class encoded anew."""
-    w, rows = naive.weights(clip), []
+    w, rows = formulas.weights(clip), []
     for image in images.double():
         unit = image / image.pow(2).sum().sqrt()
         inner = (own["meta.down.weight"] @ unit + own["meta.down.bias"]).clamp(min=0)
         shift = own["meta.up.weight"] @ inner + own["meta.up.bias"]
-        rows.append(20.0 * naive.prompt_features(clip, w, own["prompt"] + shift, fed.base_names) @ unit)
+        rows.append(20.0 * formulas.prompt_features(clip, w, own["prompt"] + shift, fed.base_names) @ unit)
     return torch.stack(rows)
 
 
 def test_cocoop_is_a_loop_over_images(clip: FrozenCLIP, fed: Federation) -> None:
     tuner = tiny.method("cocoop").tuner(clip, fed.base_names, "")
     start, images = random(tuner), torch.randn(5, 16, generator=torch_stream(0, "images"))
-    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
+    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, formulas.doubled(start, train=True))
     ours, theirs = tuner.logits(leaves, {}, images), cocoop_logits(clip, fed, true, images)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     F.cross_entropy(ours, LABELS).backward()
-    naive.cross_entropy(theirs, LABELS).backward()
+    formulas.cross_entropy(theirs, LABELS).backward()
     for name, leaf in leaves.items():
         assert (leaf.grad - true[name].grad).abs().max() < 2e-4 * true[name].grad.abs().max() + 1e-6, name  # type: ignore[operator,union-attr]
 
@@ -130,9 +130,9 @@ def test_fedtpg_is_made_of_torchs_layers(heads: int, tokens: int, clip: FrozenCL
     ]:  # fmt: skip
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()  # type: ignore[operator,union-attr]
     images = torch.randn(5, 16, generator=torch_stream(0, "images"))
-    text = naive.prompt_features(clip, naive.weights(clip), theirs.detach(), fed.base_names)
+    text = formulas.prompt_features(clip, formulas.weights(clip), theirs.detach(), fed.base_names)
     logits = tuner.logits(own, tuner.classifier(own, {}), images)
-    assert (logits - 20 * naive.cosines(images.double(), text)).abs().max() < 1e-3
+    assert (logits - 20 * formulas.cosines(images.double(), text)).abs().max() < 1e-3
 
 
 def test_fedtpgs_prompt_follows_the_class_names(clip: FrozenCLIP, fed: Federation) -> None:
@@ -149,10 +149,10 @@ def test_fedtpgs_prompt_follows_the_class_names(clip: FrozenCLIP, fed: Federatio
 def test_fedotp_matches_a_loop_over_images_and_classes(clip: FrozenCLIP, fed: Federation) -> None:
     """Scaling in the plain domain, one problem at a time; the gradient is that of <T, S> with T held fixed."""
     tuner = tiny.method("fedotp", mass=0.7, smoothing=0.1, iterations=30).tuner(clip, fed.base_names, "")
-    start, w = tuner.init(torch_stream(0, "init")), naive.weights(clip)
-    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
+    start, w = tuner.init(torch_stream(0, "init")), formulas.weights(clip)
+    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, formulas.doubled(start, train=True))
     hidden = torch.randn(5, 6, 16, generator=torch_stream(0, "patches"))
-    texts = [naive.prompt_features(clip, w, true[f"prompt.{part}"], fed.base_names) for part in ("general", "own")]
+    texts = [formulas.prompt_features(clip, w, true[f"prompt.{part}"], fed.base_names) for part in ("general", "own")]
     rows = []
     for image in F.normalize(hidden.double(), dim=-1):
         for k in range(4):
@@ -166,6 +166,6 @@ def test_fedotp_matches_a_loop_over_images_and_classes(clip: FrozenCLIP, fed: Fe
     ours = tuner.logits(leaves, tuner.classifier(leaves, {}), hidden)
     assert (ours - theirs).abs().max() < 1e-4
     F.cross_entropy(ours, LABELS).backward()
-    naive.cross_entropy(theirs, LABELS).backward()
+    formulas.cross_entropy(theirs, LABELS).backward()
     for name, leaf in leaves.items():
         assert (leaf.grad - true[name].grad).abs().max() < 1e-3 * true[name].grad.abs().max(), name  # type: ignore[operator,union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import formulas as naive
+import formulas
 import numpy as np
 import pytest
 import torch
@@ -231,8 +231,8 @@ def test_logits_are_equation_ten(clip: FrozenCLIP, fed: Federation, others: int,
     ours = tuner.logits(
         start, tuner.classifier(start, tuner.prepare(received)), clip.visual.hidden(pixels, tuner.entry)
     )
-    theirs = naive.mixture_logits(
-        clip, naive.weights(clip), naive.doubled(start), [prompt.double() for prompt in prompts], fed.base_names, pixels,
+    theirs = formulas.mixture_logits(
+        clip, formulas.weights(clip), formulas.doubled(start), [prompt.double() for prompt in prompts], fed.base_names, pixels,
         width=8, heads=2, scaling=10.0, weight=weight,
     )  # fmt: skip
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
@@ -249,10 +249,10 @@ def test_k_of_zero_keeps_the_gate_over_the_own_prompt(clip: FrozenCLIP, fed: Fed
         tuner.classifier(task.spec.initial, tuner.prepare({"prompt": task.spec.initial["prompt"]})),
         hidden,
     )
-    w, start = naive.weights(clip), naive.doubled(task.spec.initial)
-    image = torch.nn.functional.normalize(naive.image_features(pixels, w, clip.config), dim=-1)
-    text = naive.prompt_features(clip, w, start["prompt"], fed.base_names)
-    theirs = 20.0 * (naive.gate_logits(start, image, text[None], 8, 2, 10.0) + 0.5 * image @ text.T)
+    w, start = formulas.weights(clip), formulas.doubled(task.spec.initial)
+    image = torch.nn.functional.normalize(formulas.image_features(pixels, w, clip.config), dim=-1)
+    text = formulas.prompt_features(clip, w, start["prompt"], fed.base_names)
+    theirs = 20.0 * (formulas.gate_logits(start, image, text[None], 8, 2, 10.0) + 0.5 * image @ text.T)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     state, records = tiny.run(task)
     assert all(
@@ -335,15 +335,15 @@ def test_its_accuracy_is_that_after_training(clip: FrozenCLIP, fed: Federation) 
     (before, _), (after, record) = simulation.run_rounds(task, simulation.start(task))
     client = fed.clients[0]
     own, sent = after.personal[client.name], server.downlink(task.spec, before, client.name)
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
     images = torch.stack([clip.preprocess.test(fed.source.records[i].image.open()) for i in client.local])
-    logits = naive.mixture_logits(
-        clip, w, naive.doubled(own), [t.double() for t in experts(sent)], fed.base_names, clip.preprocess.normalise(images),
+    logits = formulas.mixture_logits(
+        clip, w, formulas.doubled(own), [t.double() for t in experts(sent)], fed.base_names, clip.preprocess.normalise(images),
         width=8, heads=2, scaling=10.0, weight=0.5,
     )  # fmt: skip
     labels = np.array([fed.base.index(fed.source.records[i].label) for i in client.local])
     expected = float((logits.argmax(1).numpy() == labels).mean())
     assert record.clients["after_training"][client.name]["local"] == pytest.approx(expected)
     assert record.clients["after_training"][client.name]["loss"] == pytest.approx(
-        float(naive.cross_entropy(logits, torch.from_numpy(labels))), rel=1e-4
+        float(formulas.cross_entropy(logits, torch.from_numpy(labels))), rel=1e-4
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 
@@ -31,7 +31,7 @@ def task(clip: FrozenCLIP, fed: Federation, rounds: int = 3, **settings: Any) ->
 def test_logits_are_equation_ten_with_every_gate_and_pooling(
     kind: str, pooling: str, others: int, clip: FrozenCLIP, fed: Federation
 ) -> None:
-    """s <pool(I), sum_j w_j pool(T_j)> + s/2 <I, T>, in float64; for attention `naive.gate_logits` on pooled features."""
+    """s <pool(I), sum_j w_j pool(T_j)> + s/2 <I, T>, in float64; for attention `formulas.gate_logits` on pooled features."""
     method = tiny.method("pfedmoap", gate=kind, pooling=pooling)
     tuner = method.tuner(clip, fed.base_names, "")
     start = tuner.init(torch_stream(0, "init"))
@@ -41,11 +41,11 @@ def test_logits_are_equation_ten_with_every_gate_and_pooling(
     ours = tuner.logits(
         start, tuner.classifier(start, tuner.prepare(received)), clip.visual.hidden(pixels, tuner.entry)
     )
-    w, true = naive.weights(clip), naive.doubled(start)
-    image = naive.image_features(pixels, w, clip.config)
+    w, true = formulas.weights(clip), formulas.doubled(start)
+    image = formulas.image_features(pixels, w, clip.config)
     image = image / image.norm(dim=-1, keepdim=True)
     text = torch.stack(
-        [naive.prompt_features(clip, w, p.double(), fed.base_names) for p in (start["prompt"], *prompts)]
+        [formulas.prompt_features(clip, w, p.double(), fed.base_names) for p in (start["prompt"], *prompts)]
     )
     expected = 20 * image @ text[0].T * (0.5 if others else 1.0)
     if others:
@@ -55,7 +55,7 @@ def test_logits_are_equation_ten_with_every_gate_and_pooling(
             shares = scores.exp() / scores.exp().sum(-1, keepdim=True)
             expected += 20 * sum(shares[:, j, None] * (short @ experts[j].T) for j in range(others + 1))
         else:
-            expected += 20 * naive.gate_logits(true, short, experts, 8, 2, 10.0)
+            expected += 20 * formulas.gate_logits(true, short, experts, 8, 2, 10.0)
     assert (ours - expected).abs().max() < 2e-5 * expected.abs().max()
 
 

@@ -1,8 +1,8 @@
-"""The multi-modal adapter against its formulas (naive.adapter: x + ... + scale up(relu(shared(relu(down(LN1 x))))))."""
+"""The multi-modal adapter against its formulas (formulas.adapter: x + ... + scale up(relu(shared(relu(down(LN1 x))))))."""
 
 from __future__ import annotations
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor
@@ -52,10 +52,10 @@ def test_logits_and_gradients_follow_the_formulas(
     start = random(adapter)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     ours = logits(adapter, leaves, pixels)
-    true = naive.doubled(start, train=True)
-    theirs = naive.adapter_logits(clip, naive.weights(clip), true, NAMES, pixels, first, last, scale)
+    true = formulas.doubled(start, train=True)
+    theirs = formulas.adapter_logits(clip, formulas.weights(clip), true, NAMES, pixels, first, last, scale)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
-    naive.cross_entropy(theirs, LABELS).backward()
+    formulas.cross_entropy(theirs, LABELS).backward()
     torch.nn.functional.cross_entropy(ours, LABELS).backward()
     for name, leaf in leaves.items():
         expected = true[name].grad / scale

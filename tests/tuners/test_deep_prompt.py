@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor
@@ -35,24 +35,24 @@ def logits(
 
 def maple_logits(clip: FrozenCLIP, tensors: dict[str, Tensor], pixels: Tensor, depth: int) -> Tensor:
     """baselines.md 6: text positions 1..T, replaced before blocks 2..J; the image's prompts are their projections."""
-    w, prompts = naive.weights(clip), [tensors[f"text.{block}"] for block in range(1, depth + 1)]
-    edits = {block: naive.replaced(1, prompt) for block, prompt in enumerate(prompts[1:], 2)}
-    text = naive.prompt_features(clip, w, prompts[0], NAMES, SUFFIX, inputs=edits)
+    w, prompts = formulas.weights(clip), [tensors[f"text.{block}"] for block in range(1, depth + 1)]
+    edits = {block: formulas.replaced(1, prompt) for block, prompt in enumerate(prompts[1:], 2)}
+    text = formulas.prompt_features(clip, w, prompts[0], NAMES, SUFFIX, inputs=edits)
     vision = [prompt @ tensors[f"projection.{block}.weight"].T + tensors[f"projection.{block}.bias"]
               for block, prompt in enumerate(prompts, 1)]  # fmt: skip
-    return w["logit_scale"].exp() * naive.prompted_image(clip, w, pixels, vision) @ text.T
+    return w["logit_scale"].exp() * formulas.prompted_image(clip, w, pixels, vision) @ text.T
 
 
 @pytest.mark.parametrize(("depth", "tokens"), [(1, 2), (2, 1), (3, 3)])
 def test_maple(clip: FrozenCLIP, pixels: Tensor, depth: int, tokens: int) -> None:
     tuner = tiny.method("maple", depth=depth, length=tokens, start=None).tuner(clip, NAMES, "")
     start = random(tuner)
-    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
+    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, formulas.doubled(start, train=True))
     ours, *_ = logits(tuner, leaves, pixels)
     theirs = maple_logits(clip, true, pixels, depth)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     torch.nn.functional.cross_entropy(ours, LABELS).backward()
-    naive.cross_entropy(theirs, LABELS).backward()
+    formulas.cross_entropy(theirs, LABELS).backward()
     for name, leaf in leaves.items():
         assert (leaf.grad - true[name].grad).abs().max() < 2e-4 * true[name].grad.abs().max() + 1e-6, name  # type: ignore[operator,union-attr]
         assert true[name].grad.abs().max() > 1e-6  # type: ignore[union-attr]
@@ -86,9 +86,9 @@ def fedmgp_logits(
     clip: FrozenCLIP, tensors: dict[str, Tensor], pixels: Tensor, groups: int
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Group by group: its logits, its text features, its image features."""
-    w = naive.weights(clip)
-    text = [naive.prompt_features(clip, w, tensors[f"text.{j}"], NAMES, SUFFIX) for j in range(groups)]
-    image = [naive.prompted_image(clip, w, pixels, [tensors[f"vision.{j}"]]) for j in range(groups)]
+    w = formulas.weights(clip)
+    text = [formulas.prompt_features(clip, w, tensors[f"text.{j}"], NAMES, SUFFIX) for j in range(groups)]
+    image = [formulas.prompted_image(clip, w, pixels, [tensors[f"vision.{j}"]]) for j in range(groups)]
     scale = w["logit_scale"].exp()
     return [scale * f @ t.T for f, t in zip(image, text, strict=True)], torch.stack(text), torch.stack(image)
 
@@ -99,7 +99,7 @@ def test_fedmgp(clip: FrozenCLIP, pixels: Tensor, groups: int) -> None:
     method = tiny.method("fedmgp", groups=groups, sent=1, diversity=0.7)
     tuner = method.tuner(clip, NAMES, "")
     start = random(tuner)
-    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, naive.doubled(start, train=True))
+    leaves, true = ({n: t.clone().requires_grad_() for n, t in start.items()}, formulas.doubled(start, train=True))
     ours, classifier, beside = logits(tuner, leaves, pixels)
     each, text, image = fedmgp_logits(clip, true, pixels, groups)
     assert ours.shape == (4, groups, 3)
@@ -108,7 +108,7 @@ def test_fedmgp(clip: FrozenCLIP, pixels: Tensor, groups: int) -> None:
     loss = method.loss(Step(ours, LABELS, leaves, {}, classifier, beside))
     alike = [(text[j] @ text[k].T).diagonal().mean() / 2 + (image[j] @ image[k].T).diagonal().mean() / 2
              for j in range(groups) for k in range(j)]  # fmt: skip
-    expected_loss = torch.stack([naive.cross_entropy(one, LABELS) for one in each]).mean()
+    expected_loss = torch.stack([formulas.cross_entropy(one, LABELS) for one in each]).mean()
     expected_loss = expected_loss + (0.7 * torch.stack(alike).mean() if alike else 0.0)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     loss.backward()

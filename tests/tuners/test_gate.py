@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ def test_logits_and_gradients_follow_the_formulas(width: int, heads: int, expert
     pooled = text[:, :, ::step].transpose(0, 1).clone().requires_grad_()
     assert gate.stride(total, width) == step
     ours = gate.mixture_logits(leaves, image[:, ::step], *gate.keys_values(leaves, pooled, heads), scaling)
-    true, double = naive.doubled(start, train=True), text.double().requires_grad_()
-    theirs = naive.gate_logits(true, image.double(), double, width, heads, scaling)
+    true, double = formulas.doubled(start, train=True), text.double().requires_grad_()
+    theirs = formulas.gate_logits(true, image.double(), double, width, heads, scaling)
     assert ours.shape == (5, 4)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     weight = torch.randn(5, 4, generator=torch_stream(0, "weight"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 from torch import Tensor
@@ -44,14 +44,14 @@ def test_logits_and_gradients_are_those_of_merged_weights(clip: FrozenCLIP, pixe
     start = random(tuner)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     ours = logits(tuner, leaves, pixels)
-    true = naive.doubled(start, train=True)
-    w = naive.merged(
-        naive.weights(clip), naive.doubled(tuner.fixed) | true, shape.alpha / shape.rank**0.5, shape.projections
+    true = formulas.doubled(start, train=True)
+    w = formulas.merged(
+        formulas.weights(clip), formulas.doubled(tuner.fixed) | true, shape.alpha / shape.rank**0.5, shape.projections
     )
-    theirs = naive.plain_logits(clip, w, NAMES, pixels)
-    assert (theirs - naive.plain_logits(clip, naive.weights(clip), NAMES, pixels)).abs().max() > 0.1
+    theirs = formulas.plain_logits(clip, w, NAMES, pixels)
+    assert (theirs - formulas.plain_logits(clip, formulas.weights(clip), NAMES, pixels)).abs().max() > 0.1
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
-    naive.cross_entropy(theirs, LABELS).backward()
+    formulas.cross_entropy(theirs, LABELS).backward()
     torch.nn.functional.cross_entropy(ours, LABELS).backward()
     for name, leaf in leaves.items():
         expected = true[name].grad
@@ -64,7 +64,7 @@ def test_the_merged_clip_itself_says_the_same(clip: FrozenCLIP, pixels: Tensor) 
     tuner = LoRA(clip, NAMES, shape, TEMPLATE)
     start = random(tuner)
     other = copy.deepcopy(clip)
-    w = naive.merged(naive.weights(clip), start, 0.5**0.5, "qv")
+    w = formulas.merged(formulas.weights(clip), start, 0.5**0.5, "qv")
     other.load_state_dict({name: tensor.float() for name, tensor in w.items()})
     theirs = other.logits(other.encode_image(pixels), other.classifier(NAMES, TEMPLATE))
     assert (logits(tuner, start, pixels) - theirs).abs().max() < 1e-5 * theirs.abs().max()
@@ -86,7 +86,7 @@ def test_it_starts_as_clip_and_is_drawn_as_kaiming_uniform(clip: FrozenCLIP, pix
     """Kaiming uniform with a = sqrt 5 over D inputs: a bound of sqrt(6 / (6 D))."""
     tuner = LoRA(clip, NAMES, LoRAShape(rank=20), TEMPLATE)
     start = tuner.init(torch_stream(0, "init"))
-    plain = naive.plain_logits(clip, naive.weights(clip), NAMES, pixels)
+    plain = formulas.plain_logits(clip, formulas.weights(clip), NAMES, pixels)
     assert (logits(tuner, start, pixels) - plain).abs().max() < 2e-5 * plain.abs().max()
     for name, tensor in start.items():
         if name.endswith(".b"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import formulas as naive
+import formulas
 import pytest
 import torch
 
@@ -22,17 +22,17 @@ NAMES = ["red fox", "green_frog", "it"]
 def test_features_logits_and_gradients(clip: FrozenCLIP, tokens: int, suffix: str, place: ClassPosition) -> None:
     tuner = Prompt(clip, NAMES, tokens, suffix=suffix, class_position=place)
     start = torch.randn(tokens, 24, generator=torch_stream(0, "prompt"))
-    w = naive.weights(clip)
+    w = formulas.weights(clip)
     images = torch.randn(5, 16, generator=torch_stream(0, "image"))
     leaf, true = start.clone().requires_grad_(), start.double().requires_grad_()
     ours = tuner.logits({"prompt": leaf}, tuner.classifier({"prompt": leaf}, {}), images)
-    text = naive.prompt_features(clip, w, true, NAMES, suffix, place)
-    theirs = 20.0 * naive.cosines(images.double(), text)
+    text = formulas.prompt_features(clip, w, true, NAMES, suffix, place)
+    theirs = 20.0 * formulas.cosines(images.double(), text)
     assert (tuner.features(start) - text).abs().max() < 1e-5
     assert (ours - theirs).abs().max() < 1e-4
     labels = torch.tensor([0, 1, 2, 1, 0])
     torch.nn.functional.cross_entropy(ours, labels).backward()
-    naive.cross_entropy(theirs, labels).backward()
+    formulas.cross_entropy(theirs, labels).backward()
     assert (leaf.grad - true.grad).abs().max() < 1e-4 * true.grad.abs().max()  # type: ignore[operator,union-attr]
 
 
