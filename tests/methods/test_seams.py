@@ -19,6 +19,7 @@ from fedvlm.methods import base
 from fedvlm.methods.base import ROUND, Step, Uplink
 from fedvlm.methods.fedlora import FedLoRA
 from fedvlm.methods.promptfl import PromptFL
+from fedvlm.runs.contract import method_terms
 from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.testing import PROMISES, Case, Promise, tiny
@@ -36,10 +37,6 @@ class Alternating(FedLoRA):
     def trainable(self, received: Named) -> tuple[str, ...]:
         """One factor."""
         return ("*.a",) if int(received.get(ROUND, torch.tensor(0))) % 2 else ("*.b",)
-
-    def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
-        """Both factors, which have equally many numbers in every block, and the round."""
-        return 2 * shared_bytes + 8, 2 * shared_bytes + 8
 
 
 class Residual(FedLoRA):
@@ -201,6 +198,14 @@ def test_one_factor_moves_in_each_round_and_only_that_is_sent(clip: FrozenCLIP, 
             assert all(name.endswith(moving) for name in visit.up_bytes)
             assert visit.down_bytes[ROUND] == 8
         before = after
+
+
+def test_the_contract_names_all_that_leaves_in_any_round(clip: FrozenCLIP) -> None:
+    run = tiny.simulation(method(Alternating), clip, tiny.federation())
+    terms = method_terms("alternating", run)
+    assert len(terms.leaves) == len(run.spec.initial)
+    assert terms.up_bytes == tensors.nbytes(run.spec.initial)
+    assert terms.down_bytes == (terms.up_bytes + 8, terms.up_bytes + 8)
 
 
 def test_an_uplink_of_another_round_is_refused(clip: FrozenCLIP) -> None:

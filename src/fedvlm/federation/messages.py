@@ -31,6 +31,13 @@ def uplink_template(method: Method, initial: Named, received: Named | None = Non
     return method.uplink(initial | method.keep(initial, received, stream(0, "message")), received) if initial else {}
 
 
+def may_cross(method: Method, initial: Named) -> Named:
+    """Every tensor that leaves a client in some round: with `Method.trainable` not all of them in each."""
+    first = uplink_template(method, initial)
+    varies = type(method).trainable is not Method.trainable
+    return shared_tensors(method, initial) | first if varies else first
+
+
 def check_share(method: Method, initial: Named) -> None:
     """Raise `FedvlmError` if a pattern of the setting `share` matches no trained tensor."""
     asked = (method.config.share or []) if method.trains else []

@@ -59,7 +59,7 @@ def downlink(spec: RunSpec, state: ServerState, client: str) -> Named:
     received = spec.method.downlink(state.server, client, draw)
     if state.round > spec.rounds:
         # The trained tensors are the initial ones, and those of an uplink.
-        trained = spec.initial.keys() | spec.uplink_template.keys()
+        trained = spec.initial.keys() | spec.may_cross.keys()
         received = {name: tensor for name, tensor in received.items() if name not in trained}
     return clone(received)
 

@@ -41,9 +41,9 @@ class RunSpec:
         return self.rounds + self.method.local_rounds
 
     @cached_property
-    def uplink_template(self) -> Named:
-        """An uplink of untrained tensors, as in the first round."""
-        return messages.uplink_template(self.method, self.initial)
+    def may_cross(self) -> Named:
+        """Every tensor that leaves a client in some round, untrained."""
+        return messages.may_cross(self.method, self.initial)
 
     def expected_uplink(self, received: Named) -> Named:
         """An uplink of untrained tensors: names, shapes and dtypes that a client sends that received these tensors."""

@@ -184,7 +184,7 @@ class Method:
         """Name patterns of the tensors that a client trains with what it received.
 
         All others keep their values in this round, to the bit: no gradient and no decay reaches them, and they are not
-        sent (RoLoRA trains one factor in even and the other in odd rounds).
+        sent (RoLoRA trains one factor in even and the other in odd rounds). The contract names all shared tensors.
         """
         return ("*",)
 

@@ -41,7 +41,7 @@ class MethodTerms:
 def method_terms(name: str, run: Simulation) -> MethodTerms:
     """The contract of a method, computed from its tensors."""
     method, initial = run.spec.method, run.spec.initial
-    up = run.spec.uplink_template
+    up = run.spec.may_cross
     return MethodTerms(
         name,
         method.title,

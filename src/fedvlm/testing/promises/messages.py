@@ -62,8 +62,7 @@ def no_private_tensor_is_in_any_message(case: Case) -> None:
     method = case.brief()
     down, up = _spied(method)
     run = case.simulation(method)
-    shared = messages.shared_tensors(method, run.spec.initial).keys()
-    declared = messages.uplink_template(method, run.spec.initial).keys() | shared
+    declared = run.spec.may_cross.keys()
     kept: list[bytes] = []
     for state, _ in simulation.run_rounds(run, simulation.start(run)):
         for own in state.personal.values():
@@ -100,7 +99,7 @@ def message_bytes_are_the_declared_ones(case: Case) -> None:
     down, up = _spied(method)
     run = case.simulation(method, every=100)
     _, records = tiny.run(run)
-    rounds, first = run.spec.rounds, messages.uplink_template(method, run.spec.initial)
+    rounds = run.spec.rounds
     assert not any(one.up_bytes for record in records if record.round > rounds for one in record.visits)
     visits = [one for record in records if record.round <= rounds for one in record.visits]
     clients = len(case.federation.clients)
@@ -113,7 +112,7 @@ def message_bytes_are_the_declared_ones(case: Case) -> None:
         ]
         assert one.up_bytes in [{n: t.numel() * 4 for n, t in template.items()} for template in templates]
         assert one.images == sent.weight
-    least, most = method.downlink_bytes(tensors.nbytes(first), clients)
+    least, most = method.downlink_bytes(tensors.nbytes(run.spec.may_cross), clients)
     assert {sum(one.down_bytes.values()) for one in visits} >= {least, most}
     for one in visits:
         assert least <= sum(one.down_bytes.values()) <= most
