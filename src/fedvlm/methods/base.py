@@ -51,7 +51,7 @@ class Config(ExchangeConfig):
     schedule: Literal["constant", "cosine"] = "constant"
     """Over rounds: the rate stays, or falls from `lr` in the first round to zero after the last (half a cosine)."""
     epochs: Count = 1
-    """Local epochs of one visit."""
+    """Local epochs of one round."""
     batch: Count = 32
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum (Adam's first beta) starts from zero at every visit: no optimiser state outlives it or passes between
@@ -62,7 +62,7 @@ class Config(ExchangeConfig):
     drop_last: bool = False
     """Leave out an epoch's incomplete last batch where the client has at least one full batch (as released)."""
     fine_tune: Annotated[int, Field(ge=0)] = 0
-    """So many visits of every client after the last round, from which nothing is sent."""
+    """Number of local rounds after the last federated one, in which every client trains and nothing is sent."""
 
 
 @dataclass(frozen=True)
