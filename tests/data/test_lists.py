@@ -113,7 +113,7 @@ def test_missing_files_are_counted_or_an_error(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / "real/bird/pic_001.png").unlink()
     assert load(tmp_path).warnings == ("left out: 1 image is missing: real/bird/pic_001.png (no such file)",)
-    told(lambda: load(tmp_path, on_unreadable="error"), ["real/bird/pic_001.png", "Mend"])
+    told(lambda: load(tmp_path, on_unreadable="error"), ["real/bird/pic_001.png", "Fix them"])
 
 
 def append(name: str, line: str) -> Callable[[Path], None]:

@@ -293,13 +293,13 @@ def test_remembered_experts_are_found_by_their_bytes(
     assert not torch.equal(tuner.prepare({"experts.a": one})["experts"], first[:, :1])
     for number in range(300):
         tuner.prepare({"experts.a": torch.full((3, 24), float(number))})
-    assert len(tuner.known) <= 256
+    assert len(tuner.encoded) <= 256
 
 
 def test_remembered_experts_take_no_more_room_than_they_need(clip: FrozenCLIP, fed: Federation) -> None:
     tuner = method().tuner(clip, fed.base_names, "")
     tuner.prepare({"experts.a": torch.randn(3, 24)})
-    (kept,) = tuner.known.values()
+    (kept,) = tuner.encoded.values()
     assert kept.untyped_storage().nbytes() == kept.numel() * 4
 
 
