@@ -178,8 +178,8 @@ def _check_table(table: Mapping[str, Any], size: int, limits: Limits) -> None:
         if not (0 < len(name) <= limits.name and name.isprintable()):
             raise FedvlmError(f"a message's tensor has a name of {len(name)} characters, or an unreadable one")
         shape, dtype = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype"))
-        tensor_bytes = shape if isinstance(shape, list) and len(shape) <= limits.dimensions else [None]
-        if dtype not in _DTYPES or not all(type(length) is int and 0 <= length <= size for length in tensor_bytes):
+        lengths = shape if isinstance(shape, list) and len(shape) <= limits.dimensions else [None]
+        if dtype not in _DTYPES or not all(type(length) is int and 0 <= length <= size for length in lengths):
             raise FedvlmError(f"a message's tensor '{name}' has no readable shape or element type")
 
 
