@@ -1,7 +1,9 @@
-"""Every client trains with a fresh optimizer of torch's, alone or together with others."""
+"""Every client trains with a fresh optimizer of torch's rules, alone or together with others."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from fedvlm.data import Federation
 from fedvlm.streams import torch_stream
 from fedvlm.testing import tiny
 from fedvlm.training.local import LocalJob, train, train_together
+from fedvlm.training.optimizers import make_optimizer
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
@@ -39,6 +42,42 @@ def clip() -> FrozenCLIP:
 @pytest.fixture(scope="module")
 def fed() -> Federation:
     return tiny.federation()
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: f"{config['optimizer']}-{config['momentum']}")
+def test_the_steps_are_those_of_torchs_classes_bit_for_bit(config: dict[str, Any]) -> None:
+    """Two rates, and a leaf that has a gradient in two of four steps only."""
+    draw = torch_stream(0, "steps")
+    start = {name: torch.randn(5, 3, generator=draw) for name in ("prompt", "gating.q.weight", "gating.k.weight")}
+    method = tiny.method("pfedmoap", lr=0.1, gate_lr=0.03, **config)
+    ours, other = ({name: leaf.clone().requires_grad_() for name, leaf in start.items()} for _ in range(2))
+    made = make_optimizer(method, ours, 0.5)
+    classes = theirs(config, [{"params": [other["prompt"]], "lr": 0.05},
+                              {"params": [leaf for name, leaf in other.items() if name != "prompt"], "lr": 0.015}])  # fmt: skip
+    for step in range(4):
+        for name in start:
+            gradient = torch.randn(5, 3, generator=draw) if name != "gating.k.weight" or step % 2 else None
+            ours[name].grad, other[name].grad = gradient, None if gradient is None else gradient.clone()
+        made.step()
+        classes.step()
+        assert all(torch.equal(ours[name], other[name]) for name in start), step
+    assert not any(torch.equal(ours[name], start[name]) for name in start)
+
+
+def test_training_does_not_import_torchs_compiler() -> None:
+    """It costs every process 1.8 s: torch.optim's classes import it."""
+    script = """if True:
+        import sys, torch
+        from fedvlm.testing import tiny
+        for optimizer in ("sgd", "adam", "adamw"):
+            method = tiny.method("promptfl", optimizer=optimizer, epochs=1)
+            tiny.run(tiny.simulation(method, tiny.clip(), tiny.federation(), rounds=1))
+        print(int("torch._dynamo" in sys.modules), end=" ")
+        torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        print(int("torch._dynamo" in sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"], "the second shows that the first could have seen it"
 
 
 @pytest.mark.parametrize("config", OPTIMIZERS[::2], ids=lambda config: config["optimizer"])

@@ -19,6 +19,7 @@ from fedvlm.federation.procedure import ProcedureWrapper
 from fedvlm.methods import known
 from fedvlm.testing import tiny
 from fedvlm.training import local
+from fedvlm.training.optimizers import Optimizer
 
 TRAINED = [name for name, method in known().items() if method.trains]
 
@@ -125,9 +126,9 @@ def test_every_client_gets_its_own_of_another_optimizer(clip: FrozenCLIP) -> Non
     """What an optimizer keeps from step to step is one client's."""
     fed, method, made = tiny.federation(), tiny.method("promptfl", epochs=1), list[float]()
 
-    def maker(method: Any, leaves: Any, factor: float = 1.0) -> torch.optim.Optimizer:
+    def maker(method: Any, leaves: Any, factor: float = 1.0) -> Optimizer:
         made.append(factor)
-        return torch.optim.SGD(leaves.values(), lr=0.0)
+        return Optimizer(method.config, leaves, dict.fromkeys(leaves, 0.0))
 
     task = tiny.simulation(method, clip, fed, rounds=1, clients_per_step=4)
 

@@ -1,4 +1,4 @@
-"""The residual block of both CLIP encoders, and a stack of them that a tuner can reach into.
+r"""The residual block of both CLIP encoders, and a stack of them that a tuner can reach into.
 
 Blocks are counted from 1, as in the papers. Shapes: B sequences, L tokens, D width, H heads, K texts. A sequence is an
 image's tokens, each attending to all, or a packed row of texts (see `packed`), whose K end-of-text tokens are read.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fedvlm import tensors
 from fedvlm.experiment import Experiment
@@ -24,7 +23,7 @@ from fedvlm.methods.base import Uplink
 from fedvlm.streams import stream
 from fedvlm.tensors import Named
 from fedvlm.training.local import epoch_batches
-from fedvlm.training.optimizers import OptimizerFactory
+from fedvlm.training.optimizers import Optimizer, OptimizerFactory
 from fedvlm.training.site import Site
 
 WARM_UP = 1e-5 / 0.002
@@ -58,8 +57,8 @@ class SharedOptimizer(Fault):
 class _SharedOptimizer(ProcedureWrapper):
     def __init__(self, inner: Procedure) -> None:
         super().__init__(inner)
-        self.before: tuple[Optimizer, Named] | None = None
-        """The optimizer of the client that trained last, and its leaves."""
+        self.state: dict[str, Named] = {}
+        """What the optimizer of the client that trained last has kept, by the leaf's name."""
 
     def train_one(
         self, spec: RunSpec, site: Site, round_: int, one: ClientInput, factory: OptimizerFactory
@@ -69,12 +68,7 @@ class _SharedOptimizer(ProcedureWrapper):
 
     def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
         optimizer = inner(method, leaves, lr_factor)
-        if self.before is not None:
-            old, held = self.before
-            for name, leaf in leaves.items():
-                if name in held and held[name] in old.state:
-                    optimizer.state[leaf] = dict(old.state[held[name]])
-        self.before = optimizer, leaves
+        self.state = optimizer.state = {name: kept for name, kept in self.state.items() if name in leaves}
         return optimizer
 
 
@@ -117,21 +111,14 @@ class _OscillatingRate(ProcedureWrapper):
 
     def _make_optimizer(self, inner: OptimizerFactory, method: Method, leaves: Named, lr_factor: float) -> Optimizer:
         optimizer = inner(method, leaves, lr_factor)
-        moving = {id(leaf): method.rate(name) for name, leaf in leaves.items() if _rate_setting(method, name) == "lr"}
-        # One group for each tensor, because the gate may have the same rate as the prompt.
-        optimizer.param_groups[:] = [
-            {**group, "params": [leaf]} for group in optimizer.param_groups for leaf in group["params"]
-        ]
-        done = iter(range(10**9))
+        swinging = {name: method.rate(name) for name in leaves if _rate_setting(method, name) == "lr"}
+        steps = itertools.count()
 
-        def before(optimizer: Optimizer, *_: Any) -> None:
-            lr_factor = swing_factor(self.epochs + next(done) // self.steps, method.config.epochs)
-            for group in optimizer.param_groups:
-                (leaf,) = group["params"]
-                if id(leaf) in moving:
-                    group["lr"] = moving[id(leaf)] * lr_factor
+        def set_rates() -> None:
+            factor = swing_factor(self.epochs + next(steps) // self.steps, method.config.epochs)
+            optimizer.rates |= {name: rate * factor for name, rate in swinging.items()}
 
-        optimizer.register_step_pre_hook(before)
+        optimizer.before_step.append(set_rates)
         return optimizer
 
 
@@ -174,15 +161,12 @@ class _HalfPrecision(ProcedureWrapper):
         _round_in_place(leaves.values())
         optimizer = inner(method, leaves, lr_factor)
 
-        def before(optimizer: Optimizer, *_: Any) -> None:
-            _round_in_place(leaf.grad for leaf in leaves.values() if leaf.grad is not None)
-
-        def after(optimizer: Optimizer, *_: Any) -> None:
+        def round_after() -> None:
             _round_in_place(leaves.values())
-            _round_in_place(value for state in optimizer.state.values() for value in state.values())
+            _round_in_place(tensor for kept in optimizer.state.values() for tensor in kept.values())
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        optimizer.before_step.append(lambda: _round_in_place(leaf.grad for leaf in leaves.values()))
+        optimizer.after_step.append(round_after)
         return optimizer
 
 
@@ -199,10 +183,10 @@ class _HalfPrecisionServer(Method):
 
 
 @torch.no_grad()
-def _round_in_place(values: Iterable[object]) -> None:
+def _round_in_place(values: Iterable[Tensor | None]) -> None:
     for value in values:
         # Adam counts its steps in a tensor without dimensions.
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+        if value is not None and value.is_floating_point() and value.ndim:
             value.copy_(_round_to_half(value))
 
 

@@ -1,4 +1,4 @@
-"""The one local training loop: what a client does in a round, alone or together with others.
+r"""The one local training loop: what a client does in a round, alone or together with others.
 
 Clients that train together make one step of the frozen encoders together; each has tensors and an optimizer of its own.
 Client 1 has three batches, client 2 has one, client 3 has three, the last of them smaller:
@@ -72,8 +72,8 @@ def train_together(
         for members in _group_by_shape(batches, clients):
             some = [clients[place] for place in members]
             losses = step(method, tuner, some, [batches[place] or () for place in members], device)
-            for client in some:
-                client.optimizer.zero_grad(set_to_none=True)
+            for leaf in (leaf for client in some for leaf in client.leaves.values()):
+                leaf.grad = None
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             for client, loss in zip(some, losses, strict=True):
                 client.optimizer.step()
