@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedvlm.clip import config
@@ -158,7 +159,7 @@ class MLP(nn.Module):
         frozen = not (self.c_fc.weight.requires_grad or torch.is_autocast_enabled(x.device.type))
         if frozen and isinstance(self.act, QuickGELU):
             w1, b1, w2, b2 = self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias
-            out: Tensor = _FrozenMLP.apply(x, w1, b1, w2, b2)[0]
+            out: Tensor = _FrozenMLP.apply(x, w1, b1, w2, b2)
         else:
             out = self.c_proj(self.act(self.c_fc(x)))
         return out
@@ -171,18 +172,15 @@ class _FrozenMLP(torch.autograd.Function):
     take the factors along, and backward has none.
     """
 
+    # No `setup_context`, as in `packed`.
     @staticmethod
-    def forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         z = torch.addmm(b1, x.flatten(0, -2), w1.T, beta=1.702, alpha=1.702)
-        out = torch.addmm(b2, F.silu(z), w2.T, alpha=1 / 1.702)
-        return out.view(*x.shape[:-1], -1), z
+        ctx.save_for_backward(z, w1, w2)
+        return torch.addmm(b2, F.silu(z), w2.T, alpha=1 / 1.702).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1], inputs[1], inputs[3])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, w1, w2 = ctx.saved_tensors
         inner = torch.ops.aten.silu_backward(grads[0].flatten(0, -2) @ w2, z)
