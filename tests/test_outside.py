@@ -19,7 +19,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.methods.base import Method
 from fedvlm.methods.promptfl import PromptFL
 from fedvlm.testing import conformance
-from fedvlm.training.metrics import METRICS
+from fedvlm.training.metrics import METRICS, select_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "my_method"
@@ -161,7 +161,10 @@ def test_a_method_that_breaks_a_promise_is_named_with_it() -> None:
         ("methods=json:JSONDecoder", "is no fedvlm.methods.base.Method"),
         ("methods=fedvlm.methods.promptfl:PromptFL", "calls itself 'promptfl', as one of ours does"),
         ("evaluation.metrics=fedvlm.training.metrics:METRICS", "is no fedvlm.training.metrics.Metric"),
-        ("evaluation.metrics=none_such", "metric 'none_such'"),
+        (
+            "evaluation.metrics=none_such",
+            "unknown metric 'none_such'; known: none from other packages; or package.module",
+        ),
         ("data.source=json:JSONDecoder", "is no fedvlm.data.settings.DataSource"),
         ("data.source=foldr", r"'data.source' is one of: .*folder.*package.module:Class"),
     ],
@@ -169,6 +172,11 @@ def test_a_method_that_breaks_a_promise_is_named_with_it() -> None:
 def test_mistakes(words: str, message: str) -> None:
     with pytest.raises(FedvlmError, match=message):
         experiment.load("quickstart", [words])
+
+
+def test_our_own_metrics_may_be_named_though_they_are_always_measured() -> None:
+    named, plain = (experiment.load("quickstart", words) for words in (["evaluation.metrics=local,ece"], []))
+    assert select_metrics(named.evaluation.metrics) == select_metrics(plain.evaluation.metrics)
 
 
 def test_a_class_that_cannot_be_found_again_is_refused() -> None:

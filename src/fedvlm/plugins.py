@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from types import ModuleType
 from typing import Any, TypeVar
@@ -62,14 +62,20 @@ def find(name: str, known: Mapping[str, type[T]], kind: type[T], group: str, wha
     """A class by its name in `known`, by entry point or by `package.module:Class`. Raises `FedvlmError` otherwise."""
     if name in known:
         return known[name]
-    offered = entry_points(group)
-    path = offered.get(name, name)
-    if ":" not in path:
-        names = [*known, *offered]
-        raise FedvlmError(
-            f"unknown {what} '{name}'{nearest(name, names)}; known: {', '.join(names)}; or package.module:Class"
-        )
+    path = offered_path(name, entry_points(group), what, known)
     found = load_object(path, kind, what)
     if not isinstance(found, type):
         raise FedvlmError(f"{what} '{path}' is no class")
     return found
+
+
+def offered_path(name: str, offered: Mapping[str, str], what: str, known: Iterable[str] = ()) -> str:
+    """The dotted path of a name that other packages offer; a dotted path is its own. Raises `FedvlmError` otherwise."""
+    path = offered.get(name, name)
+    if ":" not in path:
+        names = [*known, *offered]
+        raise FedvlmError(
+            f"unknown {what} '{name}'{nearest(name, names)}; "
+            f"known: {', '.join(names) or 'none from other packages'}; or package.module:Class"
+        )
+    return path

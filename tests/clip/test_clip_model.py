@@ -280,3 +280,10 @@ def test_initial_weights_come_from_the_generator_alone() -> None:
     assert not torch.equal(first.visual.proj, other.visual.proj)  # type: ignore[arg-type,union-attr]
     assert first.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     assert all(float(tensor.abs().max()) == 0 for name, tensor in first.state_dict().items() if name.endswith("bias"))
+
+
+def test_a_second_derivative_of_the_frozen_mlp_is_refused_and_not_wrong(clip: FrozenCLIP) -> None:
+    x = torch.randn(1, 2, clip.config.text.tower.width, requires_grad=True)
+    (first,) = torch.autograd.grad(clip.text.transformer.resblocks[0].mlp(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()

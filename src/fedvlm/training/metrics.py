@@ -293,12 +293,17 @@ def all_metrics() -> tuple[Metric, ...]:
 
 
 def select_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
-    """Our own metrics and the named ones. Raises `FedvlmError` if a named metric cannot be imported."""
-    names = list(names)
+    """Our own metrics, which are always measured, and the named ones of other packages.
+
+    Raises `FedvlmError` if a named metric cannot be found.
+    """
+    own = {metric.name for metric in METRICS}
+    names = [name for name in names if name not in own]
     offered = plugins.entry_points(GROUP) if names else {}
-    added = [plugins.load_object(offered.get(name, name), Metric, "metric") for name in names]
+    paths = [plugins.offered_path(name, offered, "metric") for name in names]
+    added = [plugins.load_object(path, Metric, "metric") for path in paths]
     for path, metric in zip(names, added, strict=True):
-        if any(metric.name == ours.name for ours in METRICS) or _OUTSIDE.setdefault(metric.name, metric) is not metric:
+        if metric.name in own or _OUTSIDE.setdefault(metric.name, metric) is not metric:
             raise FedvlmError(f"metric '{path}' calls itself '{metric.name}', as another one does: rename it")
     return (*METRICS, *added)
 
