@@ -159,10 +159,11 @@ def test_methods_of_a_family_start_from_the_same_tensors(tmp_path: Path) -> None
 
 def test_settings_given_in_python_lie_over_the_preset_as_words_do(tmp_path: Path) -> None:
     """The preset's `[method.all]` and `[data]` stay; what is not named is as on the command line."""
-    words = ("methods=pfedmma", "rounds=1", "partition.clients=3", "data.shots=2", "data.base_classes=6")
+    data = {"shots": 2, "base_classes": 6, "novel_classes": 2, "val_per_class": 1, "test_per_class": 1}
+    words = ["methods=pfedmma", "rounds=1", "partition.clients=3", *(f"data.{key}={n}" for key, n in data.items())]
     line = fedvlm.run("quickstart", *words, "method.pfedmma.lr=0.01", out=tmp_path / "line")
     python = fedvlm.run(
-        "quickstart", methods=["pfedmma"], rounds=1, partition={"clients": 3}, data={"shots": 2, "base_classes": 6},
+        "quickstart", methods=["pfedmma"], rounds=1, partition={"clients": 3}, data=data,
         method={"pfedmma": {"lr": 0.01}}, out=tmp_path / "python",
     )  # fmt: skip
     assert digests(line) == digests(python)
