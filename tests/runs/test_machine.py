@@ -53,7 +53,7 @@ def test_processes_and_cores_change_no_byte(tmp_path: Path) -> None:
     whole = compared(tmp_path / "1", 1, 8)
     assert len([name for name in whole if name.endswith("result.json")]) == 4
     assert compared(tmp_path / "2", 2, 4) == whole
-    assert compared(tmp_path / "4", 4, 8) == whole
+    assert compared(tmp_path / "8", 8, 8) == whole
 
 
 def test_threads_are_those_the_run_was_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,11 @@ def test_prompt_and_gate_learn_as_written_out(clip: FrozenCLIP, others: int) -> 
 def test_the_factor_multiplies_every_rate(clip: FrozenCLIP, factor: float) -> None:
     method = tiny.method("pfedmoap", lr=0.4, gate_lr=0.8)
     leaves = {"prompt": torch.zeros(1, requires_grad=True), "gating.q.bias": torch.zeros(1, requires_grad=True)}
-    assert make_optimizer(method, leaves, factor).rates == {"prompt": 0.4 * factor, "gating.q.bias": 0.8 * factor}
+    made = make_optimizer(method, leaves, factor)
+    assert made.rates == {"prompt": 0.4 * factor, "gating.q.bias": 0.8 * factor}
+    assert made.leaves == leaves
+    # That there is neither dampening nor Nesterov's step is in test_optimizers, against torch's classes.
+    assert (made.config.momentum, made.config.weight_decay) == (0.9, 5e-4)
     tuner = tiny.method("promptfl").tuner(clip, NAMES, "")
     start = tuner.init(torch_stream(0, "init"))
     _, batches = data(clip, tuner.entry)

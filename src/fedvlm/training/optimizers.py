@@ -55,8 +55,9 @@ class Optimizer:
             self.state |= {n: {"momentum": one} for n, one in zip(names, buffers, strict=True) if one is not None}
             return
         for name, leaf in zip(names, leaves, strict=True):
-            self.state.setdefault(name, {part: torch.zeros_like(leaf) for part in ("mean", "square")})
-            self.state[name].setdefault("steps", torch.tensor(0.0))
+            if name not in self.state:
+                zeros = {part: torch.zeros_like(leaf) for part in ("mean", "square")}
+                self.state[name] = {**zeros, "steps": torch.tensor(0.0)}
         means, squares, steps = ([self.state[name][part] for name in names] for part in ("mean", "square", "steps"))
         rule = adam if self.config.optimizer == "adam" else adamw
         rule(leaves, gradients, means, squares, [], steps, amsgrad=False, beta1=momentum,

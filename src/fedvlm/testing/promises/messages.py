@@ -61,7 +61,7 @@ def no_private_tensor_is_in_any_message(case: Case) -> None:
     """No message holds a private tensor of any client after any round, neither by name nor by bytes."""
     method = case.brief()
     down, up = _spied(method)
-    run = case.simulation(method, every=100)
+    run = case.simulation(method)
     declared = run.spec.may_cross.keys()
     kept: list[bytes] = []
     for state, _ in simulation.run_rounds(run, simulation.start(run)):
@@ -82,7 +82,7 @@ def what_comes_down_was_sent_up_or_made_by_the_server(case: Case) -> None:
     """Every downlink tensor is a declared constant or has the shape of a shared tensor; nothing else comes down."""
     method = case.brief()
     down, _ = _spied(method)
-    run = case.simulation(method, every=100)
+    run = case.simulation(method)
     tiny.run(run)
     shapes = {tuple(tensor.shape) for tensor in messages.shared_tensors(method, run.spec.initial).values()}
     assert down
