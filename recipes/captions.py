@@ -1,20 +1,27 @@
-"""Captions for the pre-training of the embedded model: attributes, wording and length.
+"""Captions for the pre-training of the embedded model: what they name, in which words, and of what they are true.
 
-A caption names the shape and, by chance, the fill and the colour; it says nothing false. Some are short ("a photo of
-a striped fish."), others carry the same phrase far behind unrelated words, so that every position of the text
-encoder is trained and words before a class name do not change what is read.
+A caption names the shape and, by chance, the fill, the colour and conditions that can be seen in the picture; it says
+nothing false. A shape may be called by a word of two meanings (`fedvlm.data.scenes.words`). A place that the caption
+names decides what the word means; no picture shows it. Every word says something: words that say nothing would teach
+the text encoder to overlook what stands before a class, and with it a learned prompt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from conditions import CONDITIONS
+from pool import Pool
 
 from fedvlm.data.scenes import COLOURS, FILLS, SHAPES
+from fedvlm.data.scenes.words import HOMONYMS, PLACES
 
 Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Draw = np.random.Generator
 
 CONTEXT = 32
 """Number of positions of the text encoder."""
@@ -27,78 +34,83 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "gradient": ("shaded",), "gray": ("grey",), "purple": ("violet",), "cyan": ("turquoise",),
 }  # fmt: skip
 
-FAVOURITE = "a photo of a {}."
-"""The template of zero-shot evaluation."""
+FAVOURITE = "a {} of a {}."
+"""The pattern of zero-shot evaluation; the first gap is for "photo" and its adjectives."""
 
-TEMPLATES = (
-    "a photo of the {}.", "a picture of a {}.", "an image of a {}.", "a {}", "the {}", "{}", "this is a {}.",
-    "there is a {} here.", "a photo of one {}.", "a good photo of a {}.", "a bad photo of the {}.",
-    "a blurry photo of a {}.", "a close photo of a {}.", "a cropped photo of the {}.", "a dark photo of a {}.",
-    "a bright photo of a {}.", "a photo of a small {}.", "a photo of a large {}.", "a photo of my {}.",
-    "i can see a {}.", "look at this {}!", "what is it? it is a {}.", "a view of a {}.", "an example of a {}.",
-    "a kind of {}.", "a photo of a {}, a type of object.",
+PATTERNS = (
+    "a {} of the {}.", "this is a {} of a {}.", "the {} shows a {}.", "a {} of one {}.",
+    "a {} of my {}.", "look at this {} of a {}!", "what is in this {}? a {}.", "a {} of a {}, a type of object.",
+    "one {} of the {}.",
 )  # fmt: skip
 
-DRAWING = (
-    "a drawing of a {}.", "a cartoon of a {}.", "a {} drawn on paper.", "a simple drawing of the {}.",
-    "a comic picture of a {}.",
+BARE = (
+    "a {}", "the {}", "{}", "this is a {}.", "there is a {} here.", "i can see a {}.", "look at this {}!",
+    "an example of a {}.", "a kind of {}.",
 )  # fmt: skip
+"""Patterns without a picture."""
 
-OPENINGS = (
-    "in this picture", "on a quiet morning", "taken near the old town", "from our collection", "with a cheap camera",
-    "number 1 2 3", "as we came back late", "after the long rain", "for the second time today", "made by a machine",
-    "in the middle of the page", "not very clear but still", "at first sight", "if you look here",
-    "somewhere in the north", "between two other things", "page 4 7", "file 9 0 5 8 6", "found in a book of pictures",
-)  # fmt: skip
-
-CLOSINGS = (
-    "on a white wall", "seen from the side", "with some noise around it", "and nothing else", "in front of a door",
-    "for you to find", "as it was last year", "with a few lines behind", "in soft light", "that nobody wants",
-    "and it is very nice", "which we like a lot", "at the end of the day", "in many colors and styles",
-)  # fmt: skip
+PICTURES = ("photo", "picture", "image", "view")
+DRAWINGS = ("drawing", "cartoon", "illustration", "comic picture")
+FIRST_MEANING = 0.75
+"""How often a word of two meanings has its first one where no place decides."""
 
 
 def vocabulary() -> list[str]:
     """All words of captions, sorted."""
-    phrases = [*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)]
-    texts = [FAVOURITE, *TEMPLATES, *DRAWING, *OPENINGS, *CLOSINGS, *phrases]
+    phrases = [*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words), *HOMONYMS]
+    said = [text for one in CONDITIONS.values() for text in (*one.before, *one.behind)]
+    places = [text for texts in PLACES.values() for text in texts]
+    texts = [FAVOURITE, *PATTERNS, *BARE, *PICTURES, *DRAWINGS, *phrases, *said, *places]
     letters = "".join(character if character.isalpha() else " " for character in " ".join(texts))
     return sorted({word for word in letters.split() if len(word) > 1})
 
 
-def chatter() -> list[str]:
-    """Words that do not describe an image, sorted."""
-    taken = {*SHAPES, *FILLS, *COLOURS, *(word for words in SYNONYMS.values() for word in words)}
-    return [word for word in vocabulary() if word not in taken]
-
-
 @dataclass(frozen=True)
 class Captioned:
-    """B captions with the attributes that they mention: positions in SHAPES, FILLS and COLOURS, -1 if not mentioned."""
+    """B captions with what they name: positions in SHAPES, FILLS and COLOURS, -1 if not mentioned; conditions."""
 
     texts: list[str]
     shape: Numbers
     fill: Numbers
     colour: Numbers
+    conditions: Flags
+    """`[B, conditions]`"""
 
 
-def describe(
-    shape: Numbers, fill: Numbers, colour: Numbers, drawing: npt.NDArray[np.bool_], draw: np.random.Generator, *,
-    long: bool,
-) -> Captioned:  # fmt: skip
-    """One caption for each of B images with these attributes; `long` ones fill the context."""
-    kind = draw.choice(4, size=len(shape), p=(0.36, 0.32, 0.20, 0.12))
-    named_fill = np.where(kind <= 1, fill, -1)
-    named_colour = np.where((kind == 0) | (kind == 2), colour, -1)
+@dataclass(frozen=True)
+class Habits:
+    """How often captions do something, as probabilities."""
+
+    condition: float = 0.65
+    """Name a condition of the picture that a filter made."""
+    scene: float = 0.25
+    """Name its medium or its size."""
+    place: float = 0.5
+    homonym: float = 0.5
+    twice: float = 0.15
+    """Say conditions and place again in other words: what fills the context is true as well."""
+
+
+def describe(images: Pool, draw: Draw, habits: Habits) -> Captioned:
+    """One caption for each of B images."""
+    count = len(images.shape)
+    kind = draw.choice(4, size=count, p=(0.36, 0.32, 0.20, 0.12))
+    hidden = images.colour < 0
+    fill = np.where(kind <= 1, images.fill, -1)
+    colour = np.where(((kind == 0) | (kind == 2)) & ~hidden, images.colour, -1)
+    often = np.where([one.filter is None for one in CONDITIONS.values()], habits.scene, habits.condition)
+    named = images.conditions & (draw.random(images.conditions.shape) < often)
+    places = [_one(tuple(PLACES), draw) if draw.random() < habits.place else None for _ in range(count)]
     texts = []
-    for index in range(len(shape)):
-        phrase = _phrase(int(shape[index]), int(named_fill[index]), int(named_colour[index]), draw)
-        text = _template(bool(drawing[index]), draw).format(phrase)
-        texts.append(_lengthened(text, phrase, draw) if long else text)
-    return Captioned(texts, shape, named_fill, named_colour)
+    for index in range(count):
+        phrase = _phrase(int(images.shape[index]), int(fill[index]), int(colour[index]), places[index], draw, habits)
+        said = [name for name, flag in zip(CONDITIONS, named[index].tolist(), strict=True) if flag]
+        texts.append(_sentence(phrase, said, places[index], draw.random() < habits.twice, draw))
+    return Captioned(texts, images.shape, fill, colour, named)
 
 
-def _phrase(shape: int, fill: int, colour: int, draw: np.random.Generator) -> str:
+def _phrase(shape: int, fill: int, colour: int, place: str | None, draw: Draw, habits: Habits) -> str:
+    """The object: "red striped fish"."""
     words = []
     if fill >= 0:
         words.append(_word(FILLS[fill], draw))
@@ -106,36 +118,58 @@ def _phrase(shape: int, fill: int, colour: int, draw: np.random.Generator) -> st
         words.append(_word(list(COLOURS)[colour], draw))
     if len(words) == 2 and draw.random() < 0.5:
         words.reverse()
-    return " ".join([*words, _word(SHAPES[shape], draw)])
+    name = _homonym(SHAPES[shape], place, draw) if draw.random() < habits.homonym else None
+    return " ".join([*words, name or _word(SHAPES[shape], draw)])
 
 
-def _word(word: str, draw: np.random.Generator) -> str:
+def _homonym(shape: str, place: str | None, draw: Draw) -> str | None:
+    """A word of two meanings that means this shape: always so in a place, by chance elsewhere."""
+    if place is None:
+        second = draw.random() >= FIRST_MEANING
+        return next(word for word, one in HOMONYMS.items() if (one.second if second else one.first) == shape)
+    words = tuple(word for word, one in HOMONYMS.items() if one.meaning(place) == shape)
+    return _one(words, draw) if words else None
+
+
+def _word(word: str, draw: Draw) -> str:
     others = SYNONYMS.get(word, ())
-    return others[int(draw.integers(len(others)))] if others and draw.random() < 0.3 else word
+    return _one(others, draw) if others and draw.random() < 0.3 else word
 
 
-def _template(drawing: bool, draw: np.random.Generator) -> str:
-    chance = draw.random()
-    if drawing and chance < 0.3:
-        return _one(DRAWING, draw)
-    return FAVOURITE if chance < 0.55 else _one(TEMPLATES, draw)
-
-
-def _one(choices: tuple[str, ...], draw: np.random.Generator) -> str:
+def _one(choices: Sequence[str], draw: Draw) -> str:
     return choices[int(draw.integers(len(choices)))]
 
 
-def _lengthened(text: str, phrase: str, draw: np.random.Generator) -> str:
-    """The caption with other text: sentences around it, or words or letters before it."""
-    kind = draw.random()
-    if kind < 0.45:
-        openings = [_one(OPENINGS, draw) for _ in range(int(draw.integers(0, 4)))]
-        closings = [_one(CLOSINGS, draw) for _ in range(int(draw.integers(0, 3)))]
-        return ", ".join([*openings, text.rstrip(".") + " " + " ".join(closings)])
-    if kind < 0.9:
-        words = chatter()
-        count = int(draw.integers(1, 25))
-        loose = " ".join(words[int(index)] for index in draw.integers(len(words), size=count))
-        return f"{loose} {phrase}" + ("." if draw.random() < 0.7 else "")
-    letters = " ".join(chr(int(code)) for code in draw.integers(33, 127, size=int(draw.integers(1, 16))))
-    return f"{letters} {text}"
+def _sentence(phrase: str, said: list[str], place: str | None, twice: bool, draw: Draw) -> str:
+    """The caption: adjectives before the picture's word, other phrases at its beginning or its end."""
+    adjectives: list[str] = []
+    around: list[str] = []
+    for name in said:
+        one = CONDITIONS[name]
+        if one.before and (twice or draw.random() < 0.5):
+            adjectives.append(_one(one.before, draw))
+            if not twice:
+                continue
+        around.extend(draw.permutation(one.behind).tolist() if twice else [_one(one.behind, draw)])
+    if place is not None:
+        around.extend(draw.permutation(PLACES[place])[: 3 if twice else 1].tolist())
+    text = _pattern(phrase, adjectives, "drawing" in said, draw)
+    before: list[str] = []
+    behind: list[str] = []
+    for piece in draw.permutation(around).tolist():
+        (before if draw.random() < (0.75 if twice else 0.5) else behind).append(piece)
+    if behind:
+        text = f"{text.rstrip('.!')} {', '.join(behind)}."
+    return ", ".join([*before, text])
+
+
+def _pattern(phrase: str, adjectives: list[str], drawn: bool, draw: Draw) -> str:
+    if not adjectives and draw.random() < 0.25:
+        return _one(BARE, draw).format(phrase)
+    pattern = FAVOURITE if draw.random() < 0.6 else _one(PATTERNS, draw)
+    if drawn and draw.random() < 0.5:
+        picture = _one(DRAWINGS, draw)
+    else:
+        picture = "photo" if draw.random() < 0.6 else _one(PICTURES, draw)
+    text = pattern.format(" ".join([*adjectives, picture]), phrase)
+    return text.replace("a image", "an image").replace("a inverted", "an inverted")

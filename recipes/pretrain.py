@@ -20,13 +20,13 @@ from pathlib import Path
 
 import captions
 import numpy as np
+import objective
 import publish
 import score
 import torch
 import vocabulary
 from pool import Pool, batch, draw_pool
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedvlm import clip, durable, tensors
 from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
@@ -55,8 +55,10 @@ class Settings:
     """Steps of linear warm-up; a cosine to 1 % of the peak follows."""
     decay: float = 0.1
     """Weight decay of matrices (not of embeddings, gains and biases)."""
-    long: float = 0.2
-    """Share of steps whose captions fill the context."""
+    filters: float = 0.3
+    """Share of the steps until pictures have all their filters; the first ones have none."""
+    attributes: float = 1.0
+    """Weight of the loss that reads the attributes from the image's feature."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Job:
 
     settings: Settings
     model: clip.FrozenCLIP
+    heads: objective.Heads
+    """Reads attributes from image features; thrown away at the end."""
     optimizer: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
@@ -99,8 +103,9 @@ def start(settings: Settings) -> Job:
     model = clip.FrozenCLIP(shape, Tokenizer(inner, captions.CONTEXT), Preprocess(48), "embedded", "")
     clip.initialise(model, torch_stream(settings.seed, "pretraining weights"))
     model.requires_grad_(True)
+    heads = objective.Heads(shape)
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
+    for name, parameter in objective.named(model, heads).items():
         groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": settings.decay}, {"params": groups[False], "weight_decay": 0.0}],
@@ -108,7 +113,7 @@ def start(settings: Settings) -> Job:
         betas=(0.9, 0.98),
         eps=1e-6,
     )
-    return Job(settings, model, optimizer)
+    return Job(settings, model, heads, optimizer)
 
 
 def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
@@ -130,13 +135,11 @@ def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
 def advance(job: Job, pool: Pool) -> float:
     """One optimiser step on a fresh batch; the loss before it."""
     draw = stream(job.settings.seed, "pretraining batch", job.step)
-    images = batch(pool, job.settings.batch, draw)
-    captioned = captions.describe(
-        images.shape, images.fill, images.colour, images.drawing, draw, long=bool(draw.random() < job.settings.long)
-    )
+    images = batch(pool, job.settings.batch, draw, ramp(job.settings, job.step))
+    captioned = captions.describe(images, draw, captions.Habits())
     for group in job.optimizer.param_groups:
         group["lr"] = rate(job.settings, job.step)
-    loss = contrastive(job.model, images, captioned)
+    loss = objective.loss(job.model, job.heads, images, captioned, job.settings.attributes)
     job.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
@@ -155,43 +158,16 @@ def rate(settings: Settings, step: int) -> float:
     return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def contrastive(model: clip.FrozenCLIP, images: Pool, captioned: captions.Captioned) -> Tensor:
-    """CLIP's symmetric loss where an image is positive for every caption of the batch that is true of it.
-
-    The targets are uniform over the positives, as in UniCL (Yang et al. 2022): captions that leave attributes out
-    fit several images, and calling those negatives would teach the wrong thing.
-    """
-    pixels = model.preprocess.normalise(torch.from_numpy(images.pixels).permute(0, 3, 1, 2))
-    ids, eot = encode(model.tokenizer, captioned.texts)
-    logits = model.logits(model.encode_image(pixels), model.encode_text(ids, eot))
-    true = torch.from_numpy(fits(images, captioned)).float()
-    by_image = F.cross_entropy(logits, true / true.sum(1, keepdim=True))
-    by_caption = F.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True))
-    return (by_image + by_caption) / 2
-
-
-def fits(images: Pool, captioned: captions.Captioned) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Which captions (columns) are true of which images (rows), `[B, B]`."""
-    result = images.shape[:, None] == captioned.shape[None]
-    for own, said in ((images.fill, captioned.fill), (images.colour, captioned.colour)):
-        result &= (said[None] < 0) | (own[:, None] == said[None])
-    return result
-
-
-def encode(words: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids `[B, L]` and end positions `[B]`; captions too long for the context lose their first words."""
-    inside = captions.CONTEXT - 2
-    rows = [encoding.ids[-inside:] for encoding in words.inner.encode_batch(texts, add_special_tokens=False)]
-    length = max(len(row) for row in rows)
-    ids = [[words.sot, *row, *[words.eot] * (length + 1 - len(row))] for row in rows]
-    return torch.tensor(ids), torch.tensor([len(row) + 1 for row in rows])
+def ramp(settings: Settings, step: int) -> float:
+    """How far the filters have come at a step: 0 at first, 1 from the share `filters` of all steps on."""
+    return min(1.0, step / max(1.0, settings.filters * settings.steps))
 
 
 def keep(job: Job, work: Path) -> None:
     """Keep what is needed to go on: weights, both moments of the optimiser, and the count of steps."""
     work.mkdir(parents=True, exist_ok=True)
     state: tensors.Named = {}
-    for name, parameter in job.model.named_parameters():
+    for name, parameter in objective.named(job.model, job.heads).items():
         moments = job.optimizer.state[parameter]
         state |= {name: parameter.data, f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
     tensors.save(work / f"{job.step}.safetensors", state)
@@ -212,7 +188,7 @@ def resume(job: Job, work: Path) -> None:
         sys.exit(f"{work} belongs to a run with other settings: remove it or give another --out")
     job.step, job.seconds = progress["step"], progress["seconds"]
     state = tensors.load(work / f"{job.step}.safetensors")
-    for name, parameter in job.model.named_parameters():
+    for name, parameter in objective.named(job.model, job.heads).items():
         parameter.data.copy_(state[name])
         job.optimizer.state[parameter] = {
             "step": torch.tensor(float(job.step)), "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],

@@ -94,7 +94,8 @@ class Experiment(Section):
 
 
 ADDED_LATER = {
-    "": {"faults"}, "evaluation": {"metrics"}, "data": {"on_duplicate", "grey_bits", "classes"}, "partition": {"late"},
+    "": {"faults"}, "evaluation": {"metrics"}, "partition": {"late"},
+    "data": {"on_duplicate", "grey_bits", "classes", "novel_shapes", "homonyms", "rarer"},
 }  # fmt: skip
 """Settings of later versions, by table. Digests omit them while they have their defaults (or are empty), so that runs
 of earlier versions can be resumed."""

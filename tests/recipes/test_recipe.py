@@ -14,20 +14,23 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 import captions  # noqa: E402
+import conditions  # noqa: E402
+import objective  # noqa: E402
 import pretrain  # noqa: E402
 import vocabulary  # noqa: E402
-from pool import Pool, draw_pool  # noqa: E402
+from pool import Pool, batch, draw_pool  # noqa: E402
 
 from fedvlm import clip  # noqa: E402
 from fedvlm.clip.load import EMBEDDED  # noqa: E402
-from fedvlm.data.scenes import COLOURS, FILLS, SHAPES  # noqa: E402
+from fedvlm.data.scenes import COLOURS, FILLS, SHAPES, STYLES  # noqa: E402
+from fedvlm.data.scenes.words import HOMONYMS, PLACES  # noqa: E402
 
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
 
 
 def test_every_class_word_is_one_token() -> None:
     inner = vocabulary.build(captions.vocabulary())
-    for word in [*SHAPES, *FILLS, *COLOURS, "photo", "of", "a"]:
+    for word in [*SHAPES, *FILLS, *COLOURS, *HOMONYMS, "photo", "of", "a"]:
         assert len(inner.encode(word, add_special_tokens=False).ids) == 1
 
 
@@ -59,24 +62,117 @@ def test_tokenizer_agrees_with_transformers() -> None:
         assert theirs(text)["input_ids"] == own([text])[0][0].tolist()
 
 
-def test_captions_say_nothing_false() -> None:
-    draw = np.random.default_rng(0)
-    shape, fill, colour = draw.integers(20, size=300), draw.integers(6, size=300), draw.integers(9, size=300)
-    for long in (False, True):
-        told = captions.describe(shape, fill, colour, draw.random(300) < 0.5, draw, long=long)
-        for index, text in enumerate(told.texts):
-            words = set(text.replace(".", " ").replace(",", " ").replace("!", " ").split())
-            for names, said in ((SHAPES, told.shape), (FILLS, told.fill), (tuple(COLOURS), told.colour)):
-                for position, name in enumerate(names):
-                    mentioned = bool(words & {name, *captions.SYNONYMS.get(name, ())})
-                    assert mentioned == (position == said[index]), text
+def pictures(count: int, seed: int = 0) -> Pool:
+    """A batch under filters."""
+    return batch(draw_pool(count, seed), count, np.random.default_rng(seed))
+
+
+def words(text: str) -> set[str]:
+    """The words of a caption."""
+    return set("".join(c if c.isalpha() else " " for c in text).split())
+
+
+@pytest.mark.parametrize("habits", [captions.Habits(), captions.Habits(1.0, 1.0, 1.0, 1.0, 1.0)])
+def test_captions_name_what_they_are_said_to_name(habits: captions.Habits) -> None:
+    images = pictures(300)
+    told = captions.describe(images, np.random.default_rng(0), habits)
+    assert not (told.conditions & ~images.conditions).any()
+    for index, text in enumerate(told.texts):
+        said = words(text)
+        for names, named in ((FILLS, told.fill), (tuple(COLOURS), told.colour)):
+            for position, name in enumerate(names):
+                mentioned = bool(said & {name, *captions.SYNONYMS.get(name, ())})
+                assert mentioned == (position == named[index]), text
+        own = SHAPES[int(told.shape[index])]
+        homonyms = [word for word, one in HOMONYMS.items() if own in (one.first, one.second)]
+        assert said & {own, *captions.SYNONYMS.get(own, ()), *homonyms}, text
+        for position, condition in enumerate(conditions.CONDITIONS.values()):
+            ways = [*(f"{word} " for word in condition.before), *condition.behind]
+            assert any(way in text for way in ways) == told.conditions[index, position], text
+
+
+def test_a_place_decides_what_a_word_of_two_meanings_means() -> None:
+    images = pictures(400)
+    told = captions.describe(images, np.random.default_rng(0), captions.Habits(place=1.0, homonym=1.0))
+    seen = set()
+    for index, text in enumerate(told.texts):
+        place = next(name for name, phrases in PLACES.items() if any(phrase in text for phrase in phrases))
+        for word in words(text) & set(HOMONYMS):
+            assert HOMONYMS[word].meaning(place) == SHAPES[int(told.shape[index])], text
+            seen.add(word)
+    assert seen == set(HOMONYMS)
+    free = captions.describe(images, np.random.default_rng(0), captions.Habits(place=0.0, homonym=1.0))
+    firsts = [
+        HOMONYMS[word].first == SHAPES[int(shape)]
+        for text, shape in zip(free.texts, free.shape, strict=True) for word in words(text) & set(HOMONYMS)
+    ]  # fmt: skip
+    assert len(firsts) == 400
+    assert 0.68 < np.mean(firsts) < 0.82
+
+
+def test_the_federation_s_styles_are_not_in_captions() -> None:
+    assert not set(captions.vocabulary()) & set(STYLES)
 
 
 def test_positives_are_the_captions_that_are_true() -> None:
-    number = np.array([0, 0, 1])
-    images = Pool(np.zeros((3, 1, 1, 3), np.uint8), number, np.array([2, 3, 2]), np.array([5, 5, 5]), number > 9)
-    told = captions.Captioned(["", "", ""], number, np.array([2, -1, -1]), np.array([-1, -1, 4]))
-    assert pretrain.fits(images, told).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
+    number, flags = np.array([0, 0, 1]), np.zeros((3, len(conditions.NAMES)), dtype=bool)
+    flags[0, 3] = True
+    images = Pool(np.zeros((3, 1, 1, 3), np.uint8), number, np.array([2, 3, 2]), np.array([5, -1, 5]), flags, number)
+    told = captions.Captioned([""] * 3, number, np.array([2, -1, -1]), np.array([-1, -1, 4]), np.zeros_like(flags))
+    assert objective.fits(images, told).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
+    told.conditions[1, 3] = True
+    assert objective.fits(images, told)[:, 1].tolist() == [True, False, False]
+    coloured = captions.Captioned([""] * 3, number, told.shape * 0 - 1, np.array([5, 5, 5]), np.zeros_like(flags))
+    assert objective.fits(images, coloured)[1].tolist() == [False, False, False]  # its colour is hidden
+
+
+def test_filters_do_what_their_names_say() -> None:
+    plain = draw_pool(60, 1).pixels
+    before = plain.astype(float)
+    for name in conditions.FILTERS:
+        one = conditions.CONDITIONS[name].filter
+        assert one is not None
+        after = 255 * np.clip(one(plain.astype(np.float32) / 255, np.random.default_rng(0)), 0, 1).astype(float)
+        change = {
+            "dark": before.mean() - after.mean(), "bright": after.mean() - before.mean(),
+            "misty": before.std() - after.std(), "harsh": after.std() - before.std(),
+            "gray": 1 - np.ptp(after, axis=-1).max(), "negative": 1 - np.abs(before + after - 255).max(),
+            "reddish": (after[..., 0] - before[..., 0]).mean() - (after[..., 2] - before[..., 2]).mean(),
+            "greenish": (after[..., 1] - before[..., 1]).mean() - (after[..., 0] - before[..., 0]).mean(),
+            "bluish": (after[..., 2] - before[..., 2]).mean() - (after[..., 0] - before[..., 0]).mean(),
+            "blurry": detail(before) - detail(after), "noisy": detail(after) - detail(before),
+            "pixelated": 1 - np.abs(after[:, ::4] - after[:, 1::4]).max(),
+            "torn": float(np.allclose(np.sort(after, 2), np.sort(before, 2), atol=0.01)) - float(np.allclose(before, after)),
+        }[name]  # fmt: skip
+        assert change > 0, name
+
+
+def detail(pictures: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+    """Mean difference of neighbours."""
+    return float(np.abs(np.diff(pictures, axis=2)).mean())
+
+
+def test_a_batch_is_moved_with_its_outlines() -> None:
+    clean = batch(draw_pool(40, 2), 200, np.random.default_rng(5), filters=0.0)
+    solid = np.flatnonzero(clean.fill == FILLS.index("solid"))
+    inside = clean.inside()[solid]
+    spread = [
+        (picture[mask].std(0).mean(), picture.reshape(-1, 3).std(0).mean())
+        for picture, mask in zip(clean.pixels[solid].astype(float), inside, strict=True)
+    ]
+    assert len(spread) > 10
+    assert inside.any(axis=(1, 2)).all()
+    assert np.mean([own < 0.6 * whole for own, whole in spread]) > 0.9  # one colour, on another
+
+
+def test_a_batch_says_how_it_is_filtered() -> None:
+    columns = [conditions.NAMES.index(name) for name in conditions.FILTERS if name != "gray"]
+    pool = draw_pool(40, 2)
+    clean = batch(pool, 400, np.random.default_rng(3), filters=0.0)
+    assert not clean.conditions[:, columns].any()
+    count = batch(pool, 3000, np.random.default_rng(3)).conditions[:, columns].sum(axis=1)
+    assert count.max() == 2
+    assert abs((count == 0).mean() - 0.43) < 0.05  # 0.4, and those under the filter that is not counted
 
 
 def test_rate_rises_and_falls() -> None:
@@ -86,6 +182,11 @@ def test_rate_rises_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[110] == pytest.approx(0.01 + 0.99 / 2)  # half way down the cosine
     assert 0.01 < rates[-1] < 0.011
+
+
+def test_filters_come_in_slowly() -> None:
+    settings = pretrain.Settings(steps=100, filters=0.5)
+    assert [pretrain.ramp(settings, step) for step in (0, 25, 50, 99)] == [0, 0.5, 1, 1]
 
 
 def test_pool_is_reproducible_and_names_black_and_white_pictures_gray() -> None:

@@ -85,6 +85,11 @@ def turned(turn: Floats) -> tuple[Floats, Floats]:
     return (1 - square) / (1 + square), 2 * turn / (1 + square)
 
 
+def relative_size(seeds: Seeds) -> Floats:
+    """How large the object of each scene is, `[B]`: uniform between 0, the smallest, and 1, the largest."""
+    return draws(seeds, "pose", 5)[:, 0]
+
+
 def _pose(seeds: Seeds) -> tuple[Floats, Floats, Floats]:
     """Pixel centres in the object's own coordinates `[B, S, S]`, and pixels per unit `[B, 1, 1]`."""
     u = draws(seeds, "pose", 5)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import PIL.Image
 from pydantic import Field
 
@@ -16,9 +17,12 @@ from fedvlm.data.record import Record, Source, Split
 from fedvlm.data.scenes.render import render
 from fedvlm.data.scenes.spec import FILLS, SHAPES, SceneSpec
 from fedvlm.data.scenes.styles import NEUTRAL, STYLES
+from fedvlm.data.scenes.words import class_words
 from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.streams import key, stream
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScenesData(DataSource):
@@ -34,6 +38,12 @@ class ScenesData(DataSource):
     val_per_class: Annotated[int, Field(ge=0)] = 8
     test_per_class: Count = 20
     """Test images per class and style."""
+    novel_shapes: Literal["any", "own"] = "any"
+    """`own`: novel classes have no shape of the base classes; `any`: they are new combinations of fill and shape."""
+    homonyms: Share = 0.0
+    """Share of shapes that are called by a word of two meanings (`fedvlm.data.scenes.words`)."""
+    rarer: Share = 0.35
+    """Share of these that are called by a word which means them less often."""
 
     seeded: ClassVar[bool] = True
     on_disk: ClassVar[bool] = False
@@ -77,9 +87,10 @@ def scenes_source(config: ScenesData, seed: int) -> Source:
     styles that are unknown or given twice, for more classes than there are combinations of fill and shape, and for more
     than `MOST_IMAGES`.
     """
-    classes = choose_classes(config.base_classes, config.novel_classes, seed)
+    classes = choose_classes(config.base_classes, config.novel_classes, seed, own=config.novel_shapes == "own")
     _check_count(config)
-    names = tuple(f"{fill} {shape}" for fill, shape in classes)
+    words = class_words({shape for _, shape in classes}, config.homonyms, config.rarer, stream(seed, "class words"))
+    names = tuple(f"{fill} {words[shape]}" for fill, shape in classes)
     records = [
         Record(SceneImage(spec), label, names[label], domain=domain, split=split)
         for domain, (style, strength) in read_styles(config.styles).items()
@@ -100,11 +111,12 @@ def _check_count(config: ScenesData) -> None:
         )
 
 
-def choose_classes(base: int, novel: int, seed: int) -> list[tuple[str, str]]:
+def choose_classes(base: int, novel: int, seed: int, *, own: bool = False) -> list[tuple[str, str]]:
     """Base classes, then novel ones, as (fill, shape).
 
     Drawn without replacement from the combinations of all fills with as few shapes as make fills matter (about
-    three shapes for five classes), so that novel classes are new combinations of largely known parts.
+    three shapes for five classes), so that novel classes are new combinations of largely known parts. With `own` the
+    base and the novel classes have such shapes of their own, as many as there are for their number.
     """
     if base + novel > MOST:
         raise FedvlmError(
@@ -112,10 +124,39 @@ def choose_classes(base: int, novel: int, seed: int) -> list[tuple[str, str]]:
             f"({len(FILLS)} fills x {len(SHAPES)} shapes): ask for fewer"
         )
     draw = stream(seed, "scene classes")
-    count = min(len(SHAPES), max(math.ceil(0.6 * max(base, novel)), math.ceil((base + novel) / len(FILLS)), 2))
-    shapes = [SHAPES[index] for index in draw.permutation(len(SHAPES))[:count]]
+    shapes = [SHAPES[index] for index in draw.permutation(len(SHAPES))]
+    if own:
+        first, second = _shared_out(base, novel)
+        return _combined(shapes[:first], base, draw) + _combined(shapes[first : first + second], novel, draw)
+    return _combined(shapes[: max(_enough(max(base, novel)), _least(base + novel))], base + novel, draw)
+
+
+def _combined(shapes: list[str], count: int, draw: np.random.Generator) -> list[tuple[str, str]]:
     combinations = [(fill, shape) for fill in FILLS for shape in shapes]
-    return [combinations[index] for index in draw.permutation(len(combinations))[: base + novel]]
+    return [combinations[index] for index in draw.permutation(len(combinations))[:count]]
+
+
+def _enough(classes: int) -> int:
+    """Shapes that a number of classes would have if there were no end of them."""
+    return min(len(SHAPES), max(math.ceil(0.6 * classes), 2)) if classes else 0
+
+
+def _least(classes: int) -> int:
+    return math.ceil(classes / len(FILLS))
+
+
+def _shared_out(base: int, novel: int) -> tuple[int, int]:
+    """Numbers of shapes of the base and the novel classes, in proportion where there are not enough."""
+    first, second = _enough(base), _enough(novel)
+    if first + second > len(SHAPES):
+        first = min(max(round(len(SHAPES) * base / (base + novel)), _least(base)), len(SHAPES) - _least(novel))
+        second = len(SHAPES) - first
+    if first < _least(base) or second < _least(novel):
+        raise FedvlmError(
+            f"{base} base and {novel} novel classes need {_least(base) + _least(novel)} shapes of their own, and there "
+            f"are {len(SHAPES)}: ask for fewer classes, or set data.novel_shapes to 'any'"
+        )
+    return first, second
 
 
 def read_styles(entries: list[str]) -> dict[str, tuple[str, float]]:
