@@ -38,6 +38,10 @@ NOVEL_ORDER = {"local_mma": 76.80, "maple": 75.14, "zero_shot": 74.22, "kgcoop":
 """Published accuracies on new classes (base-to-new protocol, ViT-B/16, 16 shots, mean of 11 data sets)."""
 
 
+HEADING = "## What it shows of CLIP"
+"""The last section of a model card."""
+
+
 class Runs:
     """Finished points: by preset, value of a sweep, method and seed."""
 
@@ -220,9 +224,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--out", type=Path, default=Path("calibration"))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--card", type=Path, help="a model card whose last section the table becomes")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows = table(collect(arguments.model, seeds, arguments.out, arguments.processes))
+    if arguments.card:
+        before = arguments.card.read_text().partition(HEADING)[0]
+        durable.write_text(arguments.card, f"{before}{HEADING}\n{text(rows, len(seeds))}\n")
     durable.write_text(arguments.out / "calibration.json", json.dumps(rows, indent=1) + "\n")
     durable.write_text(arguments.out / "calibration.md", text(rows, len(seeds)) + "\n")
     print(text(rows, len(seeds)))

@@ -76,6 +76,11 @@ class Captioned:
     conditions: Flags
     """`[B, conditions]`"""
 
+    def rows(self, rows: Numbers) -> Captioned:
+        """The captions at these positions."""
+        texts = [self.texts[row] for row in rows]
+        return Captioned(texts, self.shape[rows], self.fill[rows], self.colour[rows], self.conditions[rows])
+
 
 @dataclass(frozen=True)
 class Habits:

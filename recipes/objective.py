@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import captions
 import numpy as np
 import torch
 from conditions import NAMES, Flags
-from pool import Pool
+from pool import Numbers, Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +20,13 @@ from fedvlm.tensors import Named
 
 SIZES = (len(SHAPES), len(FILLS), len(COLOURS), len(NAMES))
 """Outputs on an image's feature: three classifications, and one yes or no for each condition."""
+
+
+PARTS = 4
+"""Parts of a batch, long captions apart from short ones, which are filled up to the longest of their part."""
+THREADS = 2
+OUTLINE = 10
+"""Weight of the outlines beside the attributes."""
 
 
 class Heads(nn.Module):
@@ -43,18 +53,56 @@ def named(model: clip.FrozenCLIP, heads: Heads) -> Named:
     return {**dict(model.named_parameters()), **{f"heads.{name}": value for name, value in heads.named_parameters()}}
 
 
-def loss(model: clip.FrozenCLIP, heads: Heads, images: Pool, captioned: captions.Captioned, weight: float) -> Tensor:
-    """The contrastive loss and `weight` times that of the heads."""
+@dataclass(frozen=True)
+class Part:
+    """Forward results of a part of a batch."""
+
+    images: Tensor
+    texts: Tensor
+    reading: Tensor
+    """The loss of the heads."""
+
+
+def step(model: clip.FrozenCLIP, heads: Heads, images: Pool, captioned: captions.Captioned, weight: float) -> float:
+    """Put the gradients of the contrastive loss, and of `weight` times that of the heads, into `.grad`; the loss.
+
+    The batch is cut into parts that run beside each other, which is faster than two threads inside every operation, and
+    gives the same gradients on any number of processors. Every image meets the captions of all parts.
+    """
+    trained = list(named(model, heads).values())
+    lengths = np.array([len(text.split()) for text in captioned.texts])
+    rows = np.array_split(np.argsort(-lengths, kind="stable"), PARTS)
+    order = np.argsort(np.concatenate(rows))
+    with ThreadPoolExecutor(THREADS) as threads:
+        parts = list(threads.map(lambda each: forward(model, heads, images.rows(each), captioned.rows(each)), rows))
+        seen = torch.cat([part.images for part in parts])[order].detach().requires_grad_()
+        read = torch.cat([part.texts for part in parts])[order].detach().requires_grad_()
+        loss = contrastive(model.logits(seen, read), fits(images, captioned))
+        loss.backward()  # type: ignore[no-untyped-call]
+
+        def backward(part: Part, each: Numbers) -> tuple[Tensor | None, ...]:
+            assert seen.grad is not None
+            assert read.grad is not None
+            given = [seen.grad[each], read.grad[each], torch.tensor(weight / PARTS)]
+            outputs = [part.images, part.texts, part.reading]
+            return torch.autograd.grad(outputs, trained, given, allow_unused=True)
+
+        for gradients in threads.map(backward, parts, rows):
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return loss.item() + weight * sum(part.reading.item() for part in parts) / PARTS
+
+
+def forward(model: clip.FrozenCLIP, heads: Heads, images: Pool, captioned: captions.Captioned) -> Part:
+    """Features of images and captions, and the loss of the heads."""
     pixels = model.preprocess.normalise(torch.from_numpy(images.pixels).permute(0, 3, 1, 2))
     vision = model.visual
     hidden = vision.hidden(pixels, vision.depth)
     features = vision.feature(hidden, vision.depth)
-    ids, eot = encode(model, captioned.texts)
-    total = contrastive(model.logits(features, model.encode_text(ids, eot)), fits(images, captioned))
-    seen = reading(heads.attributes(features), images) + 10 * outlining(
-        heads.outline(heads.norm(hidden[:, 1:])), images
-    )
-    return total + weight * seen
+    seen = reading(heads.attributes(features), images)
+    seen = seen + OUTLINE * outlining(heads.outline(heads.norm(hidden[:, 1:])), images)
+    return Part(features, model.encode_text(*encode(model, captioned.texts)), seen)
 
 
 def contrastive(logits: Tensor, true: Flags) -> Tensor:

@@ -19,6 +19,9 @@ from fedvlm.clip.tokenizer import EOT, SOT
 CARD = Path(__file__).with_name("CARD.template.md")
 
 
+NOT_CALIBRATED = "Not asked yet: `python recipes/calibrate.py --model DIR --card DIR/CARD.md`."
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the card tells about the training run."""
@@ -26,7 +29,6 @@ class Facts:
     settings: dict[str, Any]
     pairs: int
     seconds: float
-    threads: int
 
 
 def export(model: clip.FrozenCLIP, out: Path) -> None:
@@ -49,9 +51,9 @@ def card(model: clip.FrozenCLIP, facts: Facts, table: score.Table) -> str:
         settings="\n".join(f"| `{name}` | {value} |" for name, value in facts.settings.items()),
         pairs=facts.pairs,
         minutes=facts.seconds / 60,
-        threads=facts.threads,
         speed=facts.pairs / facts.seconds,
         versions=f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
         f"tokenizers {tokenizers.__version__}, {platform.machine()}",
         scores=score.text(table),
+        calibration=NOT_CALIBRATED,
     )

@@ -1,6 +1,10 @@
 """How well a CLIP names drawn scenes it has never seen: zero-shot accuracies per style.
 
-python recipes/score.py embedded
+    python recipes/score.py embedded
+    python recipes/score.py embedded --strengths 0.2,0.4,0.6,0.8,1.0
+
+The second command shows how strong a style may be: the 20-way accuracy of fill and shape at several strengths, on
+images of which no score is reported.
 """
 
 from __future__ import annotations
@@ -26,6 +30,18 @@ def table(model: clip.FrozenCLIP, *, images: int = 1200, seed: int = 2, styles: 
     """Accuracies 0..1 by style: of 20 shapes, of all 120 fill+shape classes, and of 20 of these."""
     strengths = {**NEUTRAL, **STYLES}
     return {style: _accuracies(model, style, strengths[style], images, seed) for style in styles or strengths}
+
+
+def by_strength(model: clip.FrozenCLIP, strengths: Sequence[float], *, images: int = 400) -> str:
+    """20-way accuracies of fill and shape of every style at several strengths, as a table in Markdown."""
+    lines = [
+        "| style | " + " | ".join(f"{strength:g}" for strength in strengths) + " |",
+        "|---" * (len(strengths) + 1) + "|",
+    ]
+    for style in STYLES:
+        found = [_accuracies(model, style, strength, images, 3)["fill+shape 20-way"] for strength in strengths]
+        lines.append(f"| {style} | " + " | ".join(f"{100 * value:.1f}" for value in found) + " |")
+    return "\n".join(lines)
 
 
 def _accuracies(model: clip.FrozenCLIP, style: str, strength: float, images: int, seed: int) -> dict[str, float]:
@@ -80,5 +96,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="embedded, or a model directory")
     parser.add_argument("--images", type=int, default=1200, help="images per style")
+    parser.add_argument("--strengths", help="of the federation's styles, such as 0.5,1.0")
     arguments = parser.parse_args()
+    if arguments.strengths:
+        print(by_strength(clip.load(arguments.model), [float(each) for each in arguments.strengths.split(",")]))
+        raise SystemExit
     print(text(table(clip.load(arguments.model), images=arguments.images)))

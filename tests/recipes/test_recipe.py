@@ -198,7 +198,7 @@ def test_pool_is_reproducible_and_names_black_and_white_pictures_gray() -> None:
 
 def test_a_few_steps_make_a_model_that_loads_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, str(RECIPES / "pretrain.py"), "--out", str(tmp_path / "model"), "--images", "48"]
-    command += ["--steps", "3", "--batch", "8", "--every", "2", "--threads", "1", "--score", "16"]
+    command += ["--steps", "3", "--batch", "8", "--every", "2", "--score", "16"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -210,3 +210,23 @@ def test_a_few_steps_make_a_model_that_loads_and_goes_on(tmp_path: Path) -> None
     assert features.shape == (2, 128)
     assert torch.isfinite(features).all()
     assert "python recipes/pretrain.py" in (tmp_path / "model" / "CARD.md").read_text()
+
+
+def test_a_step_in_parts_has_the_gradients_of_the_whole_batch() -> None:
+    """In parts of a batch whose pictures all show their colours; elsewhere means of colours are those of the parts."""
+    job = pretrain.start(pretrain.Settings())
+    images = batch(draw_pool(24, 0), 24, np.random.default_rng(0), filters=0.0)
+    captioned = captions.describe(images, np.random.default_rng(1), captions.Habits())
+    for layer in (job.heads.attributes, job.heads.outline):
+        torch.nn.init.normal_(layer.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    trained = objective.named(job.model, job.heads)
+    found = objective.step(job.model, job.heads, images, captioned, 0.5)
+    parts = {name: parameter.grad for name, parameter in trained.items()}
+    whole = objective.forward(job.model, job.heads, images, captioned)
+    logits = job.model.logits(whole.images, whole.texts)
+    loss = objective.contrastive(logits, objective.fits(images, captioned)) + 0.5 * whole.reading
+    gradients = torch.autograd.grad(loss, list(trained.values()))
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    for (name, part), gradient in zip(parts.items(), gradients, strict=True):
+        assert part is not None
+        assert (part - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name

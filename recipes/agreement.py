@@ -1,0 +1,116 @@
+"""Do methods differ here as they do in the two papers' tables? Signs of all published differences above two points.
+
+    python recipes/agreement.py runs/compare-own_styles runs/compare-common_style
+
+Reads folders of `fedvlm run` or `fedvlm compare`. For every pair of methods that a folder and a table share: the
+published difference, ours with its 95 % interval over seeds, and whether the signs agree. `unclear`: the interval holds
+zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from fedvlm.reports.statistics import Estimate, estimate
+from fedvlm.runs.folder import RunFolder
+from fedvlm.runs.result import PointResult
+from fedvlm.studies.published import library
+from fedvlm.studies.published.schema import PublishedTable
+
+TABLES = ("pfedmma-main", "pfedmoap-1")
+LEAST = 2.0
+"""Published differences in points that count."""
+
+Results = dict[str, list[PointResult]]
+"""By method, one for each seed."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A published difference and ours, in points."""
+
+    table: str
+    metric: str
+    first: str
+    second: str
+    published: float
+    ours: Estimate
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the signs are the same."""
+        return self.published * self.ours.mean > 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether our interval leaves zero out."""
+        return self.ours.half is not None and abs(self.ours.mean) > self.ours.half
+
+
+def results(folder: Path) -> Results:
+    """The finished points of the methods that have all seeds."""
+    settings = json.loads((folder / "experiment.json").read_text())["experiment"]
+    found: Results = {}
+    for method in settings["methods"]:
+        points = [RunFolder(folder).point(seed, method).result() for seed in settings["seeds"]]
+        if all(points):
+            found[method] = [point for point in points if point]
+    return found
+
+
+def published(table: PublishedTable) -> dict[str, dict[str, float]]:
+    """Means by metric and method: over the data sets, where a table has several columns of one metric."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in dict.fromkeys(column.metric for column in table.columns.values()):
+        columns = [name for name, column in table.columns.items() if column.metric == metric]
+        for row, entry in table.rows.items():
+            numbers = [number for name in columns if (number := table.number(row, name))]
+            if row == entry.method and len(numbers) == len(columns):
+                found.setdefault(metric, {})[row] = sum(number.mean for number in numbers) / len(numbers)
+    return found
+
+
+def pairs(ours: Results, name: str) -> Iterator[Pair]:
+    """All pairs of one table."""
+    for metric, values in published(library.table(name)).items():
+        for first, second in combinations([method for method in values if method in ours], 2):
+            if abs(gap := values[first] - values[second]) <= LEAST:
+                continue
+            both = ([100 * point.reported[metric] for point in ours[method]] for method in (first, second))
+            yield Pair(name, metric, first, second, gap, estimate([a - b for a, b in zip(*both, strict=True)]))
+
+
+def text(found: list[Pair]) -> str:
+    """The pairs in Markdown, disagreements first, and the counts."""
+    lines = ["| table | metric | methods | published | here | same sign? |", "|---|---|---|---|---|---|"]
+    for pair in sorted(found, key=lambda pair: (pair.agrees, not pair.clear)):
+        half = "" if pair.ours.half is None else f" ± {pair.ours.half:.1f}"
+        same = ("yes" if pair.agrees else "**no**") + ("" if pair.clear else ", unclear")
+        lines.append(
+            f"| {pair.table} | {pair.metric} | {pair.first} - {pair.second} | {pair.published:+.1f} "
+            f"| {pair.ours.mean:+.1f}{half} | {same} |"
+        )
+    for name in dict.fromkeys(pair.table for pair in found):
+        mine = [pair for pair in found if pair.table == name]
+        right, clear = [pair for pair in mine if pair.agrees], [pair for pair in mine if pair.clear]
+        wrong = sum(not pair.agrees for pair in clear)
+        lines += ["", f"{name}: {len(right)} of {len(mine)} signs agree; {wrong} of {len(clear)} clear ones do not."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
+    for folder in parser.parse_args().folders:
+        ours = results(folder)
+        print(f"## {folder.name}\n\n{text([pair for table in TABLES for pair in pairs(ours, table)])}\n")
+
+
+if __name__ == "__main__":
+    main()
