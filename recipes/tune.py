@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,41 @@ def evaluate(
     return found
 
 
+def written(preset: str, found: Found) -> str:
+    """The text of a preset with the chosen values: those for the harmonic mean in `[method.NAME]`.
+
+    Where those for Local are others, they stand behind it in `[method.NAME_for_local]`. All else stays as it is.
+    """
+    parts = re.split(r"(?m)^(?=(?:#.*\n)*\[)", preset)  # comments before a table go with it
+    heads = [re.match(r"\[method\.(\w+)\]", part) for part in parts]
+    names = [head.group(1) if head else "" for head in heads]
+    if missing := [method for method in found if method not in names]:
+        raise SystemExit(f"the preset has no table [method.{missing[0]}]")
+    kept = [
+        _with_values(part, best(found[name], "hm")["rates"]) + _for_local(name, found[name]) if name in found else part
+        for part, name in zip(parts, names, strict=True)
+        if not (name.endswith("_for_local") and name.removesuffix("_for_local") in found)
+    ]
+    return "".join(kept)
+
+
+def _with_values(part: str, rates: Mapping[str, float]) -> str:
+    for key, value in rates.items():
+        part, count = re.subn(rf"(?m)^{key} = \S+", f"{key} = {value}", part)
+        if not count:
+            head, _, rest = part.partition("\n")
+            part = f"{head}\n{key} = {value}\n{rest}"
+    return part
+
+
+def _for_local(method: str, rows: Sequence[Row]) -> str:
+    rates = best(rows, "local")["rates"]
+    if rates == best(rows, "hm")["rates"]:
+        return ""
+    values = "".join(f"{key} = {value}\n" for key, value in rates.items())
+    return f'[method.{method}_for_local]\nmethod = "{method}"\n{values}\n'
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,6 +178,7 @@ def main() -> None:
     parser.add_argument("--goals", default="hm,local")
     parser.add_argument("--out", type=Path, default=Path("tune.json"))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--into", type=Path, help="a preset's file, into which the chosen values are written")
     args = parser.parse_args()
     seeds, methods, goals = (
         [int(seed) for seed in args.seeds.split(",")],
@@ -150,6 +187,8 @@ def main() -> None:
     )
     found = tune(args.preset, seeds, methods, args.out.with_suffix(""), goals, args.processes)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.into:
+        args.into.write_text(written(args.into.read_text(), found))
     for method, rows in found.items():
         winners = {goal: best(rows, goal) for goal in goals}
         print(method + "".join(f"  {goal}: {row['rates']}" for goal, row in winners.items()))

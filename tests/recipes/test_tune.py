@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
@@ -38,3 +41,49 @@ def test_of_two_settings_only_that_at_its_end_moves() -> None:
 def test_a_setting_with_one_value_is_no_grid() -> None:
     assert tune.wider([{"rates": {"lr": 0.1, "mu": 0.1}, "hm": 1}], ["hm"]) == []
     assert all(len(grid) >= 3 for grid in tune.RATES.values())
+
+
+PRESET = """# about
+[data]
+shots = 16
+
+# chosen so
+[method.coop]
+lr = 0.5      # old
+tokens = 4
+
+[method.coop_for_local]
+method = "coop"
+lr = 9.0
+
+# of adapters
+[method.pfedmma]
+lr = 0.2
+
+[method.other]
+lr = 1.0
+"""
+
+
+def test_chosen_values_are_written_into_a_preset_and_nothing_else_changes() -> None:
+    found = {"coop": rows(a=(3, 1), b=(1, 3)), "pfedmma": rows(a=(1, 1), b=(2, 2))}
+    text = tune.written(PRESET, found)
+    settings = tomllib.loads(text)["method"]
+    assert settings["coop"] == {"lr": 0.1, "tokens": 4}
+    assert settings["coop_for_local"] == {"method": "coop", "lr": 0.3}
+    assert settings["pfedmma"] == {"lr": 0.3}
+    assert "pfedmma_for_local" not in settings
+    assert settings["other"] == {"lr": 1.0}
+    assert text.startswith("# about\n[data]\nshots = 16\n\n# chosen so\n[method.coop]\nlr = 0.1      # old\n")
+    assert "lr = 0.3\n\n# of adapters\n[method.pfedmma]" in text
+    assert tune.written(text, found) == text
+
+
+def test_a_local_winner_that_is_no_other_any_more_leaves_the_preset() -> None:
+    text = tune.written(PRESET, {"coop": rows(a=(3, 3), b=(1, 1))})
+    assert "coop_for_local" not in text
+
+
+def test_values_for_a_method_that_the_preset_lacks_are_refused() -> None:
+    with pytest.raises(SystemExit, match="maple"):
+        tune.written(PRESET, {"maple": rows(a=(1, 1), b=(2, 2))})
