@@ -66,52 +66,58 @@ def vocabulary() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """B captions with what they name: positions in SHAPES, FILLS and COLOURS, -1 if not mentioned; conditions."""
+class Said:
+    """What B captions name: positions in SHAPES, FILLS and COLOURS, -1 if not mentioned, and conditions."""
 
-    texts: list[str]
     shape: Numbers
     fill: Numbers
     colour: Numbers
     conditions: Flags
     """`[B, conditions]`"""
 
-    def rows(self, rows: Numbers) -> Captioned:
-        """The captions at these positions."""
-        texts = [self.texts[row] for row in rows]
-        return Captioned(texts, self.shape[rows], self.fill[rows], self.colour[rows], self.conditions[rows])
+    def fits(self, images: Pool) -> Flags:
+        """Which captions (columns) are true of which images (rows) in all they say, `[N, B]`."""
+        result = images.shape[:, None] == self.shape[None]
+        for own, said in ((images.fill, self.fill), (images.colour, self.colour)):
+            result &= (said[None] < 0) | (own[:, None] == said[None])
+        missing = self.conditions[None] & ~images.conditions[:, None]
+        return np.asarray(result & ~missing.any(axis=-1))
 
 
 @dataclass(frozen=True)
 class Habits:
     """How often captions do something, as probabilities."""
 
-    condition: float = 0.65
+    condition: float = 0.35
     """Name a condition of the picture that a filter made."""
-    scene: float = 0.25
+    scene: float = 0.15
     """Name its medium or its size."""
-    place: float = 0.5
-    homonym: float = 0.5
-    twice: float = 0.15
+    place: float = 0.6
+    homonym: float = 0.6
+    twice: float = 0.08
     """Say conditions and place again in other words: what fills the context is true as well."""
 
 
-def describe(images: Pool, draw: Draw, habits: Habits) -> Captioned:
-    """One caption for each of B images."""
+def choose(images: Pool, draw: Draw, habits: Habits) -> Said:
+    """What the captions of B images name, one for each image."""
     count = len(images.shape)
     kind = draw.choice(4, size=count, p=(0.36, 0.32, 0.20, 0.12))
-    hidden = images.colour < 0
     fill = np.where(kind <= 1, images.fill, -1)
-    colour = np.where(((kind == 0) | (kind == 2)) & ~hidden, images.colour, -1)
+    colour = np.where(((kind == 0) | (kind == 2)) & (images.colour >= 0), images.colour, -1)
     often = np.where([one.filter is None for one in CONDITIONS.values()], habits.scene, habits.condition)
-    named = images.conditions & (draw.random(images.conditions.shape) < often)
-    places = [_one(tuple(PLACES), draw) if draw.random() < habits.place else None for _ in range(count)]
+    return Said(images.shape, fill, colour, images.conditions & (draw.random(images.conditions.shape) < often))
+
+
+def worded(said: Said, draw: Draw, habits: Habits) -> list[str]:
+    """B captions that name this, each in words, with a place and at a length of its own."""
     texts = []
-    for index in range(count):
-        phrase = _phrase(int(images.shape[index]), int(fill[index]), int(colour[index]), places[index], draw, habits)
-        said = [name for name, flag in zip(CONDITIONS, named[index].tolist(), strict=True) if flag]
-        texts.append(_sentence(phrase, said, places[index], draw.random() < habits.twice, draw))
-    return Captioned(texts, images.shape, fill, colour, named)
+    for index in range(len(said.shape)):
+        place = _one(tuple(PLACES), draw) if draw.random() < habits.place else None
+        names = [name for name, flag in zip(CONDITIONS, said.conditions[index].tolist(), strict=True) if flag]
+        shape, fill, colour = (int(each[index]) for each in (said.shape, said.fill, said.colour))
+        phrase = _phrase(shape, fill, colour, place, draw, habits)
+        texts.append(_sentence(phrase, names, place, draw.random() < habits.twice, draw))
+    return texts
 
 
 def _phrase(shape: int, fill: int, colour: int, place: str | None, draw: Draw, habits: Habits) -> str:

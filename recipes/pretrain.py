@@ -14,18 +14,20 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import captions
+import image_stage
 import numpy as np
-import objective
 import publish
 import score
+import text_stage
 import torch
 import vocabulary
-from pool import Pool, batch, draw_pool
+from pool import Pool, draw_pool
 from torch import Tensor
 
 from fedvlm import clip, durable, tensors
@@ -33,12 +35,12 @@ from fedvlm.clip.config import ClipConfig, Text, Transformer, ViT
 from fedvlm.clip.preprocess import Preprocess
 from fedvlm.clip.tokenizer import Tokenizer
 from fedvlm.streams import stream, torch_stream
+from fedvlm.tensors import Named
 
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
              "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
 """By default glibc may hand every large tensor back to the system and fetch it again, which can cost more than the
-arithmetic. It reads these settings when a process starts. Operations use one thread each (`objective.step` has its own
-threads)."""
+arithmetic. It reads these settings when a process starts. Operations use one thread each (`objective.THREADS`)."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,64 @@ class Settings:
     seed: int = 0
     images: int = 200_000
     """Scenes in the pool."""
-    steps: int = 12_000
-    batch: int = 128
-    rate: float = 1.5e-3
-    """Peak learning rate."""
+    image_steps: int = 8000
+    image_batch: int = 128
+    image_rate: float = 1.5e-3
+    """Peak learning rate of the first stage."""
+    text_steps: int = 6000
+    text_batch: int = 256
+    text_rate: float = 1e-3
+    """Peak learning rate of the second stage."""
     warmup: int = 300
-    """Steps of linear warm-up; a cosine to 1 % of the peak follows."""
+    """Steps of linear warm-up in each stage; a cosine to 1 % of the peak follows."""
     decay: float = 0.1
     """Weight decay of matrices (not of embeddings, gains and biases)."""
     filters: float = 0.3
-    """Share of the steps until pictures have all their filters; the first ones have none."""
-    attributes: float = 1.0
-    """Weight of the loss that reads the attributes from the image's feature."""
+    """Share of the first stage until pictures have all their filters; the first ones have none."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of both stages."""
+        return self.image_steps + self.text_steps
+
+    @property
+    def pairs(self) -> int:
+        """Images with a caption that were seen."""
+        return self.image_steps * self.image_batch + self.text_steps * self.text_batch
 
 
 @dataclass
 class Job:
-    """A training run: the model, its optimiser, and where it stands."""
+    """A training run: the model, what stands around it, and where it stands."""
 
     settings: Settings
     model: clip.FrozenCLIP
-    heads: objective.Heads
-    """Reads attributes from image features; thrown away at the end."""
-    optimizer: torch.optim.AdamW
+    scaffold: image_stage.Scaffold
     step: int = 0
     seconds: float = 0.0
+    optimizer: torch.optim.AdamW = field(init=False)
+    """Of the stage that the run is in."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether the run is in its second stage."""
+        return self.step >= self.settings.image_steps
+
+    def trained(self) -> Named:
+        """What the present stage trains."""
+        return text_stage.trained(self.model) if self.reads else image_stage.trained(self.model, self.scaffold)
+
+    def enter(self) -> None:
+        """Begin (or take up) the present stage with an optimiser of its own."""
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        for name, parameter in self.trained().items():
+            groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
+        decay = self.settings.decay
+        self.optimizer = torch.optim.AdamW(
+            [{"params": groups[True], "weight_decay": decay}, {"params": groups[False], "weight_decay": 0.0}],
+            betas=(0.9, 0.98),
+            eps=1e-6,
+        )
 
 
 def main() -> None:
@@ -80,101 +115,110 @@ def main() -> None:
     if not ENVIRONMENT.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
     arguments = _arguments()
-    names = Settings.__dataclass_fields__
-    settings = Settings(**{name: getattr(arguments, name) for name in names})
+    settings = Settings(**{name: getattr(arguments, name) for name in Settings.__dataclass_fields__})
     job = start(settings)
     work = arguments.out.with_name(arguments.out.name + ".training")
     resume(job, work)
     log(f"{sum(p.numel() for p in job.model.parameters()):,} weights; {asdict(settings)}; from step {job.step}")
     if job.step < settings.steps:
-        train(job, draw_pool(settings.images, settings.seed), work, arguments.out, arguments.every)
+        train(job, draw_pool(settings.images, settings.seed), work, arguments.every)
     publish.export(job.model, arguments.out)
     table = score.table(clip.load(str(arguments.out)), images=arguments.score)
-    facts = publish.Facts(asdict(settings), settings.steps * settings.batch, job.seconds)
+    facts = publish.Facts(asdict(settings), settings.pairs, job.seconds)
     durable.write_text(arguments.out / "CARD.md", publish.card(job.model, facts, table))
     log(score.text(table))
 
 
 def start(settings: Settings) -> Job:
-    """The untrained model and its optimiser."""
+    """The untrained model."""
     inner = vocabulary.build(captions.vocabulary())
     tower = Transformer(width=128, layers=6, heads=4, mlp=512)
     shape = ClipConfig(ViT(48, 12, tower), Text(captions.CONTEXT, inner.get_vocab_size(), tower), 128)
     model = clip.FrozenCLIP(shape, Tokenizer(inner, captions.CONTEXT), Preprocess(48), "embedded", "")
     clip.initialise(model, torch_stream(settings.seed, "pretraining weights"))
     model.requires_grad_(True)
-    heads = objective.Heads(shape)
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in objective.named(model, heads).items():
-        groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": settings.decay}, {"params": groups[False], "weight_decay": 0.0}],
-        lr=settings.rate,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-    return Job(settings, model, heads, optimizer)
+    scaffold = image_stage.Scaffold(shape)
+    scaffold.initialise(torch_stream(settings.seed, "pretraining scaffold"))
+    job = Job(settings, model, scaffold)
+    job.enter()
+    return job
 
 
-def train(job: Job, pool: Pool, work: Path, out: Path, every: int) -> None:
-    """All remaining steps; every so many of them the state is kept and the model exported."""
-    begun, before, losses = time.monotonic(), job.seconds, []
-    first = job.step
+def train(job: Job, pool: Pool, work: Path, every: int) -> None:
+    """All remaining steps of both stages; every so many of them the state is kept and told."""
     while job.step < job.settings.steps:
-        losses.append(advance(job, pool))
+        stage(job, pool, work, every)
+
+
+def stage(job: Job, pool: Pool, work: Path, every: int) -> None:
+    """The remaining steps of the present stage."""
+    settings, reads = job.settings, job.reads
+    first, last = (settings.image_steps, settings.steps) if reads else (0, settings.image_steps)
+    peak, size = (settings.text_rate, settings.text_batch) if reads else (settings.image_rate, settings.image_batch)
+    begun, before, losses = time.monotonic(), job.seconds, deque[float](maxlen=50)
+    remembered = text_stage.remember(job.model, pool, settings.seed) if reads else None
+    while job.step < last:
+        for group in job.optimizer.param_groups:
+            group["lr"] = peak * schedule(job.step - first, last - first, settings.warmup)
+        job.optimizer.zero_grad(set_to_none=True)
+        if remembered:
+            draw = stream(settings.seed, "pretraining captions", job.step)
+            losses.append(text_stage.step(job.model, remembered, size, draw))
+        else:
+            draws = [stream(settings.seed, "pretraining images", job.step, part) for part in range(2)]
+            losses.append(image_stage.step(job.model, job.scaffold, pool, size, draws, ramp(settings, job.step)))
+        update(job)
+        if job.step == last:
+            job.enter()
         job.seconds = before + time.monotonic() - begun
         if job.step % 50 == 0:
-            rate = (job.step - first) * job.settings.batch / (job.seconds - before)
-            log(f"step {job.step} loss {np.mean(losses[-50:]):.3f} {rate:.0f} pairs/s {job.seconds:.0f} s")
+            log(f"step {job.step} loss {np.mean(losses):.3f} {job.seconds:.0f} s")
         if job.step % every == 0:
             keep(job, work)
-            publish.export(job.model, out)
-            log(score.text(score.table(job.model, images=200, seed=1, styles=("photo", "drawing", "neon"))))
+            if reads:
+                log(score.text(score.table(job.model, images=200, seed=1, styles=("photo", "drawing", "neon"))))
 
 
-def advance(job: Job, pool: Pool) -> float:
-    """One optimiser step on a fresh batch; the loss before it."""
-    draw = stream(job.settings.seed, "pretraining batch", job.step)
-    images = batch(pool, job.settings.batch, draw, ramp(job.settings, job.step))
-    captioned = captions.describe(images, draw, captions.Habits())
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate(job.settings, job.step)
-    job.optimizer.zero_grad(set_to_none=True)
-    loss = objective.step(job.model, job.heads, images, captioned, job.settings.attributes)
-    torch.nn.utils.clip_grad_norm_(job.model.parameters(), 1.0)
+def update(job: Job) -> None:
+    """One step of the optimiser, with gradients of at most norm 1 and a logit scale of at most 100."""
+    torch.nn.utils.clip_grad_norm_(job.trained().values(), 1.0)
     job.optimizer.step()
     with torch.no_grad():
         job.model.logit_scale.clamp_(max=math.log(100))
     job.step += 1
-    return loss
 
 
-def rate(settings: Settings, step: int) -> float:
-    """Learning rate of a step: a linear warm-up, then a cosine to 1 % of the peak."""
-    if step < settings.warmup:
-        return settings.rate * (step + 1) / settings.warmup
-    share = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step: a linear warm-up, then a cosine to 1 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def ramp(settings: Settings, step: int) -> float:
-    """How far the filters have come at a step: 0 at first, 1 from the share `filters` of all steps on."""
-    return min(1.0, step / max(1.0, settings.filters * settings.steps))
+    """How far the filters have come at a step: 0 at first, 1 from the share `filters` of the first stage on."""
+    return min(1.0, step / max(1.0, settings.filters * settings.image_steps))
 
 
 def keep(job: Job, work: Path) -> None:
-    """Keep what is needed to go on: weights, both moments of the optimiser, and the count of steps."""
+    """Keep what is needed to go on: all weights, both moments of the stage's optimiser, and the count of steps."""
     work.mkdir(parents=True, exist_ok=True)
-    state: tensors.Named = {}
-    for name, parameter in objective.named(job.model, job.heads).items():
-        moments = job.optimizer.state[parameter]
-        state |= {name: parameter.data, f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
+    state: tensors.Named = {name: value.data for name, value in weights(job).items()}
+    for name, parameter in job.trained().items():
+        if moments := job.optimizer.state.get(parameter):
+            state |= {f"{name}#1": moments["exp_avg"], f"{name}#2": moments["exp_avg_sq"]}
     tensors.save(work / f"{job.step}.safetensors", state)
     progress = {"step": job.step, "seconds": job.seconds, "settings": asdict(job.settings)}
     durable.write_json(work / "progress.json", progress)
     for old in work.glob("*.safetensors"):
         if old.stem != str(job.step):
             old.unlink()
+
+
+def weights(job: Job) -> tensors.Named:
+    """All weights of both stages."""
+    return image_stage.trained(job.model, job.scaffold) | text_stage.trained(job.model)
 
 
 def resume(job: Job, work: Path) -> None:
@@ -187,11 +231,16 @@ def resume(job: Job, work: Path) -> None:
         sys.exit(f"{work} belongs to a run with other settings: remove it or give another --out")
     job.step, job.seconds = progress["step"], progress["seconds"]
     state = tensors.load(work / f"{job.step}.safetensors")
-    for name, parameter in objective.named(job.model, job.heads).items():
+    for name, parameter in weights(job).items():
         parameter.data.copy_(state[name])
-        job.optimizer.state[parameter] = {
-            "step": torch.tensor(float(job.step)), "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],
-        }  # fmt: skip
+    job.enter()
+    begun = job.settings.image_steps if job.reads else 0
+    for name, parameter in job.trained().items():
+        if f"{name}#1" in state:
+            job.optimizer.state[parameter] = {
+                "step": torch.tensor(float(job.step - begun)),
+                "exp_avg": state[f"{name}#1"], "exp_avg_sq": state[f"{name}#2"],
+            }  # fmt: skip
 
 
 def log(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ sys.path.insert(0, str(RECIPES))
 
 import captions  # noqa: E402
 import conditions  # noqa: E402
+import image_stage  # noqa: E402
 import objective  # noqa: E402
 import pretrain  # noqa: E402
+import text_stage  # noqa: E402
 import vocabulary  # noqa: E402
 from pool import Pool, batch, draw_pool  # noqa: E402
 
@@ -74,38 +77,42 @@ def words(text: str) -> set[str]:
 
 @pytest.mark.parametrize("habits", [captions.Habits(), captions.Habits(1.0, 1.0, 1.0, 1.0, 1.0)])
 def test_captions_name_what_they_are_said_to_name(habits: captions.Habits) -> None:
-    images = pictures(300)
-    told = captions.describe(images, np.random.default_rng(0), habits)
-    assert not (told.conditions & ~images.conditions).any()
-    for index, text in enumerate(told.texts):
-        said = words(text)
-        for names, named in ((FILLS, told.fill), (tuple(COLOURS), told.colour)):
+    images, draw = pictures(300), np.random.default_rng(0)
+    said = captions.choose(images, draw, habits)
+    assert not (said.conditions & ~images.conditions).any()
+    assert said.fits(images).diagonal().all()
+    for index, text in enumerate(captions.worded(said, draw, habits)):
+        read = words(text)
+        for names, named in ((FILLS, said.fill), (tuple(COLOURS), said.colour)):
             for position, name in enumerate(names):
-                mentioned = bool(said & {name, *captions.SYNONYMS.get(name, ())})
+                mentioned = bool(read & {name, *captions.SYNONYMS.get(name, ())})
                 assert mentioned == (position == named[index]), text
-        own = SHAPES[int(told.shape[index])]
+        own = SHAPES[int(said.shape[index])]
         homonyms = [word for word, one in HOMONYMS.items() if own in (one.first, one.second)]
-        assert said & {own, *captions.SYNONYMS.get(own, ()), *homonyms}, text
+        assert read & {own, *captions.SYNONYMS.get(own, ()), *homonyms}, text
         for position, condition in enumerate(conditions.CONDITIONS.values()):
             ways = [*(f"{word} " for word in condition.before), *condition.behind]
-            assert any(way in text for way in ways) == told.conditions[index, position], text
+            assert any(way in text for way in ways) == said.conditions[index, position], text
 
 
 def test_a_place_decides_what_a_word_of_two_meanings_means() -> None:
-    images = pictures(400)
-    told = captions.describe(images, np.random.default_rng(0), captions.Habits(place=1.0, homonym=1.0))
+    def captioned(habits: captions.Habits) -> list[tuple[str, str]]:
+        draw = np.random.default_rng(0)
+        said = captions.choose(pictures(400), draw, habits)
+        return [
+            (text, SHAPES[shape])
+            for text, shape in zip(captions.worded(said, draw, habits), said.shape.tolist(), strict=True)
+        ]
+
     seen = set()
-    for index, text in enumerate(told.texts):
+    for text, shape in captioned(captions.Habits(place=1.0, homonym=1.0)):
         place = next(name for name, phrases in PLACES.items() if any(phrase in text for phrase in phrases))
         for word in words(text) & set(HOMONYMS):
-            assert HOMONYMS[word].meaning(place) == SHAPES[int(told.shape[index])], text
+            assert HOMONYMS[word].meaning(place) == shape, text
             seen.add(word)
     assert seen == set(HOMONYMS)
-    free = captions.describe(images, np.random.default_rng(0), captions.Habits(place=0.0, homonym=1.0))
-    firsts = [
-        HOMONYMS[word].first == SHAPES[int(shape)]
-        for text, shape in zip(free.texts, free.shape, strict=True) for word in words(text) & set(HOMONYMS)
-    ]  # fmt: skip
+    free = captioned(captions.Habits(place=0.0, homonym=1.0))
+    firsts = [HOMONYMS[word].first == shape for text, shape in free for word in words(text) & set(HOMONYMS)]
     assert len(firsts) == 400
     assert 0.68 < np.mean(firsts) < 0.82
 
@@ -114,16 +121,16 @@ def test_the_federation_s_styles_are_not_in_captions() -> None:
     assert not set(captions.vocabulary()) & set(STYLES)
 
 
-def test_positives_are_the_captions_that_are_true() -> None:
+def test_a_caption_is_true_only_where_all_that_it_says_is() -> None:
     number, flags = np.array([0, 0, 1]), np.zeros((3, len(conditions.NAMES)), dtype=bool)
     flags[0, 3] = True
     images = Pool(np.zeros((3, 1, 1, 3), np.uint8), number, np.array([2, 3, 2]), np.array([5, -1, 5]), flags, number)
-    told = captions.Captioned([""] * 3, number, np.array([2, -1, -1]), np.array([-1, -1, 4]), np.zeros_like(flags))
-    assert objective.fits(images, told).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
-    told.conditions[1, 3] = True
-    assert objective.fits(images, told)[:, 1].tolist() == [True, False, False]
-    coloured = captions.Captioned([""] * 3, number, told.shape * 0 - 1, np.array([5, 5, 5]), np.zeros_like(flags))
-    assert objective.fits(images, coloured)[1].tolist() == [False, False, False]  # its colour is hidden
+    said = captions.Said(number, np.array([2, -1, -1]), np.array([-1, -1, 4]), np.zeros_like(flags))
+    assert said.fits(images).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
+    said.conditions[1, 3] = True
+    assert said.fits(images)[:, 1].tolist() == [True, False, False]
+    coloured = captions.Said(number, said.shape * 0 - 1, np.array([5, 5, 5]), np.zeros_like(flags))
+    assert coloured.fits(images)[1].tolist() == [False, False, False]  # its colour is hidden
 
 
 def test_filters_do_what_their_names_say() -> None:
@@ -176,16 +183,15 @@ def test_a_batch_says_how_it_is_filtered() -> None:
 
 
 def test_rate_rises_and_falls() -> None:
-    settings = pretrain.Settings(steps=210, warmup=10, rate=1.0)
-    rates = [pretrain.rate(settings, step) for step in range(settings.steps)]
-    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[110] == pytest.approx(0.01 + 0.99 / 2)  # half way down the cosine
-    assert 0.01 < rates[-1] < 0.011
+    shares = [pretrain.schedule(step, 210, 10) for step in range(210)]
+    assert shares[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[110] == pytest.approx(0.01 + 0.99 / 2)  # half way down the cosine
+    assert 0.01 < shares[-1] < 0.011
 
 
 def test_filters_come_in_slowly() -> None:
-    settings = pretrain.Settings(steps=100, filters=0.5)
+    settings = pretrain.Settings(image_steps=100, filters=0.5)
     assert [pretrain.ramp(settings, step) for step in (0, 25, 50, 99)] == [0, 0.5, 1, 1]
 
 
@@ -196,14 +202,23 @@ def test_pool_is_reproducible_and_names_black_and_white_pictures_gray() -> None:
     assert (pool.colour[flat] == list(COLOURS).index("gray")).all()
 
 
-def test_a_few_steps_make_a_model_that_loads_and_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, str(RECIPES / "pretrain.py"), "--out", str(tmp_path / "model"), "--images", "48"]
-    command += ["--steps", "3", "--batch", "8", "--every", "2", "--score", "16"]
+@pytest.mark.parametrize(
+    ("image_steps", "text_steps", "every"),
+    [(5, 1, 4), (4, 3, 4), (3, 3, 5)],
+    ids=["kept in the first stage", "kept between the stages", "kept in the second stage"],
+)
+def test_a_few_steps_make_a_model_that_loads_and_goes_on(
+    image_steps: int, text_steps: int, every: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(RECIPES / "pretrain.py"), "--images", "48", "--score", "16", "--image_batch", "8"]
+    command += ["--image_steps", str(image_steps), "--text_steps", str(text_steps), "--text_batch", "8"]
+    command += ["--out", str(tmp_path / "model"), "--every", str(every)]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "model.training" / "progress.json").read_text())["step"] == every
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "from step 0" in first.stdout
-    assert "from step 2" in again.stdout
+    assert f"from step {every}" in again.stdout
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights  # as if it had never been interrupted
     model = clip.load(str(tmp_path / "model"))
     features = model.classifier(["striped fish", "solid star"])
@@ -212,21 +227,37 @@ def test_a_few_steps_make_a_model_that_loads_and_goes_on(tmp_path: Path) -> None
     assert "python recipes/pretrain.py" in (tmp_path / "model" / "CARD.md").read_text()
 
 
-def test_a_step_in_parts_has_the_gradients_of_the_whole_batch() -> None:
-    """In parts of a batch whose pictures all show their colours; elsewhere means of colours are those of the parts."""
+def test_a_batch_in_parts_has_the_gradients_of_the_whole_batch() -> None:
+    """Of the text encoder; the first stage's parts are batches of their own, whose losses are averaged."""
     job = pretrain.start(pretrain.Settings())
-    images = batch(draw_pool(24, 0), 24, np.random.default_rng(0), filters=0.0)
-    captioned = captions.describe(images, np.random.default_rng(1), captions.Habits())
-    for layer in (job.heads.attributes, job.heads.outline):
-        torch.nn.init.normal_(layer.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    trained = objective.named(job.model, job.heads)
-    found = objective.step(job.model, job.heads, images, captioned, 0.5)
+    remembered = text_stage.remember(job.model, draw_pool(500, 0), 0)
+    assert remembered.features.norm(dim=-1).sub(1).abs().max() < 1e-5
+    trained = text_stage.trained(job.model)
+    found = text_stage.step(job.model, remembered, 24, np.random.default_rng(1))
     parts = {name: parameter.grad for name, parameter in trained.items()}
-    whole = objective.forward(job.model, job.heads, images, captioned)
-    logits = job.model.logits(whole.images, whole.texts)
-    loss = objective.contrastive(logits, objective.fits(images, captioned)) + 0.5 * whole.reading
+    draw, habits = np.random.default_rng(1), captions.Habits()
+    rows = draw.integers(500, size=24)
+    said = captions.choose(remembered.images.rows(rows), draw, habits)
+    texts = job.model.encode_text(*text_stage.encode(job.model, captions.worded(said, draw, habits)))
+    true = said.fits(remembered.images.rows(rows))
+    loss = objective.contrastive(job.model.logits(remembered.features[rows], texts), true)
     gradients = torch.autograd.grad(loss, list(trained.values()))
     assert found == pytest.approx(loss.item(), rel=1e-5)
     for (name, part), gradient in zip(parts.items(), gradients, strict=True):
         assert part is not None
         assert (part - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
+
+
+def test_the_first_stage_learns_what_is_in_few_pictures() -> None:
+    job = pretrain.start(pretrain.Settings())
+    pool = draw_pool(16, 0)
+    losses = []
+    for step in range(40):
+        draws = [np.random.default_rng((step, part)) for part in range(2)]
+        job.optimizer.zero_grad(set_to_none=True)
+        losses.append(image_stage.step(job.model, job.scaffold, pool, 16, draws, 0.0))
+        for group in job.optimizer.param_groups:
+            group["lr"] = 1e-3
+        pretrain.update(job)
+    assert losses[-1] < 0.6 * losses[0]
+    assert {name for name, value in image_stage.trained(job.model, job.scaffold).items() if value.grad is None} == set()
