@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from fedvlm.data.scenes import COLOURS, FILLS, SHAPES
-from fedvlm.data.scenes.words import HOMONYMS, PLACES, class_words
+from fedvlm.data.scenes.words import HOMONYMS, PLACES, class_words, related
 from fedvlm.data.sources.scenes import ScenesData, choose_classes, scenes_source
 from fedvlm.errors import FedvlmError
 
@@ -71,6 +72,21 @@ def test_novel_classes_with_shapes_of_their_own(base: int, novel: int) -> None:
         assert not {shape for _, shape in classes[:base]} & {shape for _, shape in classes[base:]}
         if base >= 4:
             assert len({shape for _, shape in classes[:base]}) < base  # fills matter
+
+
+def test_shapes_stand_beside_those_that_their_words_confuse_them_with() -> None:
+    row = related()
+    assert sorted(row) == sorted(SHAPES)
+    pairs = {(one.first, one.second) for one in HOMONYMS.values()}
+    assert sum(pair in pairs for pair in itertools.pairwise(row)) == 18  # one step is from row to row
+    together = []
+    for seed in range(10):
+        classes = choose_classes(20, 20, seed, own=True)
+        for part in (classes[:20], classes[20:]):
+            shapes = {shape for _, shape in part}
+            assert 7 <= len(shapes) <= 10
+            together.append(sum({first, second} <= shapes for first, second in pairs))
+    assert np.mean(together) > 6  # shapes drawn by chance: 4
 
 
 def test_too_few_shapes_for_both() -> None:

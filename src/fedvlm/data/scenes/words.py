@@ -65,6 +65,18 @@ HOMONYMS: dict[str, Homonym] = {
 """Each shape is the first meaning of one word and the second of another."""
 
 
+def related() -> list[str]:
+    """All shapes in a row, each followed by the one that its word means less often (or by the next such row)."""
+    after = {one.first: one.second for one in HOMONYMS.values()}
+    row: list[str] = []
+    while rest := [shape for shape in after if shape not in row]:
+        shape = rest[0]
+        while shape not in row:
+            row.append(shape)
+            shape = after[shape]
+    return row
+
+
 def class_words(shapes: Iterable[str], share: float, rarer: float, draw: np.random.Generator) -> dict[str, str]:
     """What a data set calls each of its shapes: the plain word, or one with two meanings.
 

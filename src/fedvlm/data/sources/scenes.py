@@ -17,7 +17,7 @@ from fedvlm.data.record import Record, Source, Split
 from fedvlm.data.scenes.render import render
 from fedvlm.data.scenes.spec import FILLS, SHAPES, SceneSpec
 from fedvlm.data.scenes.styles import NEUTRAL, STYLES
-from fedvlm.data.scenes.words import class_words
+from fedvlm.data.scenes.words import class_words, related
 from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.streams import key, stream
@@ -39,7 +39,8 @@ class ScenesData(DataSource):
     test_per_class: Count = 20
     """Test images per class and style."""
     novel_shapes: Literal["any", "own"] = "any"
-    """`own`: novel classes have no shape of the base classes; `any`: they are new combinations of fill and shape."""
+    """`any`: novel classes are new combinations of fill and shape. `own`: they have no shape of the base classes, and
+    the shapes of either are such as words with two meanings confuse."""
     homonyms: Share = 0.0
     """Share of shapes that are called by a word of two meanings (`fedvlm.data.scenes.words`)."""
     rarer: Share = 0.35
@@ -116,7 +117,8 @@ def choose_classes(base: int, novel: int, seed: int, *, own: bool = False) -> li
 
     Drawn without replacement from the combinations of all fills with as few shapes as make fills matter (about
     three shapes for five classes), so that novel classes are new combinations of largely known parts. With `own` the
-    base and the novel classes have such shapes of their own, as many as there are for their number.
+    base and the novel classes have such shapes of their own, as many as there are for their number: neighbours in the
+    row in which a word's second meaning follows its first (`words.related`), begun at a random shape.
     """
     if base + novel > MOST:
         raise FedvlmError(
@@ -124,10 +126,12 @@ def choose_classes(base: int, novel: int, seed: int, *, own: bool = False) -> li
             f"({len(FILLS)} fills x {len(SHAPES)} shapes): ask for fewer"
         )
     draw = stream(seed, "scene classes")
-    shapes = [SHAPES[index] for index in draw.permutation(len(SHAPES))]
     if own:
         first, second = _shared_out(base, novel)
+        row, start = related(), int(draw.integers(len(SHAPES)))
+        shapes = [*row[start:], *row[:start]]
         return _combined(shapes[:first], base, draw) + _combined(shapes[first : first + second], novel, draw)
+    shapes = [SHAPES[index] for index in draw.permutation(len(SHAPES))]
     return _combined(shapes[: max(_enough(max(base, novel)), _least(base + novel))], base + novel, draw)
 
 
