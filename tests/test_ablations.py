@@ -110,8 +110,9 @@ def test_one_rate_for_all_variants_that_of_the_preset_they_are_like(name: str) -
     assert not [key for table in own.get("method", {}).values() for key in table if key in ("lr", "gate_lr")]
 
 
-def test_the_sweeps_are_what_reviewers_asked_for() -> None:
+def test_the_sweeps_are_what_reviewers_and_the_calibration_asked_for() -> None:
     asked = {
+        "calibration_shots": "data.shots", "calibration_templates": "data.styles",
         "ablation_shots": "data.shots", "ablation_clients": "partition.clients", "ablation_sizes": "partition.alpha",
         "ablation_labels": "partition.alpha", "ablation_participation": "participation",
     }  # fmt: skip
