@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from calibrate import format_estimate
+
+from fedvlm.reports import grid
 from fedvlm.reports.statistics import Estimate, estimate
 from fedvlm.runs.folder import RunFolder
 from fedvlm.runs.result import PointResult
@@ -87,14 +90,12 @@ def pairs(ours: Results, name: str) -> Iterator[Pair]:
 
 def text(found: list[Pair]) -> str:
     """The pairs in Markdown, disagreements first, and the counts."""
-    lines = ["| table | metric | methods | published | here | same sign? |", "|---|---|---|---|---|---|"]
+    rows = []
     for pair in sorted(found, key=lambda pair: (pair.agrees, not pair.clear)):
-        half = "" if pair.ours.half is None else f" ± {pair.ours.half:.1f}"
         same = ("yes" if pair.agrees else "**no**") + ("" if pair.clear else ", unclear")
-        lines.append(
-            f"| {pair.table} | {pair.metric} | {pair.first} - {pair.second} | {pair.published:+.1f} "
-            f"| {pair.ours.mean:+.1f}{half} | {same} |"
-        )
+        methods, here = f"{pair.first} - {pair.second}", format_estimate(pair.ours)
+        rows.append([pair.table, pair.metric, methods, f"{pair.published:+.1f}", here, same])
+    lines = [grid.markdown(["table", "metric", "methods", "published", "here", "same sign?"], rows)]
     for name in dict.fromkeys(pair.table for pair in found):
         mine = [pair for pair in found if pair.table == name]
         right, clear = [pair for pair in mine if pair.agrees], [pair for pair in mine if pair.clear]

@@ -18,6 +18,7 @@ from itertools import combinations
 from pathlib import Path
 
 from fedvlm import durable, experiment, overrides, presets
+from fedvlm.reports import grid
 from fedvlm.reports.statistics import Estimate, estimate
 from fedvlm.runs.result import PointResult
 from fedvlm.studies import study, sweep
@@ -36,7 +37,6 @@ CONDITION = {"sketch": "drawn", "neon": "dark", "blueprint": "bluish", "watercol
 
 NOVEL_ORDER = {"local_mma": 76.80, "maple": 75.14, "zero_shot": 74.22, "kgcoop": 73.60, "cocoop": 71.69, "coop": 63.22}
 """Published accuracies on new classes (base-to-new protocol, ViT-B/16, 16 shots, mean of 11 data sets)."""
-
 
 HEADING = "## What it shows of CLIP"
 """The last section of a model card."""
@@ -166,8 +166,8 @@ def collect(model: str, seeds: Sequence[int], folder: Path, processes: int) -> R
         settings = {**presets.settings(preset), "seeds": list(seeds)}
         if preset in METHODS:
             settings["methods"] = METHODS[preset]
-        for value, one in _experiments(settings, words).items():
-            out = folder / (f"{preset}-{len(runs.points)}" if value else preset)
+        for place, (value, one) in enumerate(_experiments(settings, words).items()):
+            out = folder / (f"{preset}-{place}" if value else preset)
             results = study.run(study.single_plan(one, out), Options(resume=True, processes=processes))
             if results.failures:
                 raise SystemExit("\n".join(f"{preset}: {name}: {why}" for name, why in results.failures.items()))
@@ -199,17 +199,15 @@ def table(runs: Runs) -> list[dict[str, object]]:
 
 def text(rows: list[dict[str, object]], seeds: int) -> str:
     """The table in Markdown."""
-    lines = [
-        f"| fact | published | here, mean and 95 % interval over {seeds} seeds | same sign or order? |",
-        "|---|---|---|---|",
-    ]
+    heads = ["fact", "published", f"here, mean and 95 % interval over {seeds} seeds", "same sign or order?"]
+    cells = []
     for row in rows:
         here = format_estimate(Estimate(float(row["mean"]), row["half"], seeds))  # type: ignore[arg-type]
         same = "yes" if row["same"] else "**no**"
         size = f"; wanted {row['wanted']}: {'yes' if row['sized'] else '**no**'}" if row["wanted"] else ""
-        lines.append(f"| {row['fact']} | {row['published']} | {here} | {same}{size} |")
+        cells.append([str(row["fact"]), str(row["published"]), here, same + size])
     right = sum(bool(row["same"]) for row in rows)
-    return "\n".join([*lines, "", f"{right} of {len(rows)} as published."])
+    return f"{grid.markdown(heads, cells)}\n\n{right} of {len(rows)} as published."
 
 
 def format_estimate(found: Estimate) -> str:
@@ -228,12 +226,13 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows = table(collect(arguments.model, seeds, arguments.out, arguments.processes))
+    said = text(rows, len(seeds))
     if arguments.card:
         before = arguments.card.read_text().partition(HEADING)[0]
-        durable.write_text(arguments.card, f"{before}{HEADING}\n{text(rows, len(seeds))}\n")
+        durable.write_text(arguments.card, f"{before}{HEADING}\n{said}\n")
     durable.write_text(arguments.out / "calibration.json", json.dumps(rows, indent=1) + "\n")
-    durable.write_text(arguments.out / "calibration.md", text(rows, len(seeds)) + "\n")
-    print(text(rows, len(seeds)))
+    durable.write_text(arguments.out / "calibration.md", said + "\n")
+    print(said)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from conditions import CONDITIONS
-from pool import Pool
+from conditions import CONDITIONS, Draw, Flags
+from pool import Numbers, Pool
 
 from fedvlm.data.scenes import COLOURS, FILLS, SHAPES
 from fedvlm.data.scenes.words import HOMONYMS, PLACES
-
-Numbers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-Draw = np.random.Generator
 
 CONTEXT = 32
 """Number of positions of the text encoder."""

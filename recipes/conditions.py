@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedvlm.data.scenes.geometry import LUMA
+
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 Draw = np.random.Generator
@@ -36,7 +38,7 @@ def _level(draw: Draw, pictures: Floats, low: float, high: float) -> Floats:
 
 
 def _brightness(pictures: Floats) -> Floats:
-    return (pictures @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    return (pictures @ np.array(LUMA, dtype=np.float32))[..., None]
 
 
 def _dark(x: Floats, draw: Draw) -> Floats:

@@ -10,7 +10,7 @@ Trains a federation and asks, over all pairs of clients after the last local tra
 - exchange: accuracy on a client's local test images with its own prompt, with another client's, and with none.
 And of every client's model: the accuracy with its gate as trained, with the gate's weights drawn anew, with its experts
 replaced by copies of its own prompt, and without gate (its prompt's own logits).
-What experts are worth in a comparison, with intervals, is the preset ablation_experts.
+What experts are worth in a comparison, with intervals, is the preset ablation_mixture.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def distances(made: Simulation, state: FederationState) -> Numbers:
     def named(text: Tensor, images: Sequence[int]) -> Tensor:
         return (F.normalize(site.activations.get(images, mixture.entry).float(), dim=-1) @ text.T).argmax(-1)
 
-    everything = sorted({image for images in site.federation.tests.values() for image in images})
-    everything = [image for image in everything if site.federation.source.records[image].label in base_labels(made)]
-    guesses = [named(text, everything) for text in texts]
+    tests = sorted({image for client in clients for image in site.federation.tests[client.base]})
+    guesses = [named(text, tests) for text in texts]
     differ = [(guesses[i] != guesses[j]).float().mean() for i, j in pairs]
     own, other, none = [], [], []
     for i, client in enumerate(clients):
@@ -93,11 +92,6 @@ def distances(made: Simulation, state: FederationState) -> Numbers:
         "Local with the own prompt": 100 * mean(own), "Local with another client's": 100 * mean(other),
         "Local with the template": 100 * mean(none),
     }  # fmt: skip
-
-
-def base_labels(made: Simulation) -> set[int]:
-    """Labels of the base classes in the source."""
-    return set(made.site.federation.base)
 
 
 def gates(made: Simulation, before: FederationState, state: FederationState) -> Numbers:

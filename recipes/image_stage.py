@@ -14,8 +14,8 @@ import captions
 import numpy as np
 import objective
 import torch
-from captions import Draw, Habits, Said
-from conditions import NAMES
+from captions import Habits, Said
+from conditions import NAMES, Draw
 from pool import Pool, batch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -17,8 +17,6 @@ from fedvlm import clip, durable
 from fedvlm.clip.tokenizer import EOT, SOT
 
 CARD = Path(__file__).with_name("CARD.template.md")
-
-
 NOT_CALIBRATED = "Not asked yet: `python recipes/calibrate.py --model DIR --card DIR/CARD.md`."
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fedvlm import clip
 from fedvlm.data.scenes import FILLS, NEUTRAL, SHAPES, STYLES, SceneSpec, render
+from fedvlm.reports import grid
 from fedvlm.streams import key, stream
 
 Table = dict[str, dict[str, float]]
@@ -34,14 +35,11 @@ def table(model: clip.FrozenCLIP, *, images: int = 1200, seed: int = 2, styles: 
 
 def by_strength(model: clip.FrozenCLIP, strengths: Sequence[float], *, images: int = 400) -> str:
     """20-way accuracies of fill and shape of every style at several strengths, as a table in Markdown."""
-    lines = [
-        "| style | " + " | ".join(f"{strength:g}" for strength in strengths) + " |",
-        "|---" * (len(strengths) + 1) + "|",
-    ]
+    rows = []
     for style in STYLES:
         found = [_accuracies(model, style, strength, images, 3)["fill+shape 20-way"] for strength in strengths]
-        lines.append(f"| {style} | " + " | ".join(f"{100 * value:.1f}" for value in found) + " |")
-    return "\n".join(lines)
+        rows.append([style, *(f"{100 * value:.1f}" for value in found)])
+    return grid.markdown(["style", *(f"{strength:g}" for strength in strengths)], rows)
 
 
 def _accuracies(model: clip.FrozenCLIP, style: str, strength: float, images: int, seed: int) -> dict[str, float]:
@@ -84,12 +82,12 @@ def _twenty(logits: torch.Tensor, truth: torch.Tensor, draw: np.random.Generator
 def text(scores: Table) -> str:
     """The table in Markdown, per cent."""
     columns = list(next(iter(scores.values())))
-    lines = ["| style | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for style, row in scores.items():
         strength = STYLES.get(style)
         name = style if strength is None else f"{style}:{strength:g}"
-        lines.append(f"| {name} | " + " | ".join(f"{100 * row[column]:.1f}" for column in columns) + " |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{100 * row[column]:.1f}" for column in columns)])
+    return grid.markdown(["style", *columns], rows)
 
 
 if __name__ == "__main__":

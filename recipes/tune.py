@@ -5,7 +5,7 @@
 The seeds differ from those that are reported, and with them classes, images and partition. A candidate is chosen once
 for each goal: the harmonic mean of Local, Base and Novel, and Local, which is what a method's authors look at who care
 for the client's own classes. Every method starts with a grid of the same kind. While the best candidate of a goal lies
-at an end of its grid, the grid gets a further value there.
+at an end of its grid, the grid gets a further value there; `edge` marks a winner that still lies at one.
 """
 
 from __future__ import annotations
@@ -180,11 +180,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--into", type=Path, help="a preset's file, into which the chosen values are written")
     args = parser.parse_args()
-    seeds, methods, goals = (
-        [int(seed) for seed in args.seeds.split(",")],
-        args.methods.split(","),
-        args.goals.split(","),
-    )
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    methods, goals = args.methods.split(","), args.goals.split(",")
     found = tune(args.preset, seeds, methods, args.out.with_suffix(""), goals, args.processes)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     if args.into:
@@ -194,6 +191,7 @@ def main() -> None:
         print(method + "".join(f"  {goal}: {row['rates']}" for goal, row in winners.items()))
         for row in sorted(rows, key=lambda row: list(row["rates"].values())):
             marks = [goal for goal, winner in winners.items() if winner is row]
+            marks += [f"edge: {', '.join(ends)}"] if marks and (ends := at_ends(rows, row)) else []
             print(f"  {row['rates']}", "/".join(str(row.get(name, "no result")) for name in SHOWN), *marks)
 
 

@@ -22,7 +22,7 @@ from fedvlm.data.settings import DataSource
 from fedvlm.errors import FedvlmError, nearest
 from fedvlm.streams import key, stream
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScenesData(DataSource):
@@ -41,9 +41,9 @@ class ScenesData(DataSource):
     novel_shapes: Literal["any", "own"] = "any"
     """`any`: novel classes are new combinations of fill and shape. `own`: they have no shape of the base classes, and
     the shapes of either are such as words with two meanings confuse."""
-    homonyms: Share = 0.0
+    homonyms: Probability = 0.0
     """Share of shapes that are called by a word of two meanings (`fedvlm.data.scenes.words`)."""
-    rarer: Share = 0.35
+    rarer: Probability = 0.35
     """Share of these that are called by a word which means them less often."""
 
     seeded: ClassVar[bool] = True
@@ -141,11 +141,12 @@ def _combined(shapes: list[str], count: int, draw: np.random.Generator) -> list[
 
 
 def _enough(classes: int) -> int:
-    """Shapes that a number of classes would have if there were no end of them."""
+    """Number of shapes with which fills matter for so many classes: about three for five."""
     return min(len(SHAPES), max(math.ceil(0.6 * classes), 2)) if classes else 0
 
 
 def _least(classes: int) -> int:
+    """The smallest number of shapes that gives so many combinations with all fills."""
     return math.ceil(classes / len(FILLS))
 
 
