@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import statistics
 from collections.abc import Iterator
@@ -31,12 +30,8 @@ SMALL = ["data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.
 
 
 def test_no_faults_are_no_part_of_a_digest() -> None:
-    plain = Experiment()
-    settings = {key: value for key, value in plain.resolved().items() if key not in ("name", "faults")}
-    settings["compute"] = {key: settings["compute"][key] for key in ("dtype", "kept_as")}
-    del settings["partition"]["late"]  # nor are late clients and other packages' metrics, where there are none
-    del settings["evaluation"]["metrics"]
-    assert plain.digest() == hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    plain = Experiment()  # tests/test_experiment.py has digests from before there were any
+    assert Experiment(faults=[]).digest() == plain.digest()
     assert Experiment(faults=["stale_text"]).digest() != plain.digest()
     assert Experiment(faults=["stale_text"]).digest() != Experiment(faults=["all"]).digest()
 
