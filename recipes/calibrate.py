@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import card
+
 from fedvlm import durable, experiment, overrides, presets
 from fedvlm.reports import grid
 from fedvlm.reports.statistics import Estimate, estimate
@@ -37,9 +39,6 @@ CONDITION = {"sketch": "drawn", "neon": "dark", "blueprint": "bluish", "watercol
 
 NOVEL_ORDER = {"local_mma": 76.80, "maple": 75.14, "zero_shot": 74.22, "kgcoop": 73.60, "cocoop": 71.69, "coop": 63.22}
 """Published accuracies on new classes (base-to-new protocol, ViT-B/16, 16 shots, mean of 11 data sets)."""
-
-HEADING = "## What it shows of CLIP"
-"""The last section of a model card."""
 
 
 class Runs:
@@ -222,14 +221,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--out", type=Path, default=Path("calibration"))
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--card", type=Path, help="a model card whose last section the table becomes")
+    parser.add_argument("--card", type=Path, help="a model card into which the table is put")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     rows = table(collect(arguments.model, seeds, arguments.out, arguments.processes))
     said = text(rows, len(seeds))
     if arguments.card:
-        before = arguments.card.read_text().partition(HEADING)[0]
-        durable.write_text(arguments.card, f"{before}{HEADING}\n{said}\n")
+        card.replace_section(arguments.card, card.CALIBRATION, said)
     durable.write_text(arguments.out / "calibration.json", json.dumps(rows, indent=1) + "\n")
     durable.write_text(arguments.out / "calibration.md", said + "\n")
     print(said)

@@ -1,9 +1,10 @@
 """How well a CLIP names drawn scenes it has never seen: zero-shot accuracies per style.
 
     python recipes/score.py embedded
+    python recipes/score.py DIR --card DIR/CARD.md
     python recipes/score.py embedded --strengths 0.2,0.4,0.6,0.8,1.0
 
-The second command shows how strong a style may be: the 20-way accuracy of fill and shape at several strengths, on
+The last command shows how strong a style may be: the 20-way accuracy of fill and shape at several strengths, on
 images of which no score is reported.
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
+import card
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -94,9 +97,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="embedded, or a model directory")
     parser.add_argument("--images", type=int, default=1200, help="images per style")
+    parser.add_argument("--card", type=Path, help="a model card into which the table is put")
     parser.add_argument("--strengths", help="of the federation's styles, such as 0.5,1.0")
     arguments = parser.parse_args()
     if arguments.strengths:
         print(by_strength(clip.load(arguments.model), [float(each) for each in arguments.strengths.split(",")]))
         raise SystemExit
-    print(text(table(clip.load(arguments.model), images=arguments.images)))
+    said = text(table(clip.load(arguments.model), images=arguments.images))
+    if arguments.card:
+        card.replace_section(arguments.card, card.BY_STYLE, said)
+    print(said)

@@ -33,7 +33,7 @@ def test_a_file_is_like_a_file_beside_it_that_is_like_a_preset(tmp_path: Path) -
     (tmp_path / "deep" / "two.toml").write_text('like = "../one.toml"\nseeds = [5]\n')
     found = presets.settings(str(tmp_path / "deep" / "two.toml"))
     assert (found["name"], found["rounds"], found["seeds"]) == ("two", 3, [5])
-    assert found["data"]["styles"] == ["halftone:0.6"]
+    assert found["data"]["styles"] == ["halftone"]
     assert "like" not in found
 
 

@@ -93,7 +93,7 @@ def test_published_values(name: str) -> None:
 def test_every_protocol_is_checked_against_its_paper() -> None:
     drawn = {name for name in presets.names() if chosen(name).data.source == "scenes"}
     asking = {name for name in presets.names() if name.startswith(("ablation_", "calibration_"))}
-    assert drawn == {"quickstart", "common_style", "newcomer"} | asking
+    assert drawn == {"quickstart", "quickstart_full", "common_style", "common_style_full", "newcomer"} | asking
     assert set(presets.names()) == {*PUBLISHED} | drawn
 
 

@@ -446,7 +446,7 @@ def test_what_differs_between_seeds_is_read_off_their_partitions() -> None:
 def test_unequal_training_is_told() -> None:
     assert comparing.budget_notes(settings()) == []
     assert comparing.budget_notes(settings("method.coop.epochs=3"))[0].endswith(
-        " 3 epochs x 16: coop; 1 epoch x 16: pfedmoap."
+        " 3 epochs x 16: coop; 2 epochs x 16: pfedmoap."
     )
     assert "coop" in comparing.budget_notes(settings("method.coop.fine_tune=2"))[0]
 

@@ -29,7 +29,7 @@ def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.Monk
     # A step is the difference of a longer and a shorter visit, which on a busy machine may be of either sign.
     assert all((row.naive.step_s, row.exact.step_s, row.naive.expert_s, row.kept_step_s))
     assert row.exact.counts == row.naive.counts
-    assert row.exact.counts["steps per round"] == 3  # 4 images in one batch of 16
+    assert row.exact.counts["steps per round"] == 6  # three clients, two epochs of 4 images in one batch of 16
     assert row.exact.counts["experts per round"] == 6
     assert row.exact.step_gflop > 0
     assert row.over_floor == pytest.approx(row.exact.step_s * row.exact.matmul_gflops / row.exact.step_gflop)

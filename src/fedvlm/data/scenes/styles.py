@@ -18,8 +18,8 @@ from fedvlm.data.scenes.spec import SIZE
 Style = Callable[[Geometry, Floats], Floats]
 
 STYLES: dict[str, float] = {
-    "sketch": 0.5, "neon": 0.9, "blueprint": 0.5, "watercolour": 1.0, "night": 1.0, "halftone": 0.62, "mosaic": 0.78,
-    "fog": 0.92, "chalk": 0.55, "glitch": 0.75,
+    "sketch": 0.5, "neon": 0.52, "blueprint": 0.52, "watercolour": 0.97, "night": 0.93, "halftone": 0.75,
+    "mosaic": 0.82, "fog": 0.97, "chalk": 0.5, "glitch": 0.88,
 }  # fmt: skip
 """Federated styles and their default strengths (how hard they are for the embedded model: its card)."""
 

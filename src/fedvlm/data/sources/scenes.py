@@ -43,7 +43,7 @@ class ScenesData(DataSource):
     the shapes of either are such as words with two meanings confuse."""
     homonyms: Probability = 0.0
     """Share of shapes that are called by a word of two meanings (`fedvlm.data.scenes.words`)."""
-    rarer: Probability = 0.35
+    rarer: Probability = 0.5
     """Share of these that are called by a word which means them less often."""
 
     seeded: ClassVar[bool] = True
