@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: demo test lint install install-dev clean
 
 demo: install
-	$(BIN)/fedvlm run quickstart --overwrite
+	$(BIN)/fedvlm run quickstart --overwrite --processes 2
 
 test: install-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -14,15 +14,21 @@ import tune
 
 
 def rows(**scores: tuple[float, float]) -> list[tune.Row]:
-    """Candidates with rates 0.1 to 1 (by the keys a, b, c) and their hm and local."""
+    """Candidates with rates 0.1 to 1 (by the keys a, b, c) and their hm and local, in steps of ten points."""
     rates = dict(zip("abc", (0.1, 0.3, 1.0), strict=True))
-    return [{"rates": {"lr": rates[key]}, "hm": hm, "local": local} for key, (hm, local) in scores.items()]
+    return [{"rates": {"lr": rates[key]}, "hm": 10 * hm, "local": 10 * local} for key, (hm, local) in scores.items()]
 
 
 def test_every_goal_has_its_own_winner_and_a_diverged_candidate_never_wins() -> None:
-    found = [*rows(a=(70, 80), b=(60, 90)), {"rates": {"lr": 1.0}}]
+    found = [*rows(a=(7, 8), b=(6, 9)), {"rates": {"lr": 1.0}}]
     assert tune.best(found, "hm")["rates"] == {"lr": 0.1}
     assert tune.best(found, "local")["rates"] == {"lr": 0.3}
+
+
+def test_among_equals_in_local_the_harmonic_mean_decides() -> None:
+    found = rows(a=(7.0, 9.8), b=(6.0, 9.9), c=(1.0, 9.91))
+    assert tune.best(found, "local")["rates"] == {"lr": 0.3}
+    assert tune.best(rows(a=(7.0, 9.81), b=(6.0, 9.9)), "local")["rates"] == {"lr": 0.1}
 
 
 def test_a_grid_grows_at_the_ends_where_a_goal_has_its_winner() -> None:
@@ -34,7 +40,7 @@ def test_a_grid_grows_at_the_ends_where_a_goal_has_its_winner() -> None:
 
 def test_of_two_settings_only_that_at_its_end_moves() -> None:
     grid = [{"lr": lr, "weight": weight} for lr in (0.1, 0.3, 1.0) for weight in (1.0, 2.0, 4.0)]
-    found = [{"rates": rates, "hm": rates["weight"] - abs(rates["lr"] - 0.3)} for rates in grid]
+    found = [{"rates": rates, "hm": 10 * (rates["weight"] - abs(rates["lr"] - 0.3))} for rates in grid]
     assert tune.wider(found, ["hm"]) == [{"lr": 0.3, "weight": 8.0}]
 
 

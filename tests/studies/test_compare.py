@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from fake_results import point
+from rich.console import Console
 
 import fedvlm
 from fedvlm import experiment, overrides, presets
@@ -27,7 +29,7 @@ from fedvlm.reports.comparison import Comparison, Target, compare
 from fedvlm.reports.text import as_csv, as_latex, as_markdown
 from fedvlm.runs import result, workers
 from fedvlm.runs.failure import Failure, attempt
-from fedvlm.runs.progress import Reporter
+from fedvlm.runs.progress import Reporter, Shown
 from fedvlm.runs.result import PointResult
 from fedvlm.runs.runner import run
 from fedvlm.studies import compare as comparing
@@ -378,6 +380,36 @@ def test_a_worker_that_cannot_begin_leaves_its_points_to_the_others() -> None:
     news.put(lost)
     with pytest.raises(FedvlmError, match=r"all workers ended.*run again to continue\nFedvlmError: no memory"):
         workers._await([Ended()], news, Reporter(quiet=True), 2)
+
+
+def test_a_terminal_shows_the_rounds_of_points_in_other_processes_and_a_file_one_line_for_each_point() -> None:
+    def told(terminal: bool) -> str:
+        news: queue.Queue[workers.News] = queue.Queue()
+        relays = {name: workers._Relay(news).point(name, 0, 2, 0) for name in "ab"}
+        for round_ in (1, 2):
+            for name, relay in relays.items():
+                relay.show(Shown(round_, 2, f"loss {name}{round_}", True))
+        for name in "ab":
+            news.put(((0, name), None))
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        reporter = Reporter(console)
+        seen = []
+        move = reporter.bar.update
+
+        def update(*args: Any, **more: Any) -> None:
+            seen.append((more["completed"], more["news"]))
+            move(*args, **more)
+
+        reporter.bar.update = update  # type: ignore[method-assign]
+        assert workers._await([], news, reporter, 2) == {}
+        assert not reporter.bar.tasks
+        assert seen == ([(1, "loss a1"), (1, "loss b1"), (2, "loss a2"), (2, "loss b2")] if terminal else [])
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    for terminal in (False, True):
+        lines = told(terminal).splitlines()
+        assert [line.split("(")[0] for line in lines] == ["seed 0 a done ", "seed 0 b done "]
+        assert [line.split(")")[1] for line in lines] == ["  loss a2", "  loss b2"]
 
 
 def test_what_a_point_fails_with_is_told_but_a_full_disk_ends_all() -> None:

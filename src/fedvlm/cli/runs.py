@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedvlm.cli.app import Quiet, What, Words, app, load_experiment, print_tables, print_text
+from fedvlm.cli.app import Processes, Quiet, What, Words, app, load_experiment, print_tables, print_text
 
 
 @app.command()
@@ -17,6 +17,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: runs/NAME-DIGEST.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
@@ -27,7 +28,7 @@ def run(
     from fedvlm.studies.study import Options
 
     chosen = load_experiment(what, words)
-    options = Options(resume=resume, overwrite=overwrite, reporter=Reporter(quiet=quiet))
+    options = Options(resume=resume, overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
     results = study.run(study.single_plan(chosen, out), options)
     seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
     print_text()

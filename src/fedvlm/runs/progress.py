@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -48,6 +49,16 @@ class Reporter:
         return PointReporter(self, f"seed {seed} {method}", rounds, done)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is told of a finished round: its number, the last round's, losses and accuracies as words."""
+
+    done: int
+    rounds: int
+    news: str
+    evaluated: bool
+
+
 class PointReporter:
     """Progress of one method and seed."""
 
@@ -57,20 +68,28 @@ class PointReporter:
         self.task = parent.bar.add_task(name, total=rounds, completed=done, news="") if parent.moving else None
 
     def round(self, record: RoundRecord) -> None:
-        """Report a finished round: move the bar, or print a line if it was evaluated or ten seconds have passed."""
-        news = _news(record)
+        """Report a finished round."""
+        self.show(Shown(record.round or self.rounds, self.rounds, _news(record), bool(record.means)))
+
+    def show(self, shown: Shown) -> None:
+        """Move the bar, or print a line if the round was evaluated or ten seconds have passed."""
         if self.task is not None:
-            self.parent.bar.update(self.task, completed=record.round or self.rounds, news=news)
-        elif record.means or time.monotonic() - self.spoken > 10:
+            self.parent.bar.update(self.task, completed=shown.done, news=shown.news)
+        elif shown.evaluated or time.monotonic() - self.spoken > 10:
             self.spoken = time.monotonic()
-            self.parent.info(f"{self.name}  round {record.round}/{self.rounds}  {news}")
+            self.parent.info(f"{self.name}  round {shown.done}/{self.rounds}  {shown.news}")
 
     def close(self) -> None:
         """Replace the bar by one line."""
         if self.task is not None:
             news = self.parent.bar.tasks[self.parent.bar.task_ids.index(self.task)].fields["news"]
-            self.parent.bar.remove_task(self.task)
+            self.drop()
             self.parent.info(f"{self.name:28}{news}")
+
+    def drop(self) -> None:
+        """Remove the bar."""
+        if self.task is not None:
+            self.parent.bar.remove_task(self.task)
 
 
 def _news(record: RoundRecord) -> str:

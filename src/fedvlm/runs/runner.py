@@ -134,9 +134,11 @@ def _attempt_point(run: _Run, seed: int, name: str) -> PointResult | None:
     return None
 
 
-def open_worker(experiment: Experiment, folder: Path, machine: Machine) -> Callable[[int, str], None]:
+def open_worker(
+    experiment: Experiment, folder: Path, machine: Machine, reporter: Reporter
+) -> Callable[[int, str], None]:
     """Open a run in a worker process; returns the function that runs one of its points."""
-    opened = _open(experiment, RunFolder(folder), Reporter(quiet=True))
+    opened = _open(experiment, RunFolder(folder), reporter)
     opened.compute(machine)
     return lambda seed, name: (_finish_point(opened, seed, name), None)[1]
 

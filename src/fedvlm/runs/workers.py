@@ -21,7 +21,7 @@ from fedvlm.errors import FedvlmError, StorageError
 from fedvlm.experiment import Experiment, parse
 from fedvlm.runs.failure import Failure, Failures, attempt
 from fedvlm.runs.machine import Machine
-from fedvlm.runs.progress import Reporter
+from fedvlm.runs.progress import PointReporter, Reporter, Shown
 
 Chunk = tuple[int, list[str]]
 """A seed and names of methods, which one process runs one after another."""
@@ -43,12 +43,33 @@ def chunks(left: Mapping[int, Sequence[str]], processes: int) -> list[Chunk]:
 
 PointKey = tuple[int, str]
 """A seed and a method's name."""
-News = tuple[PointKey | None, Failure | None]
-"""A finished point and its failure, if any; without a point, the reason why a worker has ended."""
+News = tuple[PointKey | None, Shown | Failure | None]
+"""A point's finished round; a finished point and its failure, if any; without a point, why a worker has ended."""
 
 
-Work = Callable[[Experiment, Path, Machine], Callable[[int, str], None]]
+Work = Callable[[Experiment, Path, Machine, Reporter], Callable[[int, str], None]]
 """Opens a run in a worker process; returns the function that runs one of its points."""
+
+
+class _Relay(Reporter):
+    """A worker's reporter: its parent tells of the rounds."""
+
+    def __init__(self, news: Any) -> None:
+        super().__init__(quiet=True)
+        self.news = news
+
+    def point(self, method: str, seed: int, rounds: int, done: int) -> PointReporter:
+        """The reporter of one method and seed."""
+        return _RelayedPoint(self, (seed, method), rounds, done)
+
+
+class _RelayedPoint(PointReporter):
+    def __init__(self, relay: _Relay, place: PointKey, rounds: int, done: int) -> None:
+        super().__init__(relay, "", rounds, done)
+        self.place, self.news = place, relay.news
+
+    def show(self, shown: Shown) -> None:
+        self.news.put((self.place, shown))
 
 
 def run_points(
@@ -78,25 +99,37 @@ def run_points(
 
 def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> Failures:
     failed, begun, idle, over = Failures(), time.monotonic(), list[str](), 0
+    bars: dict[PointKey, PointReporter] = {}
+    last: dict[PointKey, str] = {}
     while over < points:
         try:
-            place, failure = news.get(timeout=1)
+            place, what = news.get(timeout=1)
         except Empty:
             if not any(worker.is_alive() for worker in team):
                 why = "".join(f"\n{words}" for words in idle)
                 raise FedvlmError(f"all workers ended before their points: run again to continue{why}") from None
             continue
         if place is None:
-            idle.append(failure.message)
-            reporter.warn(f"a worker ended: {failure.message}")
+            idle.append(what.message)
+            reporter.warn(f"a worker ended: {what.message}")
             continue
         seed, name = place
+        if isinstance(what, Shown):
+            last[place] = what.news
+            if reporter.moving:  # elsewhere the lines of several points would be mixed
+                if place not in bars:
+                    bars[place] = reporter.point(name, seed, what.rounds, 0)
+                bars[place].show(what)
+            continue
         over += 1
-        if failure is None:
-            reporter.info(f"seed {seed} {name} done ({over}/{points}, {time.monotonic() - begun:,.0f} s)")
+        if place in bars:
+            bars.pop(place).drop()
+        if what is None:
+            spent = f"({over}/{points}, {time.monotonic() - begun:,.0f} s)"
+            reporter.info(f"seed {seed} {name} done {spent}  {last.pop(place, '')}".rstrip())
         else:
-            failed.setdefault(name, {})[seed] = failure
-            reporter.warn(f"seed {seed} {name}: {failure.message}")
+            failed.setdefault(name, {})[seed] = what
+            reporter.warn(f"seed {seed} {name}: {what.message}")
     return failed
 
 
@@ -107,7 +140,7 @@ def _worker(
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     try:
-        point = work(parse(settings), Path(folder), machine)
+        point = work(parse(settings), Path(folder), machine, _Relay(news))
     except Exception as error:  # other workers run its points
         news.put((None, Failure(f"{type(error).__name__}: {error}", False)))
         return
