@@ -1,10 +1,12 @@
 """Do methods differ here as they do in the two papers' tables? Signs of all published differences above two points.
 
-    python recipes/agreement.py runs/compare-own_styles runs/compare-common_style
+    python recipes/agreement.py runs/compare-quickstart runs/compare-common_style
+    python recipes/agreement.py --for-local runs/compare-quickstart runs/compare-common_style
 
-Reads folders of `fedvlm run` or `fedvlm compare`. For every pair of methods that a folder and a table share: the
-published difference, ours with its 95 % interval over seeds, and whether the signs agree. `unclear`: the interval holds
-zero.
+Reads folders of `fedvlm run` or `fedvlm compare`. `--for-local`: methods at the rates that were chosen for Local
+(NAME_for_local in the place of NAME, where the folder has it). For every pair of methods that a folder and a table
+share: the published difference, ours with its 95 % interval over seeds, and whether the signs agree. `unclear`: the
+interval holds zero.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from fedvlm.studies.published.schema import PublishedTable
 TABLES = ("pfedmma-main", "pfedmoap-1")
 LEAST = 2.0
 """Published differences in points that count."""
+
+FOR_LOCAL = "_for_local"
 
 Results = dict[str, list[PointResult]]
 """By method, one for each seed."""
@@ -55,15 +59,22 @@ class Pair:
         return self.ours.half is not None and abs(self.ours.mean) > self.ours.half
 
 
-def results(folder: Path) -> Results:
-    """The finished points of the methods that have all seeds."""
+def results(folder: Path, for_local: bool = False) -> Results:
+    """The finished points of the methods that have all seeds; `for_local`: at the rates chosen for Local."""
     settings = json.loads((folder / "experiment.json").read_text())["experiment"]
     found: Results = {}
     for method in settings["methods"]:
         points = [RunFolder(folder).point(seed, method).result() for seed in settings["seeds"]]
         if all(points):
             found[method] = [point for point in points if point]
-    return found
+    return at_rates(found, for_local)
+
+
+def at_rates(found: Results, for_local: bool) -> Results:
+    """Each method once: at the rates chosen for Local, where there are others, or at those of its own table."""
+    other = {method.removesuffix(FOR_LOCAL): points for method, points in found.items() if method.endswith(FOR_LOCAL)}
+    own = {method: points for method, points in found.items() if not method.endswith(FOR_LOCAL)}
+    return own | (other if for_local else {})
 
 
 def published(table: PublishedTable) -> dict[str, dict[str, float]]:
@@ -108,8 +119,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
-    for folder in parser.parse_args().folders:
-        ours = results(folder)
+    parser.add_argument("--for-local", action="store_true", help="methods at the rates chosen for Local")
+    arguments = parser.parse_args()
+    for folder in arguments.folders:
+        ours = results(folder, arguments.for_local)
         print(f"## {folder.name}\n\n{text([pair for table in TABLES for pair in pairs(ours, table)])}\n")
 
 

@@ -29,7 +29,7 @@ from fedvlm.studies.study import Options
 PRESETS = ("calibration_common", "calibration_styles", "calibration_shots", "calibration_templates", "common_style",
            "quickstart")  # fmt: skip
 COMMON, STYLES, SHOTS, TEMPLATES = PRESETS[:4]
-METHODS = {"common_style": ["zero_shot", "promptfl"], "quickstart": ["zero_shot", "coop"]}
+METHODS = {"common_style": ["zero_shot", "promptfl"], "quickstart": ["zero_shot", "coop_for_local"]}
 """Of the presets of a federation, these methods only."""
 
 CONDITION = {"sketch": "drawn", "neon": "dark", "blueprint": "bluish", "watercolour": "drawn", "night": "dark",
@@ -152,7 +152,8 @@ FACTS = (
          lambda mean: mean >= 0, MMA),
     Fact("federated, common style: PromptFL lifts Base", "+12.1", minus("promptfl", "base", preset="common_style"),
          positive, "arXiv 2507.05394, main table"),
-    Fact("federated, own styles: CoOp lifts Local", "+20", minus("coop", "local", preset="quickstart"), positive,
+    Fact("federated, own styles: CoOp lifts Local (rate for Local)", "+20",
+         minus("coop_for_local", "local", preset="quickstart"), positive,
          "arXiv 2507.05394, main table", ">= 8", lambda mean: mean >= 8),
 )  # fmt: skip
 

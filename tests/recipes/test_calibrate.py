@@ -48,7 +48,7 @@ def runs(lift: dict[str, tuple[float, float]]) -> calibrate.Runs:
 
 
 KNOWN = {
-    "coop": (13.0, -11.0), "cocoop": (11.0, -3.0), "kgcoop": (11.0, -0.5), "maple": (13.0, 1.0), "local_mma": (14.0, 2.5),
+    "coop": (13.0, -11.0), "coop_for_local": (20.0, -11.0), "cocoop": (11.0, -3.0), "kgcoop": (11.0, -0.5), "maple": (13.0, 1.0), "local_mma": (14.0, 2.5),
     "tip_adapter": (10.0, 0.0), "coop_random": (13.0, -11.0), "coop_16": (13.0, -11.0), "promptfl": (12.0, -6.0),
     "zero_shot_templates": (2.0, 2.0),
 }  # fmt: skip
@@ -104,3 +104,10 @@ def test_signs_are_compared_and_small_differences_left_out() -> None:
     assert not found["base", "zero_shot", "promptfl"].clear
     assert estimate([1.0]).half is None
     assert "signs agree" in agreement.text(list(found.values()))
+
+
+def test_a_method_counts_once_at_the_rates_of_the_goal() -> None:
+    hm, local = [fake_results.point({"local": 0.7})], [fake_results.point({"local": 0.9})]
+    found = {"coop": hm, "coop_for_local": local, "promptfl": hm}
+    assert agreement.at_rates(found, for_local=False) == {"coop": hm, "promptfl": hm}
+    assert agreement.at_rates(found, for_local=True) == {"coop": local, "promptfl": hm}
