@@ -5,8 +5,9 @@
 The seeds differ from those that are reported, and with them classes, images and partition. A candidate is chosen once
 for each goal: the harmonic mean of Local, Base and Novel, and Local, which is what a method's authors look at who care
 for the client's own classes. Candidates within a point of the best are equals, and the harmonic mean decides. Every
-method starts with a grid of the same kind. While the best candidate of a goal lies at an end of its grid, the grid gets
-a further value there; `edge` marks a winner that still lies at one.
+method starts with a grid of the same kind (`--near`: with the values that the preset has, a third and three times of
+them). While the best candidate of a goal lies at an end of its grid, the grid gets a further value there; `edge` marks
+a winner that still lies at one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fedvlm
+from fedvlm import presets
 from fedvlm.runs.folder import RunFolder
 
 
@@ -57,6 +59,21 @@ RATES: dict[str, list[dict[str, float]]] = {
     "cocoop": grid(lr=(0.1, 0.3, 1.0, 3.0, 10.0)),
     "fedmgp": grid(lr=(0.01, 0.03, 0.1)),
 }
+
+
+def near(
+    table: Mapping[str, Any], other: Mapping[str, Any], grid: Sequence[Mapping[str, float]], ratio: float = 3.0
+) -> list[dict[str, float]]:
+    """The values of a method's table and of its table for Local, and those a ratio below and above.
+
+    One setting moves at a time; one that has a single value in `grid` stays.
+    """
+    found: list[dict[str, float]] = []
+    moving = [key for key in grid[0] if len({point[key] for point in grid}) > 1]
+    for rates in ({key: float(one[key]) for key in grid[0]} for one in (table, other)):
+        moved = [rates | {key: float(f"{rates[key] * by:.1g}")} for key in moving for by in (1 / ratio, ratio)]
+        found += [point for point in [rates, *moved] if point not in found]
+    return found
 
 
 Row = dict[str, Any]
@@ -103,19 +120,19 @@ def wider(rows: Sequence[Row], goals: Sequence[str]) -> list[dict[str, float]]:
 
 
 def tune(
-    preset: str, seeds: Sequence[int], methods: Sequence[str], folder: Path, goals: Sequence[str], processes: int = 1
-) -> Found:
+    preset: str, seeds: Sequence[int], grids: dict[str, list[Row]], folder: Path, goals: Sequence[str],
+    processes: int = 1,
+) -> Found:  # fmt: skip
     """All candidates with their validation accuracies; all candidates of a seed share its clients.
 
     The run in `folder` is taken up where it stands.
     """
-    grids = {method: list(RATES[method]) for method in methods}
     for _ in range(WIDENINGS + 1):
         found = evaluate(preset, seeds, grids, folder, processes)
         new = {method: wider(rows, goals) for method, rows in found.items()}
         if not any(new.values()):
             break
-        grids = {method: [*grids[method], *new[method]] for method in methods}
+        grids = {method: [*rates, *new[method]] for method, rates in grids.items()}
     return found
 
 
@@ -186,13 +203,19 @@ def main() -> None:
     parser.add_argument("--seeds", default="100,101")
     parser.add_argument("--methods", default=",".join(RATES))
     parser.add_argument("--goals", default="hm,local")
+    parser.add_argument("--near", action="store_true", help="grids around the values that the preset has already")
     parser.add_argument("--out", type=Path, default=Path("tune.json"))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--into", type=Path, help="a preset's file, into which the chosen values are written")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     methods, goals = args.methods.split(","), args.goals.split(",")
-    found = tune(args.preset, seeds, methods, args.out.with_suffix(""), goals, args.processes)
+    grids = {method: list(RATES[method]) for method in methods}
+    if args.near:
+        tables = presets.settings(args.preset)["method"]
+        for name, grid in grids.items():
+            grids[name] = near(tables[name], tables.get(f"{name}_for_local", tables[name]), grid)
+    found = tune(args.preset, seeds, grids, args.out.with_suffix(""), goals, args.processes)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     if args.into:
         args.into.write_text(written(args.into.read_text(), found))

@@ -49,6 +49,17 @@ def test_a_setting_with_one_value_is_no_grid() -> None:
     assert all(len(grid) >= 3 for grid in tune.RATES.values())
 
 
+def test_a_grid_near_the_values_that_are_there() -> None:
+    rates = tune.grid(lr=(0.1, 0.3), mu=(0.1,))
+    have = {"lr": 0.3, "mu": 0.2, "rank": 4}
+    assert tune.near(have, have, rates) == [{"lr": lr, "mu": 0.2} for lr in (0.3, 0.1, 0.9)]
+    both = tune.near({"lr": 0.3, "weight": 2.0}, {"lr": 0.9, "weight": 2.0}, tune.grid(lr=(1, 2), weight=(1, 2)))
+    assert both == [
+        {"lr": 0.3, "weight": 2.0}, {"lr": 0.1, "weight": 2.0}, {"lr": 0.9, "weight": 2.0}, {"lr": 0.3, "weight": 0.7},
+        {"lr": 0.3, "weight": 6.0}, {"lr": 3.0, "weight": 2.0}, {"lr": 0.9, "weight": 0.7}, {"lr": 0.9, "weight": 6.0},
+    ]  # fmt: skip
+
+
 PRESET = """# about
 [data]
 shots = 16
