@@ -90,14 +90,26 @@ class Header(Section):
     """Kind of the message, such as `downlink` or `uplink`."""
     experiment: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Digest of the experiment that both sides run."""
+    model: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
+    """Digest of the CLIP that both sides have."""
+    package: Annotated[str, Field(max_length=40)] = ""
+    """Version of fedvlm at the sender."""
     method: Annotated[str, Field(max_length=200)] = ""
     seed: int = 0
     round: Annotated[int, Field(ge=0)] = 0
     """Number of finished rounds."""
     client: Annotated[str, Field(max_length=200)] = ""
     """The client that sends or receives the message."""
+    trains: bool = False
+    """Whether the client is to train in a visit."""
     images: Annotated[float, Field(ge=0)] = 0.0
     """An uplink's weight: the client's training images."""
+    losses: list[float] = Field(default=[])
+    """Loss before each step of the training, in nats."""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Time of the training."""
+    reason: Annotated[str, Field(pattern="^[a-z_]{0,40}$")] = ""
+    """Why a message was refused, in a word."""
     point: EvalPoint | None = None
     """The state that is to be evaluated."""
     metrics: dict[str, Any] | None = None

@@ -23,6 +23,7 @@ from fedvlm.federation.procedure import Procedure
 from fedvlm.federation.records import ClientRecord, Moment, NewcomerRecord, RoundRecord
 from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
+from fedvlm.federation.visits import draws_tradeoff, due_points
 from fedvlm.methods.base import EvalPoint
 from fedvlm.tensors import Named
 from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
@@ -146,8 +147,8 @@ def _evaluate(
     with ExitStack() as stack:
         for site in run.sites:
             stack.enter_context(site.caching_predictions())
-        for point in _due_points(run, round_):
-            draws = point == run.spec.reported and (round_ == run.spec.last_round or not run.spec.method.trains)
+        for point in due_points(run.spec, run.schedule.every, round_):
+            draws = draws_tradeoff(run.spec, point, round_)
             measured = [
                 _measure_clients(run, site, site.federation.trained, before, after, point, tradeoff=draws)
                 for site in (run.sites if draws and run.site.zero_shot else [run.site])
@@ -212,17 +213,3 @@ def client_outputs(
     received = run.procedure.downlink(run.spec, before if point == "after_training" else after, client.name)
     tensors = evaluation_tensors(run.spec, point, after.personal.get(client.name), received)
     return run.procedure.outputs(site, client, tensors, received)
-
-
-def _due_points(run: Simulation, round_: int) -> list[EvalPoint]:
-    """States to evaluate after this round: the reported one if due, and after the last round also the other one.
-
-    Without shared tensors, or after local rounds, both states are the same and only one is evaluated.
-    """
-    own = run.spec.reported
-    last = round_ == run.spec.last_round
-    if not (last or round_ % run.schedule.every == 0):
-        return []
-    other: EvalPoint = "after_training" if own == "after_aggregation" else "after_aggregation"
-    both = last and run.spec.method.shared and run.spec.last_round == run.spec.rounds
-    return [own, other] if both else [own]
