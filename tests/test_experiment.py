@@ -160,7 +160,7 @@ def test_every_setting_says_what_it_is() -> None:
     sections = [Experiment, *sources.builtin_sources().values()]
     sections += [field.annotation for field in Experiment.model_fields.values()
                  if isinstance(field.annotation, type) and issubclass(field.annotation, Section)]  # fmt: skip
-    assert len(sections) == 1 + 6 + 5
+    assert len(sections) == 1 + 7 + 5
     assert all(section.__doc__ for section in sections)
     assert not set(Experiment.model_fields) & {"lr", "epochs", "batch"}
 

@@ -95,7 +95,7 @@ class Experiment(Section):
 
 ADDED_LATER = {
     "": {"faults"}, "evaluation": {"metrics"}, "partition": {"late"},
-    "data": {"on_duplicate", "grey_bits", "classes", "novel_shapes", "homonyms", "rarer"},
+    "data": {"on_duplicate", "grey_bits", "classes", "rename", "novel_shapes", "homonyms", "rarer"},
 }  # fmt: skip
 """Settings of later versions, by table. Digests omit them while they have their defaults (or are empty), so that runs
 of earlier versions can be resumed."""

@@ -40,7 +40,9 @@ def test_all_visits_and_replies_of_every_method_pass(name: str) -> None:
         for client in FEDERATION.clients:
             if client.name not in asked:
                 continue
-            got = pact.read_visit(exchange.read(pact.visit_bytes(client.name, asked[client.name]), Limits()), client.name)
+            got = pact.read_visit(
+                exchange.read(pact.visit_bytes(client.name, asked[client.name]), Limits()), client.name
+            )
             assert list(got.received) == list(asked[client.name].received)
             assert tensors.equal(got.received, asked[client.name].received)
             reply, stored = visits.carry_out(spec, 1, run.site, None, client, personal.get(client.name), got)
@@ -126,7 +128,7 @@ def metrics(**statistics: Any) -> dict[str, Any]:
     ("word", "header"),
     [
         ("images", {"images": 0.0}), ("images", {"images": 1e12}), ("metrics", {"metrics": {"elsewhere": {}}}),
-        ("metrics", {"metrics": metrics(local={"total": float(1e308) * 10, "count": 3})}),
+        ("metrics", {"metrics": metrics(local={"total": 1e308 * 10, "count": 3})}),
         ("metrics", {"metrics": metrics(local={"total": 1.0, "count": 0})}),
         ("metrics", {"metrics": metrics(local={"total": 1.0, "count": -3})}),
         ("metrics", {"metrics": metrics(secret={"total": 1.0, "count": 3})}),
@@ -184,7 +186,9 @@ def test_a_refusal_is_one_word() -> None:
 
 
 def test_metrics_come_back_exactly() -> None:
-    told = ClientMetrics({"local": Mean(7.0, 9), "ece": Calibration((0.1, -1 / 3), 7)}, {0.1: {"local": Mean(1 / 3, 9)}})
+    told = ClientMetrics(
+        {"local": Mean(7.0, 9), "ece": Calibration((0.1, -1 / 3), 7)}, {0.1: {"local": Mean(1 / 3, 9)}}
+    )
     reply = Reply(REPLY.uplink, 11.0, [0.1, 1 / 3], 0.5, {"after_training": told}, None)
     names = {metric.name for metric in RUN.spec.metrics}
     told_names = {"local", "ece"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedvlm.data.decode import GREY_BITS
 from fedvlm.data.decode_cache import DecodeCache
@@ -40,6 +41,7 @@ def build_source(
     if not rows:
         raise FedvlmError(f"{source} lists no image: look at data.path")
     notes = list(warnings)
+    rows, classnames = _rename(source, rows, config, classnames)
     names = _select_names(source, rows, config, classnames, notes)
     known = set(names)
     kept = [row for row in rows if row.name in known]
@@ -65,6 +67,21 @@ def _record(item: InspectedRow, label: int, bits: int) -> Record:
 def parse_split(word: str) -> Split | None:
     """The split that a folder's name or a column's value stands for; None if it names none."""
     return SPLITS.get(word.strip().lower())
+
+
+def _rename(
+    source: str, rows: Sequence[ImageRow], config: FileData, classnames: Sequence[str] | None
+) -> tuple[Sequence[ImageRow], Sequence[str] | None]:
+    """Rows and class names with the names of `data.rename`; two labels may become one."""
+    if not config.rename:
+        return rows, classnames
+    known = sorted({row.name for row in rows}) if classnames is None else list(classnames)
+    for label in config.rename:
+        if label not in known:
+            raise FedvlmError(f"data.rename names '{label}', which is no label of {source}{nearest(label, known)}")
+    names = [config.rename.get(name, name) for name in known]
+    renamed = [replace(row, name=config.rename.get(row.name, row.name)) for row in rows]
+    return renamed, None if classnames is None else list(dict.fromkeys(names))
 
 
 def _select_names(

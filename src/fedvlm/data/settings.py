@@ -59,30 +59,20 @@ class DataSource(Section):
         return classes
 
 
-class FileData(DataSource):
-    """Settings of all sources of real photographs."""
+class PhotographData(DataSource):
+    """Settings of real photographs that are the same wherever they lie: what is learned, and how they are dealt."""
 
-    path: str
-    """Folder that holds the photographs."""
     novel: Literal["half", "none"] = "half"
     """`half`: the first ceil(C/2) classes are base, the rest novel; `none`: every class is base."""
     classes: list[str] = Field(default=[])
     """Class names in the order of their label ids, for all sites; images of others are left out. Empty: the data's
     own."""
-    include: list[str] = Field(default=[])
-    """The only labels to use (the papers take 10 of DomainNet's 345); empty: all labels."""
-    exclude: list[str] = Field(default=[])
-    """Labels to leave out (noise labels)."""
     test_fraction: Share = 0.3
     """Share of each class (and client) held out for testing, if the source has no test split."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training images held out for validation, if the source has no validation split."""
     test_per_class: Count | None = None
     """Maximum number of test images per class (and domain); by default all."""
-    max_megapixels: Annotated[float, Field(gt=0)] = 40.0
-    """Maximum size of an image; larger ones are not decoded."""
-    on_unreadable: Literal["skip", "error"] = "skip"
-    """Treatment of unreadable images: left out and counted in the warnings, or an error."""
     on_duplicate: Literal["once", "keep"] = "once"
     """Treatment of images with the same pixels: used once (an error if their labels differ), or all used, as in some
     published protocols. The warnings count them in both cases."""
@@ -111,6 +101,23 @@ class FileData(DataSource):
     def base_count(self, classes: int) -> int:
         """The first half of the classes, rounded up, or all of them."""
         return (classes + 1) // 2 if self.novel == "half" else classes
+
+
+class FileData(PhotographData):
+    """Settings of all sources of real photographs that lie here."""
+
+    path: str
+    """Folder that holds the photographs."""
+    rename: dict[str, str] = Field(default={})
+    """Labels of the data by the class names that are used for them (`{ melanoma = "malignant mole" }`)."""
+    include: list[str] = Field(default=[])
+    """The only labels to use (the papers take 10 of DomainNet's 345); empty: all labels."""
+    exclude: list[str] = Field(default=[])
+    """Labels to leave out (noise labels)."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 40.0
+    """Maximum size of an image; larger ones are not decoded."""
+    on_unreadable: Literal["skip", "error"] = "skip"
+    """Treatment of unreadable images: left out and counted in the warnings, or an error."""
 
 
 @cache

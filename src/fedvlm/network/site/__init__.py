@@ -1,0 +1,9 @@
+"""A site: the process of a data holder. It alone opens photographs and private tensors, and decides what leaves.
+
+settings.py   site.toml
+place.py      experiment and data of the site, as the simulation has them
+state.py      private tensors on disk, one file for each method and seed
+policy.py     what may leave; the record of all that left
+service.py    answers to messages, one after another
+serve.py      the local socket
+"""

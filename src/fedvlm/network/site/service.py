@@ -1,0 +1,145 @@
+"""A site's answers to messages: it trains, measures, asks its policy, writes down what leaves, and only then replies.
+
+Whatever arrives, the answer is a reply or a refusal of one word, and the process goes on. The whole reason of a refusal
+is told at the site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.experiment import Experiment
+from fedvlm.federation import exchange, messages, visits
+from fedvlm.federation.exchange import PACKAGE, RefusalError, Word
+from fedvlm.federation.messages import Header, Limits, Message
+from fedvlm.federation.visits import Visit
+from fedvlm.network.site import policy
+from fedvlm.network.site.place import Experimented, Place, read_experiments
+from fedvlm.network.site.settings import SiteSettings
+from fedvlm.network.site.state import StateFolder, Stored
+
+MAX_CLIENTS = 10_000
+"""Largest federation whose downlinks are accepted (pools of experts grow with it)."""
+
+
+class Service:
+    """Answers of one site. `tell` prints a line at the site."""
+
+    def __init__(self, settings: SiteSettings, tell: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self.tell = tell
+        self.state = StateFolder(Path(settings.state))
+        self.state.open()
+        self.record = policy.Record(self.state.path)
+        self.limits = Limits(total_bytes=2 * settings.policy.max_bytes + (1 << 22))
+        self.working = threading.Lock()
+        self.experiments: dict[str, Experiment] = {}
+        self.latest: Experimented | None = None
+
+    def read_experiments(self) -> None:
+        """Read the files of approved experiments. Raises `FedvlmError`."""
+        found = read_experiments(Path(self.settings.experiments))
+        self.experiments = {digest: found[digest] for digest in self.settings.policy.experiments if digest in found}
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to one message, as bytes. Messages are answered one after another."""
+        head: Header | None = None
+        try:
+            with self.working:
+                message = exchange.read(data, self.limits)
+                head = message.header
+                if head.kind == "hello":
+                    return self._welcome(head)
+                return self._visit(message, data)
+        except RefusalError as refusal:
+            return self._refuse(refusal.word, str(refusal), head)
+        except FedvlmError as error:
+            return self._refuse("failed", str(error), head)
+        except Exception as error:  # the site outlives whatever one message does
+            return self._refuse("failed", f"{type(error).__name__}: {error}", head)
+
+    def _refuse(self, word: Word, why: str, head: Header | None) -> bytes:
+        asked = "" if head is None else f"{head.kind} of round {head.round}, {head.method or 'no method'}: "
+        self.tell(f"refused ({word}): {asked}{why}")
+        answer = exchange.refusal_bytes(word, self.settings.name, "" if head is None else head.experiment,
+                                        0 if head is None else head.round)  # fmt: skip
+        try:
+            self.record.refused(word, why, head)
+            self.record.sent(messages.from_bytes(answer).header, {}, answer)
+        except FedvlmError as error:
+            self.tell(f"the record cannot be written: {error}")
+        return answer
+
+    def _welcome(self, head: Header) -> bytes:
+        """The answer to a greeting: the site's name, if it takes part in the experiment."""
+        if head.package != PACKAGE:
+            raise RefusalError("package", f"the server has fedvlm {head.package or '?'}, this site {PACKAGE}")
+        running = self._experiment(head.experiment)
+        header = Header(
+            kind="welcome", package=PACKAGE, experiment=head.experiment, model=running.loaded.clip.digest,
+            client=self.settings.name,
+        )  # fmt: skip
+        answer = messages.to_bytes(Message(header))
+        self.record.sent(header, {}, answer)
+        return answer
+
+    def _experiment(self, digest: str) -> Experimented:
+        """The experiment, loaded. Only the latest one is held in memory."""
+        if digest not in self.settings.policy.experiments:
+            raise RefusalError("experiment", f"policy.experiments does not approve {digest or 'no digest'}")
+        if digest not in self.experiments:
+            raise RefusalError("experiment", f"{self.settings.experiments} holds no file of the experiment {digest}")
+        if self.latest is None or self.latest.settings.digest() != digest:
+            self.latest = None
+            self.latest = Experimented.load(self.experiments[digest], self.settings)
+        return self.latest
+
+    def _place(self, head: Header) -> Place:
+        running = self._experiment(head.experiment)
+        if head.method not in running.settings.methods:
+            raise RefusalError("method", f"'{head.method}' is not among {listed(running.settings.methods)}")
+        if head.seed not in running.settings.seeds:
+            raise RefusalError("seed", f"{head.seed} is not among {listed(running.settings.seeds)}")
+        return running.place(head.method, head.seed, MAX_CLIENTS)
+
+    def _visit(self, message: Message, data: bytes) -> bytes:
+        head, name = message.header, self.settings.name
+        if head.kind != "visit":
+            raise RefusalError("kind", f"'{head.kind}' is nothing that a site answers")
+        if head.package != PACKAGE:
+            raise RefusalError("package", f"the server has fedvlm {head.package or '?'}, this site {PACKAGE}")
+        place = self._place(head)
+        visit = place.contract.read_visit(message, name)
+        where = head.experiment, head.method, head.seed
+        stored = self.state.load(*where)
+        request = hashlib.sha256(data).hexdigest()
+        if stored is not None and stored.request == request:
+            answer = messages.from_bytes(stored.reply)
+            self.record.sent(answer.header, answer.tensors, stored.reply, again=True)
+            self.tell(f"{head.method} seed {head.seed} round {visit.round}: the same reply again")
+            return stored.reply
+        return self._carry_out(place, head, visit, stored, request)
+
+    def _carry_out(self, place: Place, head: Header, visit: Visit, stored: Stored | None, request: str) -> bytes:
+        """Train and measure, then store, write down and reply."""
+        trained = 0 if stored is None else stored.trained
+        if stored is not None and visit.round < stored.round:
+            raise RefusalError("round", f"round {visit.round} is asked for, but this site has answered {stored.round}")
+        if visit.trains and trained >= self.settings.policy.rounds:
+            raise RefusalError("rounds", f"{trained} trainings are done, as many as policy.rounds allows")
+        personal = None if stored is None else stored.before if visit.round == stored.round else stored.after
+        found, after = visits.carry_out(
+            place.contract.spec, place.every, place.site, place.validation, place.client, personal, visit
+        )
+        reply = policy.apply(self.settings.policy, found)
+        answer = place.contract.reply_bytes(self.settings.name, visit.round, reply)
+        new = Stored(visit.round, trained + visit.trains, request, personal, after, answer)
+        self.state.save(head.experiment, head.method, head.seed, new)
+        self.record.sent(messages.from_bytes(answer).header, reply.uplink, answer)
+        what = f"trained, {len(reply.uplink)} tensors" if visit.trains else "measured, no tensor"
+        self.tell(f"{head.method} seed {head.seed} round {visit.round}: {what}, {len(answer):,} bytes leave")
+        return answer
