@@ -51,10 +51,13 @@ class RoundRecord:
     """After the last round, on `test` and `val` images: means of the reported state with logits mixed with zero-shot's,
     at each `weight`."""
     newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Clients whose reply is missing, with the reason in a word; between machines only."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values by the keys of the ledger (`KEYS`)."""
-        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+        """Plain values by the keys of the ledger (`KEYS`); `absent` where there is any."""
+        table = {KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return table if self.absent else {key: value for key, value in table.items() if key != "absent"}
 
 
 KEYS = {"newcomers": "late"}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from fedvlm.data import Client
 from fedvlm.federation import messages, server
@@ -59,6 +60,8 @@ class Progress(ServerState):
     """The server's state between rounds. `open`: the record of its round, which lacks metrics after aggregation."""
 
     open: RoundRecord | None = None
+    ended: bool = False
+    """Whether no visit is left."""
 
 
 def due_points(spec: RunSpec, every: int, round_: int) -> list[EvalPoint]:
@@ -143,9 +146,7 @@ def start(spec: RunSpec) -> Progress:
 
 def finished(spec: RunSpec, state: Progress) -> bool:
     """Whether no visit is left."""
-    if not spec.method.trains:
-        return state.round > 0
-    return state.round >= spec.last_round and state.open is None
+    return state.ended or (spec.method.trains and state.round >= spec.last_round and state.open is None)
 
 
 def ask(spec: RunSpec, every: int, participation: float, names: Iterable[str], state: Progress) -> dict[str, Visit]:
@@ -162,11 +163,16 @@ def ask(spec: RunSpec, every: int, participation: float, names: Iterable[str], s
 
 
 def take(
-    spec: RunSpec, every: int, visits: Mapping[str, Visit], replies: Mapping[str, Reply], state: Progress
+    spec: RunSpec,
+    every: int,
+    visits: Mapping[str, Visit],
+    replies: Mapping[str, Reply],
+    state: Progress,
+    absent: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Progress, list[RoundRecord]]:
     """The next state, and the records that are complete now.
 
-    Clients without a reply are left out. The uplinks were checked when they arrived.
+    Clients without a reply are left out; `absent` says why. The uplinks were checked when they arrived.
     """
     before, after = _due(spec, every, state.round)
     replies = {name: replies[name] for name in sorted(replies)}
@@ -174,10 +180,12 @@ def take(
     if state.open is not None:
         done.append(_with_metrics(spec, state.open, replies, before))
     if not spec.method.trains:
-        empty = RoundRecord(0, [], {}, {}, 0.0, 0.0)
-        return Progress(spec.rounds, state.server), [_with_metrics(spec, empty, replies, before)]
+        empty = RoundRecord(0, [], {}, {}, 0.0, 0.0, absent=dict(absent))
+        return Progress(spec.rounds, state.server, None, True), [_with_metrics(spec, empty, replies, before)]
     if state.round == spec.last_round:
-        return Progress(state.round, state.server), done
+        return Progress(state.round, state.server, None, True), [
+            replace(one, absent={**one.absent, **absent}) for one in done
+        ]
     visited = [
         ClientRecord(
             name, int(reply.images), reply.losses, reply.seconds, messages.tensor_bytes(visits[name].received),
@@ -191,7 +199,8 @@ def take(
         if visits[name].trains and state.round < spec.rounds
     ]
     now = server.aggregate(spec, state, uplinks)
-    record = RoundRecord(now.round, visited, {}, {}, sum(one.seconds for one in visited), 0.0)
+    trained_s = sum(one.seconds for one in visited)
+    record = RoundRecord(now.round, visited, {}, {}, trained_s, 0.0, absent=dict(absent))
     record = _with_metrics(spec, record, replies, after)
     if "after_aggregation" in due_points(spec, every, now.round):
         return Progress(now.round, now.server, record), done

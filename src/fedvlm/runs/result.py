@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedvlm import durable, tensors
 from fedvlm.errors import FedvlmError
+from fedvlm.federation.procedure import Procedure
 from fedvlm.federation.records import KEYS, ClientRecord, Moment, NewcomerRecord, RoundRecord
 from fedvlm.federation.simulation import FederationState, Simulation
 from fedvlm.methods.base import EvalPoint
@@ -87,28 +88,37 @@ _RESULT = TypeAdapter(PointResult)
 
 def summarise(run: Simulation, state: FederationState, ledger: Sequence[RoundRecord]) -> PointResult:
     """The result of a finished run, from the records of all rounds and the last state."""
+    digests = Digests(tensors.digest(state.server), _digests(state))
     newcomers = {client.name for client in run.site.federation.newcomers}
+    return summarise_ledger(run.spec.reported, ledger, digests, run.procedure, newcomers, run.faults)
+
+
+def summarise_ledger(
+    reported: EvalPoint, ledger: Sequence[RoundRecord], digests: Digests, procedure: Procedure,
+    newcomers: Collection[str] = (), faults: tuple[str, ...] = (),
+) -> PointResult:  # fmt: skip
+    """The result of a run, from the records of all rounds and the digests of the last tensors that are known here."""
     visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in newcomers]
     evaluated = [record for record in ledger if record.means]
-    own = [record.means[run.spec.reported] for record in evaluated]
-    kept = evaluated[run.procedure.result(own)]
+    own = [record.means[reported] for record in evaluated]
+    kept = evaluated[procedure.result(own)]
     curve = {m: [(record.round, means[m]) for record, means in zip(evaluated, own, strict=True)] for m in own[-1]}
     sent, received = ([visit.up_bytes for _, visit in visits], [visit.down_bytes for _, visit in visits])
     return PointResult(
-        state=run.spec.reported,
+        state=reported,
         final=kept.means,
         mean_of_last_five_evaluations={m: _mean_of_last_five(line) for m, line in curve.items()},
         best_round_on_test=_best_round(curve["local"]) if "local" in curve else None,
         curve=curve,
         clients=kept.clients,
-        tensors=Digests(tensors.digest(state.server), _digests(state)),
+        tensors=digests,
         up_bytes_per_visit=_per_visit(sent),
         down_bytes_per_visit=_per_visit(received),
         tradeoff=evaluated[-1].curves,
         bytes_by_round=_bytes_by_round(visits),
         newcomers={moment: one for record in ledger for moment, one in record.newcomers.items()},
-        faults=run.faults,
-        round=kept.round if run.faults else None,
+        faults=faults,
+        round=kept.round if faults else None,
         train_s=sum(record.train_s for record in ledger),
         evaluate_s=sum(record.evaluate_s for record in ledger),
         # ru_maxrss is in KiB on Linux.

@@ -1,0 +1,102 @@
+"""All methods and seeds of an experiment between sites, in a run folder as `fedvlm run` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedvlm import methods, tensors
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment
+from fedvlm.federation import setup
+from fedvlm.federation.exchange import PACKAGE, Contract
+from fedvlm.federation.messages import Header, Message, from_bytes, to_bytes
+from fedvlm.federation.procedure import Procedure
+from fedvlm.federation.setup import Loaded
+from fedvlm.network.carriers.base import Carrier
+from fedvlm.network.coordinator import rounds
+from fedvlm.network.coordinator.rounds import Watcher
+from fedvlm.network.coordinator.settings import FederationSettings
+from fedvlm.network.site.place import check_federated
+from fedvlm.runs import machine
+from fedvlm.runs.folder import Point, RunFolder
+from fedvlm.runs.result import Digests, PointResult, summarise_ledger
+
+
+@dataclass
+class Coordinator:
+    """An experiment between sites, ready to play. It has the CLIP, whose words prompts begin with, and no image."""
+
+    experiment: Experiment
+    settings: FederationSettings
+    folder: RunFolder
+    loaded: Loaded
+
+    @classmethod
+    def load(cls, experiment: Experiment, settings: FederationSettings, folder: Path) -> Coordinator:
+        """Load the CLIP. Raises `FedvlmError` for an experiment that sites cannot play."""
+        check_federated(experiment)
+        loaded = setup.load(experiment)
+        threads = machine.choose_machine(experiment.compute, loaded.device, loaded.clip.text.width).threads
+        torch.set_num_threads(threads)
+        return cls(experiment, settings, RunFolder(folder), loaded)
+
+    def contract(self, label: str, seed: int) -> Contract:
+        """What messages of a method with a seed must be."""
+        settings = self.experiment
+        data = check_federated(settings)
+        method = methods.build(label, settings.method)
+        base = data.classes[: data.base_count(len(data.classes))]
+        spec = setup.run_spec(
+            settings, method, method.tuner(self.loaded.clip, base, settings.evaluation.template), seed
+        )
+        return Contract(
+            settings.digest(), self.loaded.clip.digest, label, spec, settings.evaluation.every,
+            len(self.settings.sites), self.settings.max_norm,
+        )  # fmt: skip
+
+    def run(self, carrier: Carrier, watcher: Watcher, *, resume: bool = False) -> dict[str, dict[int, PointResult]]:
+        """Play what is left of all points; returns the results by method and seed. Raises `FedvlmError`."""
+        clip, folder = self.loaded.clip, self.folder
+        here = machine.choose_machine(self.experiment.compute, self.loaded.device, clip.text.width)
+        found: dict[str, dict[int, PointResult]] = {}
+        with folder.locked():
+            folder.open(self.experiment, clip, here, resume=resume, overwrite=False)
+            for seed in self.experiment.seeds:
+                for label in self.experiment.methods:
+                    found.setdefault(label, {})[seed] = self._point(
+                        folder.point(seed, label), label, seed, carrier, watcher
+                    )
+        return found
+
+    def _point(self, point: Point, label: str, seed: int, carrier: Carrier, watcher: Watcher) -> PointResult:
+        contract = self.contract(label, seed)
+        with point.locked():
+            point.check_settings(contract.spec.method.name, contract.spec.method.config.dump())
+            done = point.result()
+            if done is not None:
+                return done
+            state = rounds.play(contract, self.experiment.participation, self.settings, carrier, point, watcher)
+            records = point.records()
+            if not any(record.means for record in records):
+                raise FedvlmError(f"{label}: no site has told a metric, so there is no result ({point.folder})")
+            digests = Digests(tensors.digest(state.server), {})
+            return point.finish(summarise_ledger(contract.spec.reported, records, digests, Procedure()))
+
+
+def greeting(experiment: Experiment) -> bytes:
+    """The message with which a coordinator asks a site for its name."""
+    return to_bytes(Message(Header(kind="hello", package=PACKAGE, experiment=experiment.digest())))
+
+
+def name_in(answer: bytes, sites: Mapping[str, object] | list[str]) -> str:
+    """The name in a site's answer to a greeting. Raises `FedvlmError`."""
+    head = from_bytes(answer).header
+    if head.kind == "refused":
+        raise FedvlmError(f"the site '{head.client}' refuses: {head.reason} (it knows why)")
+    if head.kind != "welcome" or head.client not in sites:
+        raise FedvlmError(f"'{head.client}' is not among the sites of federation.toml")
+    return head.client

@@ -1,0 +1,50 @@
+"""`federation.toml`: who takes part, how long a round may take, which carrier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from fedvlm import overrides
+from fedvlm.config import Count, Section, problems
+from fedvlm.errors import FedvlmError, listed
+
+FILE = "federation.toml"
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")]
+
+
+class FederationSettings(Section):
+    """All settings of a federation. Relative paths begin at its folder."""
+
+    experiment: str = "experiment.json"
+    """File of the experiment, the same that every site has."""
+    sites: Annotated[list[SiteName], Field(min_length=1)]
+    """Names of all sites. Which of them train in a round is drawn from this list."""
+    carrier: Literal["folder", "flower", "nvflare"] = "folder"
+    exchange: str = "exchange"
+    """Folder with a mailbox for each site (`carrier = "folder"`)."""
+    least: Count = 1
+    """Least number of replies with which a round goes on."""
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which a round goes on without the sites that have not replied; it waits longer for `least`."""
+    max_norm: Annotated[float, Field(gt=0)] = 1e4
+    """Largest Euclidean norm of the tensors of one reply together."""
+    max_bytes: Count = 64_000_000
+    """Most bytes of one reply."""
+
+
+def read(path: Path) -> FederationSettings:
+    """The settings of a `federation.toml`, with absolute paths. Raises `FedvlmError` with every problem."""
+    here = path.resolve().parent
+    try:
+        found = FederationSettings.model_validate(overrides.read_toml(path))
+    except ValidationError as error:
+        raise FedvlmError("\n".join(f"{path}: {each}" for each in problems(error, FederationSettings))) from None
+    if len({name.casefold() for name in found.sites}) < len(found.sites):
+        raise FedvlmError(f"{path}: sites = {listed(found.sites)} names one twice")
+    if found.least > len(found.sites):
+        raise FedvlmError(f"{path}: least = {found.least}, but there are {len(found.sites)} sites")
+    places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange")}
+    return found.model_copy(update=places)
