@@ -69,6 +69,7 @@ class _RelayedPoint(PointReporter):
         self.place, self.news = place, relay.news
 
     def show(self, shown: Shown) -> None:
+        """Send the news to the parent."""
         self.news.put((self.place, shown))
 
 
