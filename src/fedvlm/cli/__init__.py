@@ -5,6 +5,8 @@ runs.py     run, partition
 studies.py  compare, sweep, audit, reproduce
 lists.py    methods, presets, cache
 checks.py   verify, doctor, bench, random-clip
+site.py     site init, check, serve, status, carry
+federation.py  federation init, run
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-from fedvlm.cli import checks, lists, runs, studies
+from fedvlm.cli import checks, federation, lists, runs, site, studies
 from fedvlm.cli.app import app
 from fedvlm.errors import FedvlmError
 
-__all__ = ["app", "checks", "lists", "main", "runs", "studies"]
+__all__ = ["app", "checks", "federation", "lists", "main", "runs", "site", "studies"]
 
 
 def _warn(

@@ -14,7 +14,7 @@ class Carrier(Protocol):
         ...
 
     def send(self, messages: Mapping[str, bytes]) -> None:
-        """Hand over one message for each of these sites. What still waits for a site is dropped."""
+        """Hand over one message for each of these sites. Messages that still wait are dropped."""
         ...
 
     def receive(self, seconds: float) -> list[tuple[str, bytes]]:

@@ -25,6 +25,8 @@ class FolderCarrier:
 
     def send(self, messages: Mapping[str, bytes]) -> None:
         """Put a message into each mailbox, in the place of those that lie there. Raises `FedvlmError`."""
+        for name in self.asked.keys() - messages.keys():
+            (self.folder / name / INBOX / self.asked.pop(name)).unlink(missing_ok=True)
         for name, data in messages.items():
             box, name_of = self.folder / name, mailbox.key(data)
             try:

@@ -19,7 +19,7 @@ class LocalCarrier:
 
     def send(self, messages: Mapping[str, bytes]) -> None:
         """Keep the messages until answers are asked for."""
-        self.waiting |= {name: data for name, data in messages.items() if name in self.sites}
+        self.waiting = {name: data for name, data in messages.items() if name in self.sites}
 
     def receive(self, seconds: float) -> list[tuple[str, bytes]]:
         """The answer of the next site."""

@@ -1,0 +1,149 @@
+"""Verbs of a site: init, check, serve, status, carry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvlm.cli.app import app, print_tables, print_text
+from fedvlm.errors import FedvlmError, listed
+
+site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(site_app, name="site", help="A data holder's process in a federation between machines.")
+
+SiteFile = Annotated[Path, typer.Option("--site", help="The site's settings.")]
+DEFAULT = Path("site.toml")
+
+
+@site_app.command()
+def init(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of class folders, or a CSV file.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the site.")] = Path("site"),
+    name: Annotated[str, typer.Option(help="How the others know this site.")] = "site",
+    experiment: Annotated[Path | None, typer.Option(help="The experiment's file, to match class names.")] = None,
+    user: Annotated[str, typer.Option(help="Operating-system user of the site, in its service.")] = "",
+    carrier_user: Annotated[str, typer.Option(help="Operating-system user of the carrier.")] = "",
+) -> None:
+    """Look at photographs, and write a commented site.toml and services for the site and its carrier."""
+    from fedvlm.network.site import init as begin
+    from fedvlm.network.site.place import read_experiment
+
+    chosen = read_experiment(experiment) if experiment else None
+    files = begin.write(folder, images, name, chosen, user, carrier_user)
+    print_text((folder / "site.toml").read_text())
+    print_text("written: " + ", ".join(map(str, files)))
+    print_text(f"next: read it, then  fedvlm site check EXPERIMENT --site {folder / 'site.toml'}")
+
+
+@site_app.command()
+def check(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's file.")],
+    site: SiteFile = DEFAULT,
+) -> None:
+    """Read the photographs as the experiment uses them, and print exactly what would leave. Nothing is sent.
+
+    Exit code 1: the experiment is not approved, or the policy forbids what a method sends.
+    """
+    from fedvlm.network.site import check as checking
+    from fedvlm.network.site import settings
+    from fedvlm.network.site.place import read_experiment
+    from fedvlm.reports import grid
+
+    own, chosen = settings.read(site), read_experiment(experiment)
+    found = checking.check(chosen, own)
+    heads = ["class", "training", "validation", "test"]
+    rows = [[name, *(str(count) if count else "-" for count in counts)] for name, *counts in found.classes]
+    print_tables(grid.terminal(heads, rows, f"{own.name}: images of {chosen.name}, seed {chosen.seeds[0]}"))
+    if found.missing:
+        print_text(f"no image here of {len(found.missing)} of {len(found.classes)} classes: {listed(found.missing)}")
+    for note in found.notes:
+        print_text(f"note: {note}")
+    for one in found.leaving:
+        what = f"\n{one.method}: {one.trained} trainings; {one.private:,} trained values stay here"
+        print_text(what + ("" if one.tensors else "; no tensor leaves"))
+        if one.tensors:
+            lines = [[name, str(shape), f"{size:,}"] for name, (shape, size) in one.tensors.items()]
+            total = sum(size for _, size in one.tensors.values())
+            lines.append(["together, a round", "", f"{total:,}"])
+            lines.append([f"in {one.rounds} rounds", "", f"{one.total_bytes:,}"])
+            print_tables(grid.terminal(["leaves", "shape", "bytes"], lines, left=(0, 1)))
+        for why in one.refused:
+            print_text(f"not sent: {why}", style="red")
+    policy = own.policy
+    told = [f"metrics: {listed(found.metrics, 20) or 'none'}"]
+    told += [f"rounded to {policy.decimals} decimals"] if policy.decimals is not None else []
+    told += ["losses" if policy.losses else "no losses"]
+    told += ["the number of training images" if policy.count_images else "no number of images"]
+    print_text("\nbesides tensors: " + "; ".join(told) + f"; the name '{own.name}'")
+    if found.approved:
+        print_text(f"approved: {found.digest}")
+    else:
+        print_text("not approved: to take part, put the file into the folder "
+                   f"{own.experiments} and add to [policy] of {site}:", style="yellow")  # fmt: skip
+        print_text(f'experiments = ["{found.digest}"]')
+    raise typer.Exit(1 if not found.approved or any(one.refused for one in found.leaving) else 0)
+
+
+@site_app.command()
+def serve(site: SiteFile = DEFAULT) -> None:
+    """Answer the carrier until the process is stopped. Stopped at any moment, it continues where it was."""
+    from fedvlm.network.site import serve as serving
+    from fedvlm.network.site import settings
+    from fedvlm.network.site.service import Service
+
+    own = settings.read(site)
+    service = Service(own, lambda line: print_text(line))
+    service.read_experiments()
+    lacking = [digest[:12] for digest in own.policy.experiments if digest not in service.experiments]
+    if lacking:
+        print_text(f"warning: {own.experiments} has no file of {listed(lacking)}", style="yellow")
+    serving.serve(
+        service,
+        lambda: print_text(f"{own.name}: {len(service.experiments)} approved experiments, socket {own.socket}"),
+    )
+
+
+@site_app.command()
+def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What has left the site, by method; what was refused last."""
+    from fedvlm.network.site import settings
+    from fedvlm.network.site import status as told
+    from fedvlm.reports import grid
+
+    own = settings.read(site)
+    found = told.summary(Path(own.state))
+    if as_json:
+        print_text(json.dumps(found.as_json(), indent=1))
+        return
+    heads = ["experiment", "method", "seed", "messages", "again", "tensors", "last round", "bytes", "last"]
+    rows = [
+        [one.experiment[:12], one.method, str(one.seed), str(one.messages), str(one.again), listed(one.names, 4) or "-",
+         str(one.last_round), f"{one.bytes:,}", one.last]
+        for one in found.lines
+    ]  # fmt: skip
+    print_tables(grid.terminal(heads, rows, f"{own.name}: what has left", left=(0, 1)))
+    print_text(f"\n{'running' if found.running else 'not running'}; {found.refusals} refusals")
+    for line in found.last_refusals:
+        print_text(f"{line['time']}  {line['word']}: {line['why']}")
+
+
+@site_app.command()
+def carry(
+    mailbox: Annotated[Path, typer.Argument(metavar="MAILBOX", help="The site's folder in the exchange.")],
+    socket: Annotated[Path, typer.Option(help="The site's socket.")] = Path("carrier/site.sock"),
+    once: Annotated[bool, typer.Option("--once", help="Carry what is there, and end.")] = False,
+) -> None:
+    """Carry messages between a folder that both sides can reach and the site. Runs as a user of its own."""
+    from fedvlm.network.carriers import mailbox as carrier
+    from fedvlm.network.frames import BrokenFrameError
+
+    if not once:
+        carrier.watch(mailbox, socket)
+    try:
+        count = carrier.deliver(mailbox, socket)
+    except (OSError, BrokenFrameError) as error:
+        raise FedvlmError(f"the site at {socket} does not answer: {error}") from None
+    print_text(f"{count} messages carried")

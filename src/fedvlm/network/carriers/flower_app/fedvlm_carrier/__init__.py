@@ -1,0 +1,1 @@
+"""Moves messages of fedvlm between Flower and local sockets."""

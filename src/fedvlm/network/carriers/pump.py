@@ -1,0 +1,165 @@
+"""A local socket at the coordinator for programs that a network runs there, such as Flower's server app.
+
+The program asks in a loop: here are the network's nodes and the answers that have come; what is to be sent? Request and
+response are frames: one line of JSON, then the bytes of the messages one after another.
+
+    request   {"nodes": ["17", "42"], "answers": [{"node": "17", "size": 812}]}
+    response  {"messages": [{"node": "42", "size": 5120}], "end": false}
+
+A node says its site's name in its answer to a greeting. A name belongs to the node that said it first, for as long as
+the network lists that node.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedvlm.errors import FedvlmError
+from fedvlm.network import frames
+from fedvlm.network.site.serve import listening
+
+AGAIN = 5.0
+"""Seconds after which a node that has not said its name is greeted again."""
+
+
+@dataclass
+class PumpCarrier:
+    """Sites behind nodes of a network. `name_in` reads the name in an answer to the greeting."""
+
+    path: Path
+    greeting: bytes
+    name_in: Callable[[bytes], str]
+    tell: Callable[[str], None] = print
+    names: dict[str, str] = field(default_factory=dict)
+    """Site by node."""
+    nodes: list[str] = field(default_factory=list)
+    """Nodes that the network lists now."""
+    waiting: dict[str, bytes] = field(default_factory=dict)
+    """Message by site, not yet fetched."""
+    greeted: dict[str, float] = field(default_factory=dict)
+    ended: bool = False
+    refused: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Listen."""
+        self.arrived: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.lock = threading.Lock()
+        self.listener = listening(self.path)
+        self.path.chmod(0o600)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def roster(self) -> list[str]:
+        """Sites whose nodes the network lists."""
+        with self.lock:
+            return sorted(self.names[node] for node in self.nodes if node in self.names)
+
+    def send(self, messages: Mapping[str, bytes]) -> None:
+        """Keep the messages until the network's program fetches them."""
+        with self.lock:
+            self.waiting = dict(messages)
+
+    def receive(self, seconds: float) -> list[tuple[str, bytes]]:
+        """Answers of sites that have said their names."""
+        found = []
+        try:
+            found.append(self.arrived.get(timeout=seconds))
+            while True:
+                found.append(self.arrived.get_nowait())
+        except queue.Empty:
+            return found
+
+    def close(self) -> None:
+        """Tell the network's program to end, and stop listening."""
+        with self.lock:
+            self.ended = True
+        time.sleep(0.5)  # the program asks many times a second
+        self.listener.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                while (request := frames.receive(connection)) is not None:
+                    frames.send(connection, self._answer(request))
+            except (OSError, ValueError, KeyError, TypeError, frames.BrokenFrameError) as error:
+                self.tell(f"the network's program: {type(error).__name__}: {error}")
+
+    def _answer(self, request: bytes) -> bytes:
+        head, bodies = unpack(request)
+        with self.lock:
+            self.nodes = [str(node) for node in head["nodes"]]
+            for entry, body in zip(head["answers"], bodies, strict=True):
+                self._arrived(str(entry["node"]), body)
+            outgoing = {} if self.ended else self._outgoing()
+            return pack(
+                {"messages": [{"node": node} for node in outgoing], "end": self.ended},
+                list(outgoing.values()),
+                "messages",
+            )
+
+    def _arrived(self, node: str, body: bytes) -> None:
+        if node in self.names:
+            self.arrived.put((self.names[node], body))
+            return
+        try:
+            name = self.name_in(body)
+        except FedvlmError as error:
+            if str(error) not in self.refused:
+                self.refused.add(str(error))
+                self.tell(str(error))
+            return
+        holder = next((other for other, known in self.names.items() if known == name), None)
+        if holder is not None and holder in self.nodes:
+            self.tell(f"two nodes call themselves '{name}': the later one is not heard")
+            return
+        if holder is not None:
+            del self.names[holder]
+        self.names[node] = name
+        self.tell(f"{name} is here")
+
+    def _outgoing(self) -> dict[str, bytes]:
+        """Messages for nodes: those of their sites, and greetings for nodes without a name."""
+        now, found = time.monotonic(), dict[str, bytes]()
+        for node in self.nodes:
+            name = self.names.get(node)
+            if name is not None and name in self.waiting:
+                found[node] = self.waiting.pop(name)
+            elif name is None and now - self.greeted.get(node, -AGAIN) >= AGAIN:
+                self.greeted[node] = now
+                found[node] = self.greeting
+        return found
+
+
+def pack(head: dict[str, Any], bodies: list[bytes], key: str) -> bytes:
+    """A line of JSON and the bodies; sizes are added to the entries of `head[key]`."""
+    for entry, body in zip(head[key], bodies, strict=True):
+        entry["size"] = len(body)
+    return json.dumps(head).encode() + b"\n" + b"".join(bodies)
+
+
+def unpack(data: bytes, key: str = "answers") -> tuple[dict[str, Any], list[bytes]]:
+    """The reverse of `pack`. Raises `ValueError` or `KeyError`."""
+    line, _, rest = data.partition(b"\n")
+    head, bodies, place = json.loads(line), [], 0
+    for entry in head[key]:
+        size = int(entry["size"])
+        if size < 0 or place + size > len(rest):
+            raise ValueError("sizes do not fit")
+        bodies.append(rest[place : place + size])
+        place += size
+    return head, bodies

@@ -1,0 +1,119 @@
+"""`fedvlm federation init`: everything that a coordinator hands out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedvlm import durable, experiment, overrides, presets
+from fedvlm.data.sources.scenes import ScenesData
+from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment
+from fedvlm.network import example, frames
+from fedvlm.network.coordinator.settings import FILE
+from fedvlm.network.site.place import check_federated
+
+APP = Path(__file__).parents[1] / "carriers" / "flower_app"
+
+
+def prepare(what: str, words: Sequence[str], folder: Path, *, drawn: bool) -> tuple[Experiment, dict[str, Path]]:
+    """The experiment, and with `drawn` the folders of drawn images, by site. Raises `FedvlmError`."""
+    settings = overrides.apply_words(presets.settings(what), list(words))
+    if not drawn:
+        chosen = experiment.parse(settings)
+        check_federated(chosen)
+        return chosen, {}
+    given = experiment.parse(settings)
+    if not isinstance(given.data, ScenesData):
+        raise FedvlmError("--example draws the sites' images: it takes an experiment on drawn scenes")
+    seed = given.seeds[0]
+    chosen = experiment.parse(example.as_sites(settings, given.data, seed))
+    return chosen, example.draw_sites(given.data, seed, folder / "example")
+
+
+def write(
+    folder: Path, chosen: Experiment, sites: Sequence[str], carrier: str, images: dict[str, Path] | None = None
+) -> list[Path]:
+    """Write the folder of a federation; returns its files. Raises `FedvlmError` where one is already."""
+    if (folder / FILE).exists():
+        raise FedvlmError(f"{folder / FILE} is there already: change it, or name another folder")
+    if not sites:
+        raise FedvlmError("no site is named: --sites north,south (each site's own name for itself)")
+    durable.make_folder(folder)
+    durable.write_json(folder / "experiment.json", chosen.resolved())
+    durable.write_text(folder / FILE, federation_toml(sites, carrier))
+    files = [folder / "experiment.json", folder / FILE]
+    if carrier == "folder":
+        for name in sites:
+            for part in ("to", "from"):
+                durable.make_folder(folder / "exchange" / name / part)
+    if carrier == "flower":
+        shutil.copytree(APP, folder / "flower", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        # The app is whole by itself: nodes get it from the server, and need nothing of fedvlm for it.
+        shutil.copyfile(str(frames.__file__), folder / "flower" / "fedvlm_carrier" / "frames.py")
+        files.append(folder / "flower")
+    durable.write_text(folder / "README.md", readme(folder, chosen, sites, carrier, images or {}))
+    return [*files, folder / "README.md"]
+
+
+def federation_toml(sites: Sequence[str], carrier: str) -> str:
+    """The text of a `federation.toml`."""
+    mailboxes = 'exchange = "exchange"            # a folder that all sites can reach, with a mailbox for each\n'
+    return f"""# fedvlm federation run DIR
+experiment = "experiment.json"   # the same file at every site; its digest is what sites approve
+sites = {json.dumps(list(sites))}
+carrier = "{carrier}"
+{mailboxes if carrier == "folder" else ""}least = {len(sites)}                        # a round needs as many replies ..
+deadline = 600.0                 # .. and goes on after so many seconds without the others
+max_norm = 1e4                   # of the tensors of one reply together
+max_bytes = 64_000_000           # of one reply
+"""
+
+
+def readme(folder: Path, chosen: Experiment, sites: Sequence[str], carrier: str, images: dict[str, Path]) -> str:
+    """What the coordinator sends to the sites, with the exact commands."""
+    first = sites[0]
+    own = images.get(first)
+    data = str(own) if own else "PHOTOGRAPHS"
+    carries = {
+        "folder": f"$ fedvlm site carry EXCHANGE/{first} --socket {first}/carrier/site.sock    # as another user",
+        "flower": (
+            "$ flower-supernode --superlink HOST:9092 --root-certificates ca.crt \\\n"
+            f"    --auth-supernode-private-key {first}.key --node-config 'socket=\"/srv/{first}/carrier/site.sock\"'"
+            "    # as another user"
+        ),
+        "nvflare": "$ ./start.sh    # of the site's NVFlare kit, as another user, with FEDVLM_SITE_SOCKET set",
+    }[carrier]
+    return f"""# {chosen.name}: a federation between {len(sites)} sites
+
+Methods {", ".join(chosen.methods)}; {chosen.rounds} rounds; seeds {", ".join(map(str, chosen.seeds))}.
+Experiment {chosen.digest()}
+
+## At each site
+
+Install fedvlm, and read `experiment.json`. Nothing is sent before the last two commands.
+
+```console
+$ fedvlm site init {data} --out {first} --name {first} --experiment experiment.json
+$ cp experiment.json {first}/experiments/
+$ fedvlm site check experiment.json --site {first}/site.toml
+```
+
+`check` prints exactly what would leave, and the line to add to `[policy]` of `site.toml` to take part. Then, as the
+user who owns the photographs, and as another user who owns nothing:
+
+```console
+$ fedvlm site serve --site {first}/site.toml
+{carries}
+```
+
+## At the coordinator
+
+```console
+$ fedvlm federation run {folder}
+```
+
+Killed at any moment, it continues with `--resume`.
+"""

@@ -1,0 +1,40 @@
+"""From a federation's folder to a coordinator with its carrier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedvlm.errors import FedvlmError
+from fedvlm.network.carriers.base import Carrier
+from fedvlm.network.carriers.folder import FolderCarrier
+from fedvlm.network.carriers.pump import PumpCarrier
+from fedvlm.network.coordinator import settings as sections
+from fedvlm.network.coordinator.run import Coordinator, greeting, name_in
+from fedvlm.network.coordinator.settings import FILE, FederationSettings
+from fedvlm.network.site.place import read_experiment
+
+SOCKET = "coordinator.sock"
+"""Socket of the network's program, in the folder of the federation."""
+
+
+def read(folder: Path) -> FederationSettings:
+    """The settings of a federation's folder. Raises `FedvlmError`."""
+    if not (folder / FILE).is_file():
+        raise FedvlmError(f"{folder} holds no {FILE}: fedvlm federation init {folder} EXPERIMENT --sites a,b")
+    return sections.read(folder / FILE)
+
+
+def load(folder: Path, settings: FederationSettings) -> Coordinator:
+    """The coordinator of a federation's folder. Raises `FedvlmError`."""
+    return Coordinator.load(read_experiment(Path(settings.experiment)), settings, folder / "run")
+
+
+def carrier(
+    folder: Path, settings: FederationSettings, coordinator: Coordinator, tell: Callable[[str], None]
+) -> Carrier:
+    """The carrier that `federation.toml` names."""
+    if settings.carrier == "folder":
+        return FolderCarrier(Path(settings.exchange), settings.sites, settings.max_bytes + (1 << 22))
+    sites = list(settings.sites)
+    return PumpCarrier(folder / SOCKET, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), tell)
