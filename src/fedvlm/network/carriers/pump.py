@@ -26,7 +26,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.network import frames
 from fedvlm.network.site.serve import listening
 
-AGAIN = 5.0
+AGAIN = 30.0
 """Seconds after which a node that has not said its name is greeted again."""
 
 
@@ -113,16 +113,17 @@ class PumpCarrier:
             )
 
     def _arrived(self, node: str, body: bytes) -> None:
-        if node in self.names:
-            self.arrived.put((self.names[node], body))
-            return
         try:
             name = self.name_in(body)
         except FedvlmError as error:
-            if str(error) not in self.refused:
+            if node in self.names:
+                self.arrived.put((self.names[node], body))
+            elif str(error) not in self.refused:
                 self.refused.add(str(error))
                 self.tell(str(error))
             return
+        if self.names.get(node) == name:
+            return  # greeted twice, because its first answer took its time
         holder = next((other for other, known in self.names.items() if known == name), None)
         if holder is not None and holder in self.nodes:
             self.tell(f"two nodes call themselves '{name}': the later one is not heard")

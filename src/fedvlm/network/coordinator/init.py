@@ -12,6 +12,7 @@ from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.network import example, frames
+from fedvlm.network.coordinator import certificates
 from fedvlm.network.coordinator.settings import FILE
 from fedvlm.network.site.place import check_federated
 
@@ -53,19 +54,23 @@ def write(
         shutil.copytree(APP, folder / "flower", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The app is whole by itself: nodes get it from the server, and need nothing of fedvlm for it.
         shutil.copyfile(str(frames.__file__), folder / "flower" / "fedvlm_carrier" / "frames.py")
-        files.append(folder / "flower")
+        files += [folder / "flower", *certificates.write(folder / "certificates", sites)]
     durable.write_text(folder / "README.md", readme(folder, chosen, sites, carrier, images or {}))
     return [*files, folder / "README.md"]
 
 
 def federation_toml(sites: Sequence[str], carrier: str) -> str:
     """The text of a `federation.toml`."""
-    mailboxes = 'exchange = "exchange"            # a folder that all sites can reach, with a mailbox for each\n'
+    lines = {
+        "folder": 'exchange = "exchange"            # a folder that all sites can reach, with a mailbox for each\n',
+        "flower": 'superlink = "127.0.0.1:9093"     # address of the SuperLink\n'
+        'certificate = "certificates/ca.crt"   # of the authority that signed its certificate\n',
+    }
     return f"""# fedvlm federation run DIR
 experiment = "experiment.json"   # the same file at every site; its digest is what sites approve
 sites = {json.dumps(list(sites))}
 carrier = "{carrier}"
-{mailboxes if carrier == "folder" else ""}least = {len(sites)}                        # a round needs as many replies ..
+{lines.get(carrier, "")}least = {len(sites)}                        # a round needs as many replies ..
 deadline = 600.0                 # .. and goes on after so many seconds without the others
 max_norm = 1e4                   # of the tensors of one reply together
 max_bytes = 64_000_000           # of one reply

@@ -25,6 +25,10 @@ class FederationSettings(Section):
     carrier: Literal["folder", "flower", "nvflare"] = "folder"
     exchange: str = "exchange"
     """Folder with a mailbox for each site (`carrier = "folder"`)."""
+    superlink: str = "127.0.0.1:9093"
+    """Address of Flower's SuperLink (`carrier = "flower"`)."""
+    certificate: str | None = "certificates/ca.crt"
+    """Certificate of the authority that signed the SuperLink's; none: the line is not encrypted, for trying only."""
     least: Count = 1
     """Least number of replies with which a round goes on."""
     deadline: Annotated[float, Field(gt=0)] = 600.0
@@ -47,4 +51,6 @@ def read(path: Path) -> FederationSettings:
     if found.least > len(found.sites):
         raise FedvlmError(f"{path}: least = {found.least}, but there are {len(found.sites)} sites")
     places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange")}
+    if found.certificate is not None:
+        places["certificate"] = str(here / Path(found.certificate).expanduser())
     return found.model_copy(update=places)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedvlm.errors import FedvlmError
+from fedvlm.network.carriers import flower
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.carriers.folder import FolderCarrier
 from fedvlm.network.carriers.pump import PumpCarrier
@@ -37,4 +38,9 @@ def carrier(
     if settings.carrier == "folder":
         return FolderCarrier(Path(settings.exchange), settings.sites, settings.max_bytes + (1 << 22))
     sites = list(settings.sites)
-    return PumpCarrier(folder / SOCKET, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), tell)
+    path = folder.resolve() / SOCKET
+    pump = PumpCarrier(path, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), tell)
+    if settings.carrier == "flower":
+        certificate = None if settings.certificate is None else Path(settings.certificate)
+        return flower.start(folder.resolve(), pump, flower.SuperLink(settings.superlink, certificate), tell)
+    return pump

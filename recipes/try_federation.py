@@ -1,0 +1,239 @@
+"""A whole federation on this machine: one server, three sites with drawn images, everything in processes of its own.
+
+    python recipes/try_federation.py flower --out trial
+    python recipes/try_federation.py folder --out trial
+
+Writes what a coordinator hands out (`fedvlm federation init --example`), sets up three sites (`fedvlm site init`),
+starts their processes and the carrier between them, plays pFedMMA and pFedMoAP for three rounds each, and prints where
+the personal models lie and what the time was spent on. Flower: TLS, registered node keys. Everything that was started
+is stopped at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedvlm.federation.records import RoundRecord
+from fedvlm.federation.visits import Reply, Visit
+from fedvlm.network.carriers import flower
+from fedvlm.network.carriers.local import LocalCarrier
+from fedvlm.network.coordinator import start
+from fedvlm.network.coordinator.run import Coordinator
+from fedvlm.network.coordinator.table import Table
+from fedvlm.network.site import settings as site_settings
+from fedvlm.network.site.service import Service
+
+STYLES = ("sketch", "neon", "fog")
+WORDS = (
+    f"data.styles={list(STYLES)}".replace("'", '"'), "data.base_classes=6", "data.novel_classes=6", "data.shots=8",
+    "data.test_per_class=4", "data.val_per_class=2", "methods=pfedmma,pfedmoap", "rounds=3", "evaluation.every=1",
+    "compute.clients_per_step=1",
+)  # fmt: skip
+FEDVLM = (sys.executable, "-m", "fedvlm")
+
+
+class Timed(Table):
+    """The table, with the seconds of every round."""
+
+    def __init__(self, sites: list[str], *, quiet: bool = False) -> None:
+        super().__init__(sites, quiet=quiet)
+        self.began: list[float] = []
+        self.trained: list[float] = []
+
+    def round(self, label: str, seed: int, round_: int, last: int, asked: Mapping[str, Visit]) -> None:
+        """A round begins."""
+        self.began.append(time.perf_counter())
+        self.trained.append(0.0)
+        super().round(label, seed, round_, last, asked)
+
+    def replied(self, site: str, reply: Reply, bytes_: int) -> None:
+        """A site's reply is accepted."""
+        self.trained[-1] = max(self.trained[-1], reply.seconds)
+        super().replied(site, reply, bytes_)
+
+    def finished(self, record: RoundRecord) -> None:
+        """A round's record is complete."""
+        super().finished(record)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("carrier", choices=("folder", "flower", "nvflare"))
+    parser.add_argument("--out", type=Path, default=Path("trial"))
+    parser.add_argument("--port", type=int, default=9393, help="of Flower's SuperLink")
+    arguments = parser.parse_args()
+    folder = arguments.out.resolve()
+    if folder.exists():
+        raise SystemExit(f"{folder} is there already: delete it, or name another folder with --out")
+    begun = time.perf_counter()
+    prepare(folder, arguments.carrier, arguments.port)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for name in STYLES:
+            processes.append(started(folder, f"site-{name}", *FEDVLM, "site", "serve", "--site", f"{name}/site.toml"))
+        processes += CARRIERS[arguments.carrier](folder, arguments.port)
+        settings = start.read(folder / "federation")
+        coordinator = start.load(folder / "federation", settings)
+        ready = time.perf_counter() - begun
+        seconds = carried(folder, coordinator)
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    told(folder, arguments.carrier, ready, seconds, in_process(folder))
+
+
+def prepare(folder: Path, carrier: str, port: int) -> None:
+    """What the coordinator hands out, and the folders of the sites."""
+    run(folder.parent, *FEDVLM, "federation", "init", str(folder / "federation"), "quickstart", *WORDS, "--example",
+        "--carrier", carrier)  # fmt: skip
+    experiment = folder / "federation" / "experiment.json"
+    toml = folder / "federation" / "federation.toml"
+    toml.write_text(re.sub(r'superlink = "[^"]*"', f'superlink = "127.0.0.1:{port}"', toml.read_text()))
+    for name in STYLES:
+        images = folder / "federation" / "example" / name
+        run(
+            folder, *FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--experiment", str(experiment)
+        )
+        shutil.copy(experiment, folder / name / "experiments")
+        approve(folder / name / "site.toml")
+
+
+def approve(file: Path) -> None:
+    """Approve the experiment that `site init` has seen: the line is there, commented."""
+    text = file.read_text()
+    digest = re.search(r"^# (experiments = \[.*\])", text, re.M)
+    assert digest
+    file.write_text(re.sub(r"^experiments = \[\].*$", digest.group(1), text, count=1, flags=re.M))
+
+
+def run(folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
+    """Run a command to its end; returns what it prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def started(folder: Path, name: str, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A process that goes on; what it prints is in NAME.log."""
+    log = (folder / f"{name}.log").open("wb")
+    return subprocess.Popen(
+        command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=None if env is None else {**env}
+    )
+
+
+def by_folder(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
+    """A watcher for each mailbox."""
+    return [
+        started(folder, f"carrier-{name}", *FEDVLM, "site", "carry", f"federation/exchange/{name}", "--socket",
+                f"{name}/carrier/site.sock")
+        for name in STYLES
+    ]  # fmt: skip
+
+
+def by_flower(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
+    """A SuperLink with TLS, and a SuperNode for each site with a registered key."""
+    certificates, home = folder / "federation" / "certificates", folder / "federation" / "flower-home"
+    flower.home(home, flower.SuperLink(f"127.0.0.1:{port}", certificates / "ca.crt"))
+    env = {**os.environ, **flower.OFF, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    tls = ["--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.pem"),
+           "--ssl-keyfile", str(certificates / "server.key")]  # fmt: skip
+    found = [
+        started(folder, "superlink", "flower-superlink", *tls, "--enable-supernode-auth", "--database",
+                str(folder / "link.db"), "--host", "127.0.0.1", "--port", str(port),
+                "--disable-runtime-dependency-installation", env={**env, "FLWR_HOME": str(folder / "link-home")})
+    ]  # fmt: skip
+    for name in STYLES:
+        register(folder, certificates / f"{name}.pub", env)
+    for place, name in enumerate(STYLES):
+        key, socket = certificates / f"{name}.key", folder / name / "carrier" / "site.sock"
+        words = ["--root-certificates", str(certificates / "ca.crt"), "--superlink", f"127.0.0.1:{port}", "--port",
+                 str(port + 1 + place), "--auth-supernode-private-key", str(key), "--node-config",
+                 f'socket="{socket}"']  # fmt: skip
+        own = {**env, "FLWR_HOME": str(folder / f"node-home-{name}")}
+        found.append(started(folder, f"supernode-{name}", "flower-supernode", *words, *tls, env=own))
+    return found
+
+
+def register(folder: Path, key: Path, env: dict[str, str]) -> None:
+    """Register a node's public key, as soon as the SuperLink answers."""
+    end = time.monotonic() + 60
+    while True:
+        done = subprocess.run(["flwr", "supernode", "register", str(key), flower.CONNECTION], cwd=folder, env=env,
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode == 0:
+            return
+        if time.monotonic() > end:
+            raise SystemExit(f"flwr supernode register {key}\n{done.stdout}{done.stderr}")
+        time.sleep(0.5)
+
+
+CARRIERS: dict[str, Any] = {"folder": by_folder, "flower": by_flower}
+
+
+def carried(folder: Path, coordinator: Coordinator) -> list[tuple[float, float]]:
+    """Play all rounds; returns the seconds of each, and of its longest training."""
+    table = Timed(coordinator.settings.sites)
+    carrier = start.carrier(folder / "federation", coordinator.settings, coordinator, table.say)
+    try:
+        with table:
+            coordinator.run(carrier, table)
+        end = time.perf_counter()
+    finally:
+        carrier.close()
+    ends = [*table.began[1:], end]
+    return [(after - before, trained) for before, after, trained in zip(table.began, ends, table.trained, strict=True)]
+
+
+def in_process(folder: Path) -> list[tuple[float, float]]:
+    """The same rounds with the sites in this process, from the beginning."""
+    settings = start.read(folder / "federation")
+    loaded = start.load(folder / "federation", settings)
+    coordinator = Coordinator.load(loaded.experiment, settings, folder / "in-process")
+    services = {}
+    for name in STYLES:
+        own = site_settings.read(folder / name / "site.toml")
+        services[name] = Service(
+            own.model_copy(update={"state": str(folder / "in-process-state" / name)}), lambda _: None
+        )
+        services[name].read_experiments()
+    table = Timed(settings.sites, quiet=True)
+    coordinator.run(LocalCarrier({name: service.answer for name, service in services.items()}), table)
+    ends = [*table.began[1:], time.perf_counter()]
+    return [(after - before, trained) for before, after, trained in zip(table.began, ends, table.trained, strict=True)]
+
+
+def told(
+    folder: Path, carrier: str, ready: float, seconds: list[tuple[float, float]], alone: list[tuple[float, float]]
+) -> None:
+    """Print where things lie, and what the time was spent on."""
+    print(f"\nuntil everything ran: {ready:.1f} s")
+    print("round   carried   in process   longest training")
+    for place, ((whole, trained), (inside, _)) in enumerate(zip(seconds, alone, strict=True)):
+        print(f"{place:5} {whole:9.2f} {inside:12.2f} {trained:18.2f}")
+    print("(the first visit of a method loads what is not loaded yet: CLIP, photographs, activations)")
+    for name in STYLES:
+        for file in sorted((folder / name / "state").glob("*/*.safetensors")):
+            print(f"personal model of {name}: {file}")
+    print(f"run folder: {folder / 'federation' / 'run'}")
+
+
+if __name__ == "__main__":
+    main()
