@@ -1,0 +1,1 @@
+"""Moves messages of fedvlm between NVFlare and local sockets: at a site, and at the server."""
