@@ -185,7 +185,21 @@ def register(folder: Path, key: Path, env: dict[str, str]) -> None:
         time.sleep(0.5)
 
 
-CARRIERS: dict[str, Any] = {"folder": by_folder, "flower": by_flower}
+def by_nvflare(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
+    """A provisioned server and sites of NVFlare, each a process of its own; their kit is the coordinator's."""
+    workspace = folder / "nvflare-workspace"
+    env = {**os.environ, "NVFLARE_POC_WORKSPACE": str(workspace),
+           "FEDVLM_SITE_SOCKET": str(folder / "{site}" / "carrier" / "site.sock")}  # fmt: skip
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    run(folder, "nvflare", "poc", "prepare", "-c", *STYLES, env=env)
+    found = [started(folder, "nvflare", "nvflare", "poc", "start", "-ex", "admin@nvidia.com", env=env)]
+    (kit,) = workspace.glob("*/prod_00/admin@nvidia.com")
+    toml = folder / "federation" / "federation.toml"
+    toml.write_text(re.sub(r'(?m)^kit = "[^"]*"', f'kit = "{kit}"', toml.read_text()))
+    return found
+
+
+CARRIERS: dict[str, Any] = {"folder": by_folder, "flower": by_flower, "nvflare": by_nvflare}
 
 
 def carried(folder: Path, coordinator: Coordinator) -> list[tuple[float, float]]:

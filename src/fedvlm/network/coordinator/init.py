@@ -16,7 +16,7 @@ from fedvlm.network.coordinator import certificates
 from fedvlm.network.coordinator.settings import FILE
 from fedvlm.network.site.place import check_federated
 
-APP = Path(__file__).parents[1] / "carriers" / "flower_app"
+APPS = Path(__file__).parents[1] / "carriers"
 
 
 def prepare(what: str, words: Sequence[str], folder: Path, *, drawn: bool) -> tuple[Experiment, dict[str, Path]]:
@@ -50,11 +50,14 @@ def write(
         for name in sites:
             for part in ("to", "from"):
                 durable.make_folder(folder / "exchange" / name / part)
-    if carrier == "flower":
-        shutil.copytree(APP, folder / "flower", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if carrier != "folder":
+        app = folder / carrier
+        shutil.copytree(APPS / f"{carrier}_app", app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The app is whole by itself: nodes get it from the server, and need nothing of fedvlm for it.
-        shutil.copyfile(str(frames.__file__), folder / "flower" / "fedvlm_carrier" / "frames.py")
-        files += [folder / "flower", *certificates.write(folder / "certificates", sites)]
+        shutil.copyfile(str(frames.__file__), app / "fedvlm_carrier" / "frames.py")
+        files.append(app)
+    if carrier == "flower":
+        files += certificates.write(folder / "certificates", sites)
     durable.write_text(folder / "README.md", readme(folder, chosen, sites, carrier, images or {}))
     return [*files, folder / "README.md"]
 
@@ -65,6 +68,8 @@ def federation_toml(sites: Sequence[str], carrier: str) -> str:
         "folder": 'exchange = "exchange"            # a folder that all sites can reach, with a mailbox for each\n',
         "flower": 'superlink = "127.0.0.1:9093"     # address of the SuperLink\n'
         'certificate = "certificates/ca.crt"   # of the authority that signed its certificate\n',
+        "nvflare": 'kit = "kit"                      # folder of the administrator\'s startup kit\n'
+        'user = "admin@nvidia.com"        # its name\n',
     }
     return f"""# fedvlm federation run DIR
 experiment = "experiment.json"   # the same file at every site; its digest is what sites approve

@@ -29,6 +29,10 @@ class FederationSettings(Section):
     """Address of Flower's SuperLink (`carrier = "flower"`)."""
     certificate: str | None = "certificates/ca.crt"
     """Certificate of the authority that signed the SuperLink's; none: the line is not encrypted, for trying only."""
+    kit: str = "kit"
+    """Folder of the administrator's startup kit (`carrier = "nvflare"`)."""
+    user: str = "admin@nvidia.com"
+    """The administrator's name in the kit."""
     least: Count = 1
     """Least number of replies with which a round goes on."""
     deadline: Annotated[float, Field(gt=0)] = 600.0
@@ -50,7 +54,7 @@ def read(path: Path) -> FederationSettings:
         raise FedvlmError(f"{path}: sites = {listed(found.sites)} names one twice")
     if found.least > len(found.sites):
         raise FedvlmError(f"{path}: least = {found.least}, but there are {len(found.sites)} sites")
-    places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange")}
+    places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange", "kit")}
     if found.certificate is not None:
         places["certificate"] = str(here / Path(found.certificate).expanduser())
     return found.model_copy(update=places)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedvlm.errors import FedvlmError
-from fedvlm.network.carriers import flower
+from fedvlm.network.carriers import flower, nvflare
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.carriers.folder import FolderCarrier
 from fedvlm.network.carriers.pump import PumpCarrier
@@ -43,4 +43,4 @@ def carrier(
     if settings.carrier == "flower":
         certificate = None if settings.certificate is None else Path(settings.certificate)
         return flower.start(folder.resolve(), pump, flower.SuperLink(settings.superlink, certificate), tell)
-    return pump
+    return nvflare.start(folder.resolve(), pump, Path(settings.kit), settings.user, tell)

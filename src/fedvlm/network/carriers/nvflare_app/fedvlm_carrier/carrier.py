@@ -27,7 +27,8 @@ PAUSE = 0.02
 def carry(data: bytes) -> bytes:
     """At a site: one message to the site, its answer back; empty if the site does not answer."""
     try:
-        return frames.ask(os.environ.get("FEDVLM_SITE_SOCKET", "site.sock"), data)
+        # {site}: for trying several sites on one machine, which then have one environment.
+        return frames.ask(os.environ.get("FEDVLM_SITE_SOCKET", "site.sock").replace("{site}", collab.site_name), data)
     except (OSError, frames.BrokenFrameError) as error:
         print(f"the site's socket does not answer: {error}", flush=True)
         return b""
