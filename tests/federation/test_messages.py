@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedvlm import tensors
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import messages
 from fedvlm.federation.messages import Header, Limits, Message, from_bytes, to_bytes
@@ -138,12 +139,14 @@ WHOLE = to_bytes(Message(HEADER, {"a": torch.ones(2, 3), "b": torch.zeros(4, dty
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
-def test_a_changed_byte_is_refused_or_changes_a_value_and_nothing_else_happens(place: int, change: int) -> None:
-    """Never another exception, never more memory than the message has."""
+def test_a_changed_byte_is_refused_or_changes_nothing(place: int, change: int) -> None:
+    """Never another exception, never more memory than the message has; a space of the table may become another."""
     broken = bytearray(WHOLE)
     broken[place] ^= change
     with contextlib.suppress(FedvlmError):
-        assert sum(tensor.nbytes for tensor in from_bytes(bytes(broken)).tensors.values()) <= len(WHOLE)
+        read, whole = from_bytes(bytes(broken)), from_bytes(WHOLE)
+        assert read.header == whole.header
+        assert tensors.equal(read.tensors, whole.tensors)
 
 
 @given(st.one_of(st.binary(max_size=200), st.integers(0, len(WHOLE)).map(lambda end: WHOLE[:end])))
@@ -176,7 +179,7 @@ FORGED = {
     "a header of gigabytes": ((1 << 40).to_bytes(8, "little") + WHOLE[8:], "larger than"),
     "no header": (rewritten(lambda t: t.pop("__metadata__")), "no header"),
     "a header that is a list": (header(lambda h: h.update(header=[])), "header"),
-    "another version": (header(lambda h: h["header"].update(version=2)), "version"),
+    "another version": (header(lambda h: h["header"].update(version=3)), "version"),
     "more in the header": (header(lambda h: h["header"].update(extra=1)), "extra"),
     "a round below zero": (header(lambda h: h["header"].update(round=-1)), "round"),
     "images without number": (header(lambda h: h["header"].update(images="many")), "images"),

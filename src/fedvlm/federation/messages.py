@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def tensor_bytes(message: Named) -> dict[str, int]:
     return {name: tensor.numel() * tensor.element_size() for name, tensor in message.items()}
 
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 """Version of the byte format."""
 _HEADER = "fedvlm"
 """The key of the header in the metadata of a safetensors file."""
@@ -85,7 +86,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 class Header(Section):
     """The header of a message: everything but its tensors."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     kind: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
     """Kind of the message, such as `downlink` or `uplink`."""
     experiment: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
@@ -139,18 +140,22 @@ class Limits:
 def to_bytes(message: Message) -> bytes:
     """The message as a safetensors file with the header in its metadata; `from_bytes` is the exact inverse."""
     # The format sorts tensors, but sums and stacks depend on their order, so the order is stored.
-    head = {"header": message.header.model_dump(mode="json"), "order": list(message.tensors)}
+    header, order = message.header.model_dump(mode="json"), list(message.tensors)
+    head = {"header": header, "order": order, "sha256": _checksum(header, order, message.tensors)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in message.tensors.items()}
     return safetensors.torch.save(plain, {_HEADER: json.dumps(head, allow_nan=False)})
 
 
 def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
-    """Read a message. Raises `FedvlmError` if it is damaged, or exceeds the limits, before memory is allocated."""
+    """Read a message. Raises `FedvlmError` if it is damaged, or exceeds the limits, before memory is allocated.
+
+    The checksum tells damage on the way; it says nothing about who has sent the message.
+    """
     table = _table(data, limits)
     metadata = table.pop("__metadata__", None)
     try:
         head = json.loads(metadata[_HEADER], parse_constant=_no_constant)
-        header, order = Header.model_validate(head["header"]), head["order"]
+        header, order, checksum = Header.model_validate(head["header"]), head["order"], head["sha256"]
     except ValidationError as error:
         raise FedvlmError(f"a message's header: {'; '.join(problems(error, Header))}") from None
     except (TypeError, KeyError, ValueError, RecursionError):
@@ -163,7 +168,16 @@ def from_bytes(data: bytes, limits: Limits = Limits()) -> Message:
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise FedvlmError(f"a message's tensors cannot be read: {error}") from None
     # Copies: tensors of a buffer may lie at odd addresses, and products of unaligned matrices round differently.
-    return Message(header, {name: read[name].clone() for name in order})
+    named = {name: read[name].clone() for name in order}
+    if checksum != _checksum(head["header"], order, named):
+        raise FedvlmError("a message was changed on its way: its checksum does not fit")
+    return Message(header, named)
+
+
+def _checksum(header: Mapping[str, Any], order: list[str], named: Named) -> str:
+    """SHA-256 over the header as it is written, the order of the tensors, and their names, shapes and bytes."""
+    text = json.dumps([header, order, tensors.digest(named)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _table(data: bytes, limits: Limits) -> dict[str, Any]:

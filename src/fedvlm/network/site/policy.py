@@ -19,6 +19,8 @@ from fedvlm.training.evaluation import ClientMetrics
 from fedvlm.training.metrics import Calibration, Mean, Statistic
 
 SENT, REFUSED = "sent.jsonl", "refused.jsonl"
+MOST_REFUSED = 1 << 24
+"""Bytes after which refusals are not written down any more."""
 
 
 def apply(policy: PolicySection, reply: Reply) -> Reply:
@@ -61,7 +63,7 @@ def _rounded(policy: PolicySection, value: float) -> float:
 
 
 class Record:
-    """Append-only files at the site: a line for every message that left, and for every refusal."""
+    """Append-only files at the site: a line for every message that left, and for every refusal (a word leaves)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,8 +89,11 @@ class Record:
             "kind": head.kind, "experiment": head.experiment, "method": head.method, "seed": head.seed,
             "round": head.round, "client": head.client,
         }  # fmt: skip
-        line = {"time": _now(), "word": word, "why": why, "asked": asked}
-        durable.append_line(self.folder / REFUSED, line, private=True)
+        path = self.folder / REFUSED
+        if path.exists() and path.stat().st_size > MOST_REFUSED:
+            return  # whoever asks nonsense for days must not fill the disk
+        line = {"time": _now(), "word": word, "why": why[:1000], "asked": asked}
+        durable.append_line(path, line, private=True, sync=False)
 
 
 def _now() -> str:

@@ -39,6 +39,7 @@ class Service:
         self.working = threading.Lock()
         self.experiments: dict[str, Experiment] = {}
         self.latest: Experimented | None = None
+        self.welcomed: set[str] = set()
 
     def read_experiments(self) -> None:
         """Read the files of approved experiments. Raises `FedvlmError`."""
@@ -69,7 +70,6 @@ class Service:
                                         0 if head is None else head.round)  # fmt: skip
         try:
             self.record.refused(word, why, head)
-            self.record.sent(messages.from_bytes(answer).header, {}, answer)
         except FedvlmError as error:
             self.tell(f"the record cannot be written: {error}")
         return answer
@@ -84,7 +84,9 @@ class Service:
             client=self.settings.name,
         )  # fmt: skip
         answer = messages.to_bytes(Message(header))
-        self.record.sent(header, {}, answer)
+        if head.experiment not in self.welcomed:  # the same few words again and again are one line
+            self.record.sent(header, {}, answer)
+            self.welcomed.add(head.experiment)
         return answer
 
     def _experiment(self, digest: str) -> Experimented:
