@@ -3,9 +3,11 @@
     python recipes/score.py embedded
     python recipes/score.py DIR --card DIR/CARD.md
     python recipes/score.py embedded --strengths 0.2,0.4,0.6,0.8,1.0
+    python recipes/score.py embedded --conditions
 
-The last command shows how strong a style may be: the 20-way accuracy of fill and shape at several strengths, on
-images of which no score is reported.
+`--strengths` shows how strong a style may be: the 20-way accuracy of fill and shape at several strengths, on images of
+which no score is reported. `--conditions`: of pictures in the conditions that captions of the pre-training name (dark,
+blurry, ..), how often the model picks the right one, and what a template that names it does for the object's name.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import card
 import numpy as np
+import numpy.typing as npt
 import torch
+from conditions import CONDITIONS, FILTERS
 from torch.nn import functional as F
 
 from fedvlm import clip
@@ -62,13 +66,51 @@ def _accuracies(model: clip.FrozenCLIP, style: str, strength: float, images: int
     }
 
 
-@torch.no_grad()
 def _features(model: clip.FrozenCLIP, specs: Sequence[SceneSpec]) -> torch.Tensor:
-    parts = []
-    for first in range(0, len(specs), 200):
-        pixels = torch.from_numpy(render(specs[first : first + 200])).permute(0, 3, 1, 2)
-        parts.append(F.normalize(model.encode_image(model.preprocess.normalise(pixels)), dim=-1))
-    return torch.cat(parts)
+    return torch.cat([_encoded(model, render(specs[first : first + 200])) for first in range(0, len(specs), 200)])
+
+
+@torch.no_grad()
+def _encoded(model: clip.FrozenCLIP, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Features of pixels `[B, S, S, 3]`, uint8."""
+    return F.normalize(
+        model.encode_image(model.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))), dim=-1
+    )
+
+
+@torch.no_grad()
+def by_condition(model: clip.FrozenCLIP, *, images: int = 600) -> str:
+    """Pictures in each condition: accuracies in per cent, as a table in Markdown.
+
+    Of the condition, among all of them, with the object's own name in the text; and of the object among all fills and
+    shapes, with the plain template and with one that names the condition.
+    """
+    draw = stream(4, "scoring conditions")
+    shape, fill = draw.integers(len(SHAPES), size=images), draw.integers(len(FILLS), size=images)
+    start = key(4, "scoring conditions") & (2**63 - 1)
+    pixels = render([SceneSpec(start + i, SHAPES[shape[i]], FILLS[fill[i]], None, "photo", 1.0) for i in range(images)])
+    classes = [f"{name} {form}" for name in FILLS for form in SHAPES]
+    truth = torch.from_numpy(fill * len(SHAPES) + shape)
+
+    def right(found: torch.Tensor, wanted: torch.Tensor | int) -> float:
+        return 100 * float((found.argmax(1) == wanted).float().mean())
+
+    plain = F.normalize(model.classifier(classes, "a photo of a {}."), dim=-1)
+    words = {name: f"a {CONDITIONS[name].before[0]} photo of a {{}}." for name in FILTERS}
+    named = {name: F.normalize(model.classifier(classes, template), dim=-1) for name, template in words.items()}
+    rows, sums = [], np.zeros(3)
+    for place, name in enumerate(FILTERS):
+        change = CONDITIONS[name].filter
+        assert change is not None
+        changed = np.clip(change(pixels.astype(np.float32) / np.float32(255), draw), 0, 1)
+        features = _encoded(model, (255 * changed).round().astype(np.uint8))
+        conditions = torch.stack([(features * texts[truth]).sum(-1) for texts in named.values()], dim=1)
+        found = right(conditions, place), right(features @ plain.T, truth), right(features @ named[name].T, truth)
+        sums += found
+        rows.append([name, *(f"{value:.1f}" for value in found)])
+    rows.append(["mean", *(f"{value:.1f}" for value in sums / len(FILTERS))])
+    heads = ["condition", "condition named rightly", "object, plain template", "object, condition in the template"]
+    return grid.markdown(heads, rows)
 
 
 def _twenty(logits: torch.Tensor, truth: torch.Tensor, draw: np.random.Generator) -> float:
@@ -99,7 +141,11 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=1200, help="images per style")
     parser.add_argument("--card", type=Path, help="a model card into which the table is put")
     parser.add_argument("--strengths", help="of the federation's styles, such as 0.5,1.0")
+    parser.add_argument("--conditions", action="store_true", help="pictures in conditions that captions name")
     arguments = parser.parse_args()
+    if arguments.conditions:
+        print(by_condition(clip.load(arguments.model)))
+        raise SystemExit
     if arguments.strengths:
         print(by_strength(clip.load(arguments.model), [float(each) for each in arguments.strengths.split(",")]))
         raise SystemExit
