@@ -30,6 +30,7 @@ from fedvlm.streams import key, stream
 
 Table = dict[str, dict[str, float]]
 
+CLASSES = [f"{name} {form}" for name in FILLS for form in SHAPES]
 GROUPS = 20
 """Random sets of 20 classes that the 20-way accuracy is averaged over."""
 
@@ -50,20 +51,26 @@ def by_strength(model: clip.FrozenCLIP, strengths: Sequence[float], *, images: i
 
 
 def _accuracies(model: clip.FrozenCLIP, style: str, strength: float, images: int, seed: int) -> dict[str, float]:
-    draw = stream(seed, "scoring", style)
-    shape, fill = draw.integers(len(SHAPES), size=images), draw.integers(len(FILLS), size=images)
-    start = key(seed, "scoring scenes", style) & (2**63 - 1)
-    specs = [SceneSpec(start + i, SHAPES[shape[i]], FILLS[fill[i]], None, style, strength) for i in range(images)]
+    start = key(seed, "scoring scenes", style)
+    specs, shape, truth = _scenes(stream(seed, "scoring", style), start, images, style, strength)
     features = _features(model, specs)
-    classes = [f"{name} {form}" for name in FILLS for form in SHAPES]
-    logits = features @ F.normalize(model.classifier(classes), dim=-1).T
-    truth = torch.from_numpy(fill * len(SHAPES) + shape)
+    logits = features @ F.normalize(model.classifier(CLASSES), dim=-1).T
     shapes = features @ F.normalize(model.classifier(SHAPES), dim=-1).T
     return {
-        "shape 20-way": float((shapes.argmax(1) == torch.from_numpy(shape)).float().mean()),
+        "shape 20-way": float((shapes.argmax(1) == shape).float().mean()),
         "fill+shape 120-way": float((logits.argmax(1) == truth).float().mean()),
         "fill+shape 20-way": _twenty(logits, truth, stream(seed, "scoring groups")),
     }
+
+
+def _scenes(
+    draw: np.random.Generator, start: int, images: int, style: str, strength: float
+) -> tuple[list[SceneSpec], torch.Tensor, torch.Tensor]:
+    """Scenes of random shapes and fills; their shapes, and their places among `CLASSES`."""
+    shape, fill = draw.integers(len(SHAPES), size=images), draw.integers(len(FILLS), size=images)
+    first = start & (2**63 - 1)
+    specs = [SceneSpec(first + i, SHAPES[shape[i]], FILLS[fill[i]], None, style, strength) for i in range(images)]
+    return specs, torch.from_numpy(shape), torch.from_numpy(fill * len(SHAPES) + shape)
 
 
 def _features(model: clip.FrozenCLIP, specs: Sequence[SceneSpec]) -> torch.Tensor:
@@ -86,18 +93,15 @@ def by_condition(model: clip.FrozenCLIP, *, images: int = 600) -> str:
     shapes, with the plain template and with one that names the condition.
     """
     draw = stream(4, "scoring conditions")
-    shape, fill = draw.integers(len(SHAPES), size=images), draw.integers(len(FILLS), size=images)
-    start = key(4, "scoring conditions") & (2**63 - 1)
-    pixels = render([SceneSpec(start + i, SHAPES[shape[i]], FILLS[fill[i]], None, "photo", 1.0) for i in range(images)])
-    classes = [f"{name} {form}" for name in FILLS for form in SHAPES]
-    truth = torch.from_numpy(fill * len(SHAPES) + shape)
+    specs, _, truth = _scenes(draw, key(4, "scoring conditions"), images, "photo", 1.0)
+    pixels = render(specs)
 
     def right(found: torch.Tensor, wanted: torch.Tensor | int) -> float:
         return 100 * float((found.argmax(1) == wanted).float().mean())
 
-    plain = F.normalize(model.classifier(classes, "a photo of a {}."), dim=-1)
+    plain = F.normalize(model.classifier(CLASSES, "a photo of a {}."), dim=-1)
     words = {name: f"a {CONDITIONS[name].before[0]} photo of a {{}}." for name in FILTERS}
-    named = {name: F.normalize(model.classifier(classes, template), dim=-1) for name, template in words.items()}
+    named = {name: F.normalize(model.classifier(CLASSES, template), dim=-1) for name, template in words.items()}
     rows, sums = [], np.zeros(3)
     for place, name in enumerate(FILTERS):
         change = CONDITIONS[name].filter
