@@ -105,7 +105,7 @@ def more_steps(runs: Runs) -> list[float]:
 def naming_condition(runs: Runs) -> list[float]:
     """Base and Novel of zero-shot with the style's condition in the template, less without, mean over styles."""
     gains = [
-        runs.less(TEMPLATES, name, "zero_shot", metric, f'["{style}"]')
+        runs.less(TEMPLATES, name, "zero_shot", metric, style)
         for style, name in CONDITION.items() for metric in ("base", "novel")
     ]  # fmt: skip
     return [sum(each) / len(gains) for each in zip(*gains, strict=True)]

@@ -13,7 +13,7 @@ import agreement
 import calibrate
 import fake_results
 
-from fedvlm import methods, presets
+from fedvlm import methods, overrides, presets
 from fedvlm.data.scenes import STYLES
 from fedvlm.reports.statistics import estimate
 from fedvlm.runs.result import PointResult
@@ -39,7 +39,7 @@ def runs(lift: dict[str, tuple[float, float]]) -> calibrate.Runs:
         settings = presets.settings(preset)
         (swept,) = settings.get("sweep", {"": [""]}).values()
         for value in swept:
-            text = f'["{value[0]}"]' if isinstance(value, list) else str(value)
+            text = overrides.format_value(value)
             for method in calibrate.METHODS.get(preset, settings["methods"]):
                 named = isinstance(value, list) and calibrate.CONDITION[value[0]] == method
                 more = 1.0 if value == 16 or named else 0.0
