@@ -21,18 +21,19 @@ def init(
     what: What,
     words: Words = None,
     sites: Annotated[str, typer.Option(help="Names of the sites: north,south.")] = "",
-    carrier: Annotated[str, typer.Option(help="folder, flower or nvflare.")] = "folder",
+    carrier: Annotated[str, typer.Option(help="folder, flower, nvflare or flower_simulation.")] = "folder",
     example: Annotated[
         bool, typer.Option("--example", help="Draw the images of three sites, to try it on one machine.")
     ] = False,
 ) -> None:
     """Write all that a coordinator hands out: the experiment, the carrier, a README with the exact commands."""
-    from fedvlm.errors import FedvlmError
+    from fedvlm.errors import FedvlmError, listed
     from fedvlm.network.coordinator import init as begin
+    from fedvlm.network.coordinator.settings import CARRIERS
 
-    if carrier not in ("folder", "flower", "nvflare"):
-        raise FedvlmError(f"--carrier {carrier} is none of: folder, flower, nvflare")
-    chosen, images = begin.prepare(what, words or [], folder, drawn=example)
+    if carrier not in CARRIERS:
+        raise FedvlmError(f"--carrier {carrier} is none of: {listed(CARRIERS)}")
+    chosen, images = begin.prepare(what, words or [], folder, carrier, drawn=example)
     names = [name.strip() for name in sites.split(",") if name.strip()] or list(images)
     files = begin.write(folder, chosen, names, carrier, images)
     print_text("written: " + ", ".join(map(str, files)))

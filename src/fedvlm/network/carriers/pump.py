@@ -27,7 +27,7 @@ from fedvlm.network import frames
 from fedvlm.network.site.serve import listening
 
 AGAIN = 30.0
-"""Seconds after which a node that has not said its name is greeted again."""
+"""Seconds after which a node that has not said its name is greeted again, by default."""
 
 
 @dataclass
@@ -44,7 +44,10 @@ class PumpCarrier:
     """Nodes that the network lists now."""
     waiting: dict[str, bytes] = field(default_factory=dict)
     """Message by site, not yet fetched."""
+    fetched: dict[str, bytes] = field(default_factory=dict)
+    """Message by site, under way; waits again when the network's program is started again."""
     greeted: dict[str, float] = field(default_factory=dict)
+    again: float = AGAIN
     ended: bool = False
     refused: set[str] = field(default_factory=set)
 
@@ -64,7 +67,7 @@ class PumpCarrier:
     def send(self, messages: Mapping[str, bytes]) -> None:
         """Keep the messages until the network's program fetches them."""
         with self.lock:
-            self.waiting = dict(messages)
+            self.waiting, self.fetched = dict(messages), {}
 
     def receive(self, seconds: float) -> list[tuple[str, bytes]]:
         """Answers of sites that have said their names."""
@@ -92,6 +95,9 @@ class PumpCarrier:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        with self.lock:  # a new program: what the one before had fetched is lost
+            self.waiting = self.fetched | self.waiting
+            self.fetched, self.greeted = {}, {}
         with connection:
             try:
                 while (request := frames.receive(connection)) is not None:
@@ -117,6 +123,7 @@ class PumpCarrier:
             name = self.name_in(body)
         except FedvlmError as error:
             if node in self.names:
+                self.fetched.pop(self.names[node], None)
                 self.arrived.put((self.names[node], body))
             elif str(error) not in self.refused:
                 self.refused.add(str(error))
@@ -139,8 +146,8 @@ class PumpCarrier:
         for node in self.nodes:
             name = self.names.get(node)
             if name is not None and name in self.waiting:
-                found[node] = self.waiting.pop(name)
-            elif name is None and now - self.greeted.get(node, -AGAIN) >= AGAIN:
+                found[node] = self.fetched[name] = self.waiting.pop(name)
+            elif name is None and now - self.greeted.get(node, -self.again) >= self.again:
                 self.greeted[node] = now
                 found[node] = self.greeting
         return found

@@ -7,10 +7,12 @@ coordinator's, and the program submitted again fetches the messages that wait.
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedvlm.network.carriers.pump import PumpCarrier
 
@@ -28,6 +30,8 @@ class SubmittedCarrier:
     command: Sequence[str]
     environment: Mapping[str, str]
     tell: Callable[[str], None]
+    server: subprocess.Popen[bytes] | None = None
+    """The network's server, if it is this carrier's own (`kept`)."""
 
     def __post_init__(self) -> None:
         """Submit the program."""
@@ -45,6 +49,8 @@ class SubmittedCarrier:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        if self.server is not None:
+            self.server.communicate()  # closes its input
 
     def _submit(self) -> None:
         said = ""
@@ -63,7 +69,7 @@ class SubmittedCarrier:
             assert self.process.stdout is not None
             last = ""
             for line in self.process.stdout:
-                last = line.strip() or last
+                last = line.strip(" \n│") if any(map(str.isalnum, line)) else last  # not the frame around it
             self.process.wait()
             if self.ended.is_set():
                 return
@@ -72,3 +78,29 @@ class SubmittedCarrier:
                 words = last[:200] or "without a word"
                 self.tell(f"{self.what}'s run has ended ({words}): submitted again until it stays")
             time.sleep(PAUSE)
+
+
+def kept(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command that ends with this process, however this one ends: closing its input ends it."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", _KEEPER, *command], env=dict(environment), stdin=subprocess.PIPE, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+_KEEPER = """
+import os, signal, subprocess, sys, time
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+sys.stdin.read()
+process.terminate()
+try:
+    process.wait(20)
+except subprocess.TimeoutExpired:
+    pass
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.killpg(0, signal.SIGTERM)
+time.sleep(1)
+os.killpg(0, signal.SIGKILL)
+"""
+"""Waits until the other end of its input is closed, and ends the command and what that has started."""

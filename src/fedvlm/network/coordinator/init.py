@@ -8,23 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvlm import durable, experiment, overrides, presets
+from fedvlm.data import federate
 from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.network import example, frames
 from fedvlm.network.coordinator import certificates
-from fedvlm.network.coordinator.settings import FILE
-from fedvlm.network.site.place import check_federated
+from fedvlm.network.coordinator.run import check_playable
+from fedvlm.network.coordinator.settings import FILE, SIMULATED
 
 APPS = Path(__file__).parents[1] / "carriers"
 
 
-def prepare(what: str, words: Sequence[str], folder: Path, *, drawn: bool) -> tuple[Experiment, dict[str, Path]]:
+def prepare(
+    what: str, words: Sequence[str], folder: Path, carrier: str, *, drawn: bool
+) -> tuple[Experiment, dict[str, Path]]:
     """The experiment, and with `drawn` the folders of drawn images, by site. Raises `FedvlmError`."""
     settings = overrides.apply_words(presets.settings(what), list(words))
-    if not drawn:
+    if not drawn or carrier == SIMULATED:
         chosen = experiment.parse(settings)
-        check_federated(chosen)
+        check_playable(chosen, carrier)
         return chosen, {}
     given = experiment.parse(settings)
     if not isinstance(given.data, ScenesData):
@@ -40,6 +43,9 @@ def write(
     """Write the folder of a federation; returns its files. Raises `FedvlmError` where one is already."""
     if (folder / FILE).exists():
         raise FedvlmError(f"{folder / FILE} is there already: change it, or name another folder")
+    if carrier == SIMULATED:
+        seed = chosen.seeds[0]
+        sites = [client.name for client in federate(chosen.load_source(seed), chosen, seed).clients]
     if not sites:
         raise FedvlmError("no site is named: --sites north,south (each site's own name for itself)")
     durable.make_folder(folder)
@@ -52,7 +58,9 @@ def write(
                 durable.make_folder(folder / "exchange" / name / part)
     if carrier != "folder":
         app = folder / carrier
-        shutil.copytree(APPS / f"{carrier}_app", app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        parts = ["flower_app", "flower_simulation_app"] if carrier == SIMULATED else [f"{carrier}_app"]
+        for part in parts:  # a simulation has Flower's server app and a client app of its own
+            shutil.copytree(APPS / part, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The app is whole by itself: nodes get it from the server, and need nothing of fedvlm for it.
         shutil.copyfile(str(frames.__file__), app / "fedvlm_carrier" / "frames.py")
         files.append(app)
@@ -70,6 +78,7 @@ def federation_toml(sites: Sequence[str], carrier: str) -> str:
         'certificate = "certificates/ca.crt"   # of the authority that signed its certificate\n',
         "nvflare": 'kit = "kit"                      # folder of the administrator\'s startup kit\n'
         'user = "admin@nvidia.com"        # its name\n',
+        SIMULATED: "client_cpus = 1                  # processors of a worker\nclient_gpus = 0\n",
     }
     return f"""# fedvlm federation run DIR
 experiment = "experiment.json"   # the same file at every site; its digest is what sites approve
@@ -84,6 +93,16 @@ max_bytes = 64_000_000           # of one reply
 
 def readme(folder: Path, chosen: Experiment, sites: Sequence[str], carrier: str, images: dict[str, Path]) -> str:
     """What the coordinator sends to the sites, with the exact commands."""
+    if carrier == SIMULATED:
+        return f"""# {chosen.name}: a simulation with {len(sites)} clients
+
+```console
+$ fedvlm federation run {folder}
+```
+
+Workers start on this machine, as many as it has room for; with RAY_ADDRESS set, on that Ray cluster, whose machines
+have fedvlm installed, see the folder `{folder / "state"}` and read the same images.
+"""
     first = sites[0]
     own = images.get(first)
     data = str(own) if own else "PHOTOGRAPHS"

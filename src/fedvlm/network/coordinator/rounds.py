@@ -26,8 +26,8 @@ from fedvlm.runs.folder import Point
 
 TICK = 0.5
 """Seconds after which the watcher hears that time has passed."""
-AGAIN = 30.0
-"""Seconds after which sites that can be reached and have not replied are asked again."""
+AGAIN, AGAIN_LATER = 30.0, 480.0
+"""Seconds after which sites that have not replied are asked again, then after twice as long, and so on up to this."""
 
 
 class Watcher(Protocol):
@@ -146,6 +146,7 @@ def _exchange(
     current = Round(contract, asked, limits, watcher)
     least = min(settings.least, len(current.needed))
     begun = last_sent = clock()
+    pause = AGAIN
     carrier.send({name: current.bytes_for(name) for name in asked})
     while current.missing or current.count < least:
         if not current.missing:
@@ -161,7 +162,7 @@ def _exchange(
         watcher.waiting(now - begun, current.missing, carrier.roster())
         if now - begun > settings.deadline and current.count >= least:
             break
-        if now - last_sent > AGAIN:
-            last_sent = now
+        if now - last_sent > pause:
+            last_sent, pause = now, min(2 * pause, AGAIN_LATER)
             carrier.send({name: current.bytes_for(name) for name in current.missing})
     return current

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fedvlm import methods, tensors
+from fedvlm.data.sources.sites import SitesData
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation import setup
@@ -19,7 +20,8 @@ from fedvlm.federation.setup import Loaded
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.coordinator import rounds
 from fedvlm.network.coordinator.rounds import Watcher
-from fedvlm.network.coordinator.settings import FederationSettings
+from fedvlm.network.coordinator.settings import SIMULATED, FederationSettings
+from fedvlm.network.simulated import check_simulated
 from fedvlm.network.site.place import check_federated
 from fedvlm.runs import machine
 from fedvlm.runs.folder import Point, RunFolder
@@ -28,7 +30,7 @@ from fedvlm.runs.result import Digests, PointResult, summarise_ledger
 
 @dataclass
 class Coordinator:
-    """An experiment between sites, ready to play. It has the CLIP, whose words prompts begin with, and no image."""
+    """An experiment ready to play. It has the CLIP, whose words prompts begin with; between sites it has no image."""
 
     experiment: Experiment
     settings: FederationSettings
@@ -38,7 +40,7 @@ class Coordinator:
     @classmethod
     def load(cls, experiment: Experiment, settings: FederationSettings, folder: Path) -> Coordinator:
         """Load the CLIP. Raises `FedvlmError` for an experiment that sites cannot play."""
-        check_federated(experiment)
+        check_playable(experiment, settings.carrier)
         loaded = setup.load(experiment)
         threads = machine.choose_machine(experiment.compute, loaded.device, loaded.clip.text.width).threads
         torch.set_num_threads(threads)
@@ -47,9 +49,11 @@ class Coordinator:
     def contract(self, label: str, seed: int) -> Contract:
         """What messages of a method with a seed must be."""
         settings = self.experiment
-        data = check_federated(settings)
-        method = methods.build(label, settings.method)
-        base = data.classes[: data.base_count(len(data.classes))]
+        data, method = settings.data, methods.build(label, settings.method)
+        if isinstance(data, SitesData):
+            base = data.classes[: data.base_count(len(data.classes))]
+        else:
+            base = self.loaded.federation(seed).base_names
         spec = setup.run_spec(
             settings, method, method.tuner(self.loaded.clip, base, settings.evaluation.template), seed
         )
@@ -85,6 +89,14 @@ class Coordinator:
                 raise FedvlmError(f"{label}: no site has told a metric, so there is no result ({point.folder})")
             digests = Digests(tensors.digest(state.server), {})
             return point.finish(summarise_ledger(contract.spec.reported, records, digests, Procedure()))
+
+
+def check_playable(experiment: Experiment, carrier: str) -> None:
+    """Raise `FedvlmError` for an experiment that this carrier cannot play."""
+    if carrier == SIMULATED:
+        check_simulated(experiment)
+    else:
+        check_federated(experiment)
 
 
 def greeting(experiment: Experiment) -> bytes:

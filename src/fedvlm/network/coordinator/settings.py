@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,13 @@ FILE = "federation.toml"
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")]
 
 
+Carriers = Literal["folder", "flower", "nvflare", "flower_simulation"]
+"""What lies between a coordinator and sites."""
+CARRIERS: tuple[str, ...] = get_args(Carriers)
+SIMULATED: Carriers = "flower_simulation"
+"""Plays any experiment with simulated clients; the others play an experiment between sites."""
+
+
 class FederationSettings(Section):
     """All settings of a federation. Relative paths begin at its folder."""
 
@@ -22,13 +29,17 @@ class FederationSettings(Section):
     """File of the experiment, the same that every site has."""
     sites: Annotated[list[SiteName], Field(min_length=1)]
     """Names of all sites. Which of them train in a round is drawn from this list."""
-    carrier: Literal["folder", "flower", "nvflare"] = "folder"
+    carrier: Carriers = "folder"
     exchange: str = "exchange"
     """Folder with a mailbox for each site (`carrier = "folder"`)."""
     superlink: str = "127.0.0.1:9093"
     """Address of Flower's SuperLink (`carrier = "flower"`)."""
     certificate: str | None = "certificates/ca.crt"
     """Certificate of the authority that signed the SuperLink's; none: the line is not encrypted, for trying only."""
+    client_cpus: Count = 1
+    """Processors of a worker (`carrier = "flower_simulation"`): as many workers start as there is room for."""
+    client_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a worker, or a part of one."""
     kit: str = "kit"
     """Folder of the administrator's startup kit (`carrier = "nvflare"`)."""
     user: str = "admin@nvidia.com"

@@ -9,10 +9,10 @@ from fedvlm.errors import FedvlmError
 from fedvlm.network.carriers import flower, nvflare
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.carriers.folder import FolderCarrier
-from fedvlm.network.carriers.pump import PumpCarrier
+from fedvlm.network.carriers.pump import AGAIN, PumpCarrier
 from fedvlm.network.coordinator import settings as sections
 from fedvlm.network.coordinator.run import Coordinator, greeting, name_in
-from fedvlm.network.coordinator.settings import FILE, FederationSettings
+from fedvlm.network.coordinator.settings import FILE, SIMULATED, FederationSettings
 from fedvlm.network.site.place import read_experiment
 
 SOCKET = "coordinator.sock"
@@ -39,7 +39,18 @@ def carrier(
         return FolderCarrier(Path(settings.exchange), settings.sites, settings.max_bytes + (1 << 22))
     sites = list(settings.sites)
     path = folder.resolve() / SOCKET
-    pump = PumpCarrier(path, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), tell)
+    simulated = settings.carrier == SIMULATED
+    # A worker's first answer takes as long as it loads, and a thousand clients are greeted by a few workers.
+    pump = PumpCarrier(
+        path, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), (lambda _: None) if simulated
+        else tell, again=600.0 if simulated else AGAIN,
+    )  # fmt: skip
+    if simulated:
+        state = folder.resolve() / "state"
+        clients = flower.Simulated(
+            len(sites), Path(settings.experiment), state, settings.client_cpus, settings.client_gpus
+        )
+        return flower.simulate(folder.resolve(), pump, clients, tell)
     if settings.carrier == "flower":
         certificate = None if settings.certificate is None else Path(settings.certificate)
         return flower.start(folder.resolve(), pump, flower.SuperLink(settings.superlink, certificate), tell)

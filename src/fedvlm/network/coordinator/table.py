@@ -30,7 +30,6 @@ class Row:
     """Bytes of its replies."""
     seconds: float = 0.0
     """Its last training."""
-    asked: float = 0.0
     why: str = ""
 
 
@@ -70,7 +69,7 @@ class Table:
         self.head = f"{label}, seed {seed}, round {min(round_ + 1, last)} of {last}: {what}"
         for name, row in self.rows.items():
             row.state = ("training" if asked[name].trains else "measuring") if name in asked else "not in this round"
-            row.asked = time.monotonic()
+        self.spoken = time.monotonic()
         self._refresh()
 
     def replied(self, site: str, reply: Reply, bytes_: int) -> None:

@@ -108,17 +108,18 @@ class Place:
 
 @dataclass
 class Experimented:
-    """An experiment at the site, loaded once: CLIP, photographs, activations. The latest place is kept."""
+    """An experiment for one of its clients, loaded once: CLIP, photographs, activations. The latest place is kept."""
 
     settings: Experiment
-    """As it is agreed, with `data.source = "sites"`."""
+    """As it is agreed: at a site, with `data.source = "sites"`."""
     name: str
+    """The client's name."""
     loaded: Loaded
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
 
     @classmethod
     def load(cls, settings: Experiment, site: SiteSettings) -> Experimented:
-        """Load the model and the photographs. Raises `FedvlmError`."""
+        """Load the model and a site's photographs. Raises `FedvlmError`."""
         local = at_site(settings, site)
         loaded = setup.load(local)
         torch.set_num_threads(machine.choose_machine(local.compute, loaded.device, loaded.clip.text.width).threads)
@@ -129,12 +130,20 @@ class Experimented:
         return cls(settings, site.name, loaded)
 
     def place(self, label: str, seed: int, clients: int) -> Place:
-        """The place of a method with a seed."""
+        """The place of a method with a seed, its client's images encoded."""
         key = label, seed
         if key not in self.places:
             self.places.clear()  # activations of one method are enough to hold
             self.places[key] = self._made(label, seed, clients)
-        return self.places[key]
+        place = self.places[key]
+        if place.client.name != self.name:
+            (client,) = (one for one in place.site.federation.clients if one.name == self.name)
+            place = replace(place, client=client)
+        for site in (place.site, place.validation):
+            if site is not None:
+                mine = site.federation.subset({self.name})
+                site.activations.prepare(setup.site_keys(mine, self.loaded.experiment.views), site.base.entry)
+        return place
 
     def _made(self, label: str, seed: int, clients: int) -> Place:
         settings = self.loaded.experiment
@@ -142,16 +151,11 @@ class Experimented:
         dealt = self.loaded.seed(seed)
         site = setup.site(self.loaded, dealt, method, dealt.federation)
         validation = None if dealt.validation is None else replace(site, federation=dealt.validation)
-        site.activations.prepare(
-            {key for one in (site, validation) if one for key in setup.site_keys(one.federation, settings.views)},
-            site.base.entry,
-        )
         spec = setup.run_spec(settings, method, site.base, seed)
         contract = Contract(
             self.settings.digest(), self.loaded.clip.digest, label, spec, settings.evaluation.every, clients
         )
-        (client,) = site.federation.clients
-        return Place(contract, settings.evaluation.every, site, validation, client)
+        return Place(contract, settings.evaluation.every, site, validation, site.federation.clients[0])
 
 
 def mine(source: Source, name: str) -> Source:
