@@ -15,22 +15,28 @@ import argparse
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedvlm import tensors
 from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.visits import Reply, Visit
 from fedvlm.network.carriers import flower
+from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.carriers.local import LocalCarrier
 from fedvlm.network.coordinator import start
 from fedvlm.network.coordinator.run import Coordinator
 from fedvlm.network.coordinator.table import Table
 from fedvlm.network.site import settings as site_settings
 from fedvlm.network.site.service import Service
+from fedvlm.network.site.state import StateFolder
+from fedvlm.runs.result import PointResult
 
 STYLES = ("sketch", "neon", "fog")
 WORDS = (
@@ -85,8 +91,10 @@ def main() -> None:
         settings = start.read(folder / "federation")
         coordinator = start.load(folder / "federation", settings)
         ready = time.perf_counter() - begun
-        seconds = carried(folder, coordinator)
+        whole = carried(folder, coordinator)
     finally:
+        if arguments.carrier == "nvflare":
+            subprocess.run(["nvflare", "poc", "stop"], env=nvflare_environment(folder), capture_output=True)
         for process in reversed(processes):
             process.terminate()
         for process in processes:
@@ -94,7 +102,7 @@ def main() -> None:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-    told(folder, arguments.carrier, ready, seconds, in_process(folder))
+    told(folder, arguments.carrier, ready, whole, in_process(folder))
 
 
 def prepare(folder: Path, carrier: str, port: int) -> None:
@@ -187,66 +195,103 @@ def register(folder: Path, key: Path, env: dict[str, str]) -> None:
 
 def by_nvflare(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
     """A provisioned server and sites of NVFlare, each a process of its own; their kit is the coordinator's."""
-    workspace = folder / "nvflare-workspace"
-    env = {**os.environ, "NVFLARE_POC_WORKSPACE": str(workspace),
-           "FEDVLM_SITE_SOCKET": str(folder / "{site}" / "carrier" / "site.sock")}  # fmt: skip
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env = nvflare_environment(folder)
     run(folder, "nvflare", "poc", "prepare", "-c", *STYLES, env=env)
     found = [started(folder, "nvflare", "nvflare", "poc", "start", "-ex", "admin@nvidia.com", env=env)]
-    (kit,) = workspace.glob("*/prod_00/admin@nvidia.com")
+    (kit,) = Path(env["NVFLARE_POC_WORKSPACE"]).glob("*/prod_00/admin@nvidia.com")
     toml = folder / "federation" / "federation.toml"
     toml.write_text(re.sub(r'(?m)^kit = "[^"]*"', f'kit = "{kit}"', toml.read_text()))
     return found
 
 
+def nvflare_environment(folder: Path) -> dict[str, str]:
+    """Of all programs of NVFlare here."""
+    env = {**os.environ, "NVFLARE_POC_WORKSPACE": str(folder / "nvflare-workspace"),
+           "FEDVLM_SITE_SOCKET": str(folder / "{site}" / "carrier" / "site.sock")}  # fmt: skip
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    return env
+
+
 CARRIERS: dict[str, Any] = {"folder": by_folder, "flower": by_flower, "nvflare": by_nvflare}
 
 
-def carried(folder: Path, coordinator: Coordinator) -> list[tuple[float, float]]:
-    """Play all rounds; returns the seconds of each, and of its longest training."""
-    table = Timed(coordinator.settings.sites)
-    carrier = start.carrier(folder / "federation", coordinator.settings, coordinator, table.say)
+@dataclass
+class Played:
+    """A whole run: its results, the seconds of each round and of its longest training, digests of private tensors."""
+
+    results: dict[str, dict[int, PointResult]]
+    rounds: list[tuple[float, float]]
+    private: dict[str, str]
+
+    def same_bytes(self, other: Played) -> bool:
+        """Whether shared tensors, metrics and private tensors are equal bit for bit."""
+
+        def seen(one: Played) -> list[Any]:
+            points = [point for by_seed in one.results.values() for point in by_seed.values()]
+            return [(point.tensors.server, point.final, point.clients, point.tradeoff) for point in points]
+
+        return seen(self) == seen(other) and self.private == other.private
+
+
+def played(coordinator: Coordinator, carrier: Carrier, states: Mapping[str, Path], *, quiet: bool = False) -> Played:
+    """Play all rounds."""
+    table = Timed(coordinator.settings.sites, quiet=quiet)
+    with table:
+        results = coordinator.run(carrier, table)
+    ends = [*table.began[1:], time.perf_counter()]
+    experiment, private = coordinator.experiment, {}
+    for name, state in states.items():
+        for label in experiment.methods:
+            stored = StateFolder(state).load(experiment.digest(), label, experiment.seeds[0])
+            assert stored is not None
+            private[f"{name} {label}"] = tensors.digest(stored.after or {})
+    took = [(end - begun, trained) for begun, end, trained in zip(table.began, ends, table.trained, strict=True)]
+    return Played(results, took, private)
+
+
+def carried(folder: Path, coordinator: Coordinator) -> Played:
+    """Play all rounds with the carrier."""
+    carrier = start.carrier(folder / "federation", coordinator.settings, coordinator, print)
     try:
-        with table:
-            coordinator.run(carrier, table)
-        end = time.perf_counter()
+        return played(coordinator, carrier, {name: folder / name / "state" for name in STYLES})
     finally:
         carrier.close()
-    ends = [*table.began[1:], end]
-    return [(after - before, trained) for before, after, trained in zip(table.began, ends, table.trained, strict=True)]
 
 
-def in_process(folder: Path) -> list[tuple[float, float]]:
+def in_process(folder: Path) -> Played:
     """The same rounds with the sites in this process, from the beginning."""
     settings = start.read(folder / "federation")
     loaded = start.load(folder / "federation", settings)
     coordinator = Coordinator.load(loaded.experiment, settings, folder / "in-process")
-    services = {}
-    for name in STYLES:
+    services, states = {}, {name: folder / "in-process-state" / name for name in STYLES}
+    for name, state in states.items():
         own = site_settings.read(folder / name / "site.toml")
-        services[name] = Service(
-            own.model_copy(update={"state": str(folder / "in-process-state" / name)}), lambda _: None
-        )
+        services[name] = Service(own.model_copy(update={"state": str(state)}), lambda _: None)
         services[name].read_experiments()
-    table = Timed(settings.sites, quiet=True)
-    coordinator.run(LocalCarrier({name: service.answer for name, service in services.items()}), table)
-    ends = [*table.began[1:], time.perf_counter()]
-    return [(after - before, trained) for before, after, trained in zip(table.began, ends, table.trained, strict=True)]
+    carrier = LocalCarrier({name: service.answer for name, service in services.items()})
+    return played(coordinator, carrier, states, quiet=True)
 
 
-def told(
-    folder: Path, carrier: str, ready: float, seconds: list[tuple[float, float]], alone: list[tuple[float, float]]
-) -> None:
+def told(folder: Path, carrier: str, ready: float, whole: Played, alone: Played) -> None:
     """Print where things lie, and what the time was spent on."""
-    print(f"\nuntil everything ran: {ready:.1f} s")
+    pairs = list(zip(whole.rounds, alone.rounds, strict=True))
+    training = sum(trained for _, trained in whole.rounds)
+    all_rounds = sum(took for took, _ in whole.rounds)
+    print(f"\n{ready + all_rounds:.1f} s: {ready:.1f} until everything ran, {training:.1f} training, "
+          f"{all_rounds - training:.1f} loading, measuring and carrying")  # fmt: skip
+    more = statistics.median(took - inside for (took, _), (inside, _) in pairs)
+    print(f"a round by {carrier} takes {more:.2f} s more than in one process (median)")
     print("round   carried   in process   longest training")
-    for place, ((whole, trained), (inside, _)) in enumerate(zip(seconds, alone, strict=True)):
-        print(f"{place:5} {whole:9.2f} {inside:12.2f} {trained:18.2f}")
+    for place, ((took, trained), (inside, _)) in enumerate(pairs):
+        print(f"{place:5} {took:9.2f} {inside:12.2f} {trained:18.2f}")
     print("(the first visit of a method loads what is not loaded yet: CLIP, photographs, activations)")
     for name in STYLES:
         for file in sorted((folder / name / "state").glob("*/*.safetensors")):
             print(f"personal model of {name}: {file}")
     print(f"run folder: {folder / 'federation' / 'run'}")
+    if not whole.same_bytes(alone):
+        raise SystemExit(f"by {carrier} and in one process the numbers DIFFER")
+    print(f"shared tensors, private tensors and metrics: bit for bit the same by {carrier} and in one process")
 
 
 if __name__ == "__main__":

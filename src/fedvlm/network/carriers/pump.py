@@ -7,7 +7,8 @@ response are frames: one line of JSON, then the bytes of the messages one after 
     response  {"messages": [{"node": "42", "size": 5120}], "end": false}
 
 A node says its site's name in its answer to a greeting. A name belongs to the node that said it first, for as long as
-the network lists that node.
+the network lists that node. Where a program keeps the nodes with which it began (NVFlare), it is ended after a while of
+waiting for sites that it does not have, and the one that is started next has those that have come.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from fedvlm.network.site.serve import listening
 AGAIN = 30.0
 """Seconds after which a node that has not said its name is greeted again, by default."""
 
+MOST_PATIENCE = 1800.0
+"""The most that `patience` grows to."""
+
 
 @dataclass
 class PumpCarrier:
@@ -48,6 +52,8 @@ class PumpCarrier:
     """Message by site, under way; waits again when the network's program is started again."""
     greeted: dict[str, float] = field(default_factory=dict)
     again: float = AGAIN
+    patience: float | None = None
+    """Seconds after which a program ends for the sake of sites that it lacks. None: nodes come to it at any time."""
     ended: bool = False
     refused: set[str] = field(default_factory=set)
 
@@ -55,6 +61,7 @@ class PumpCarrier:
         """Listen."""
         self.arrived: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.lock = threading.Lock()
+        self.begun = time.monotonic()
         self.listener = listening(self.path)
         self.path.chmod(0o600)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -97,7 +104,7 @@ class PumpCarrier:
     def _serve(self, connection: socket.socket) -> None:
         with self.lock:  # a new program: what the one before had fetched is lost
             self.waiting = self.fetched | self.waiting
-            self.fetched, self.greeted = {}, {}
+            self.fetched, self.greeted, self.begun = {}, {}, time.monotonic()
         with connection:
             try:
                 while (request := frames.receive(connection)) is not None:
@@ -111,12 +118,24 @@ class PumpCarrier:
             self.nodes = [str(node) for node in head["nodes"]]
             for entry, body in zip(head["answers"], bodies, strict=True):
                 self._arrived(str(entry["node"]), body)
-            outgoing = {} if self.ended else self._outgoing()
+            ends = self.ended or self._lacks_sites()
+            outgoing = {} if ends else self._outgoing()
             return pack(
-                {"messages": [{"node": node} for node in outgoing], "end": self.ended},
+                {"messages": [{"node": node} for node in outgoing], "end": ends},
                 list(outgoing.values()),
                 "messages",
             )
+
+    def _lacks_sites(self) -> bool:
+        """Whether messages have waited long enough for sites that this program does not have."""
+        if self.patience is None or time.monotonic() - self.begun < self.patience:
+            return False
+        here = {self.names[node] for node in self.nodes if node in self.names}
+        lacking = sorted(self.waiting.keys() - here)
+        if lacking:
+            self.patience = min(2 * self.patience, MOST_PATIENCE)
+            self.tell(f"not in the network's run: {', '.join(lacking)}. It is started again with all that are here now")
+        return bool(lacking)
 
     def _arrived(self, node: str, body: bytes) -> None:
         try:

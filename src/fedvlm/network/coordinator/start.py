@@ -54,4 +54,4 @@ def carrier(
     if settings.carrier == "flower":
         certificate = None if settings.certificate is None else Path(settings.certificate)
         return flower.start(folder.resolve(), pump, flower.SuperLink(settings.superlink, certificate), tell)
-    return nvflare.start(folder.resolve(), pump, Path(settings.kit), settings.user, tell)
+    return nvflare.start(folder.resolve(), pump, Path(settings.kit), settings.user, settings.least, tell)

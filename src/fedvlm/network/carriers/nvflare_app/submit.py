@@ -1,4 +1,4 @@
-"""Submit the carrier's job to an NVFlare server, and wait for its end: submit.py KIT USER SOCKET."""
+"""Submit the carrier's job to an NVFlare server, and wait for its end: submit.py KIT USER SOCKET LEAST."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from nvflare.recipe import ProdEnv
 
 def main() -> None:
     """The command line."""
-    kit, user, socket = sys.argv[1:]
-    recipe = CollabRecipe("fedvlm-carrier", server=carrier, client=carrier, sync_task_timeout=600)
+    kit, user, socket, least = sys.argv[1:]
+    recipe = CollabRecipe(
+        "fedvlm-carrier", server=carrier, client=carrier, sync_task_timeout=600, min_clients=int(least)
+    )
     recipe.set_server_prop("socket", socket)
     run = recipe.execute(ProdEnv(startup_kit_location=kit, username=user))
     run.get_result()
