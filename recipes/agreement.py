@@ -3,10 +3,10 @@
     python recipes/agreement.py runs/compare-quickstart runs/compare-common_style
     python recipes/agreement.py --for-local runs/compare-quickstart runs/compare-common_style
 
-Reads folders of `fedvlm run` or `fedvlm compare`. `--for-local`: methods at the rates that were chosen for Local
-(NAME_for_local in the place of NAME, where the folder has it). For every pair of methods that a folder and a table
-share: the published difference, ours with its 95 % interval over seeds, and whether the signs agree. `unclear`: the
-interval holds zero.
+Reads folders of `fedvlm run` or `fedvlm compare`. For every pair of methods that a folder and a table share: the
+published difference, ours with its 95 % interval over seeds, and whether the signs agree. `unclear`: the interval holds
+zero. `--for-local`: methods at the rates that were chosen for Local (NAME_for_local in the place of NAME, where the
+folder has it).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import combinations
 from pathlib import Path
 
 from calibrate import format_estimate
+from tune import FOR_LOCAL
 
 from fedvlm.reports import grid
 from fedvlm.reports.statistics import Estimate, estimate
@@ -30,8 +31,6 @@ from fedvlm.studies.published.schema import PublishedTable
 TABLES = ("pfedmma-main", "pfedmoap-1")
 LEAST = 2.0
 """Published differences in points that count."""
-
-FOR_LOCAL = "_for_local"
 
 Results = dict[str, list[PointResult]]
 """By method, one for each seed."""
@@ -120,9 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--for-local", action="store_true", help="methods at the rates chosen for Local")
+    parser.add_argument("--without", default="", help="methods to leave out: a,b,..")
     arguments = parser.parse_args()
     for folder in arguments.folders:
-        ours = results(folder, arguments.for_local)
+        found = results(folder, arguments.for_local)
+        ours = {method: points for method, points in found.items() if method not in arguments.without.split(",")}
         print(f"## {folder.name}\n\n{text([pair for table in TABLES for pair in pairs(ours, table)])}\n")
 
 

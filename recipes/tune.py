@@ -24,6 +24,9 @@ import fedvlm
 from fedvlm import presets
 from fedvlm.runs.folder import RunFolder
 
+FOR_LOCAL = "_for_local"
+"""Ending of the name of a method at the rates chosen for Local, where these are others."""
+
 
 def grid(**values: Sequence[float]) -> list[dict[str, float]]:
     """Every combination of the values, as settings of a method."""
@@ -174,7 +177,7 @@ def written(preset: str, found: Found) -> str:
     kept = [
         _with_values(part, best(found[name], "hm")["rates"]) + _for_local(name, found[name]) if name in found else part
         for part, name in zip(parts, names, strict=True)
-        if not (name.endswith("_for_local") and name.removesuffix("_for_local") in found)
+        if not (name.endswith(FOR_LOCAL) and name.removesuffix(FOR_LOCAL) in found)
     ]
     return "".join(kept)
 
@@ -193,7 +196,7 @@ def _for_local(method: str, rows: Sequence[Row]) -> str:
     if rates == best(rows, "hm")["rates"]:
         return ""
     values = "".join(f"{key} = {value}\n" for key, value in rates.items())
-    return f'[method.{method}_for_local]\nmethod = "{method}"\n{values}\n'
+    return f'[method.{method}{FOR_LOCAL}]\nmethod = "{method}"\n{values}\n'
 
 
 def main() -> None:
@@ -214,7 +217,7 @@ def main() -> None:
     if args.near:
         tables = presets.settings(args.preset)["method"]
         for name, grid in grids.items():
-            grids[name] = near(tables[name], tables.get(f"{name}_for_local", tables[name]), grid)
+            grids[name] = near(tables[name], tables.get(name + FOR_LOCAL, tables[name]), grid)
     found = tune(args.preset, seeds, grids, args.out.with_suffix(""), goals, args.processes)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     if args.into:

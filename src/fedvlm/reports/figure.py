@@ -78,7 +78,8 @@ def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[P
     """Write `tradeoff.png` and `.svg`: Local against general accuracy along every method's curve, means over seeds.
 
     The reference and the methods of largest area, `most` in all, are coloured; the others are grey and may lie outside
-    of the picture. A dot is the method as trained.
+    of the picture. A dot is the method as trained. Methods that train nothing are dashed; they may lead out of the
+    picture on the left.
     """
     drawn = [
         row
@@ -96,17 +97,19 @@ def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[P
         style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
         if row in best:
             style = {"color": _COLOURS[best.index(row) % len(_COLOURS)], "linewidth": 1.6, "label": row.method}
+            style |= {} if any(row.values["train_s"]) else {"linestyle": "--"}
         panel.plot(x, y, **style)
         start = next(place for place, weight in places if weight == 0)
         panel.plot(*start, "o", markersize=4, color=style["color"])
-    ends = [point for row in drawn for point in row.curve if point["weight"] == 1]
+    ends = [_coordinates(point) for row in drawn for point in row.curve if point["weight"] == 1]
     if ends:
-        panel.plot(*_coordinates(ends[0]), "k*", markersize=10, label="zero-shot")
-    seen = np.array(
-        [_coordinates(point) for row in best for point in row.curve] + [_coordinates(point) for point in ends]
-    )
-    if len(seen):
-        # The limits fit the coloured curves: a control that always gives one answer would squeeze them into a corner.
+        panel.plot(*ends[0], "k*", markersize=10, label="zero-shot")
+    if dots := [_coordinates(point) for row in best for point in row.curve if point["weight"] == 0]:
+        # The limits fit the methods as trained and zero-shot: a control that knows the client's classes, moved so far
+        # that it always gives one answer, would squeeze the others into a corner.
+        trained = [*dots, *ends]
+        curves = [_coordinates(point) for row in best for point in row.curve]
+        seen = np.array([*trained, *(place for place in curves if place[0] >= min(trained)[0])])
         low, high = seen.min(0), seen.max(0)
         room = 0.06 * (high - low) + 0.5
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
