@@ -1,11 +1,17 @@
 # make demo    install fedvlm and run the main job on the embedded default (no GPU, no model download)
 # make test    install what development needs and run every check
+# make federation            a server and three sites on this machine: Flower, TLS, registered nodes
+# make federation-nvflare    the same by NVFlare
+# make test-networks         the tests that need Flower and NVFlare, and those that kill processes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint install install-dev clean
+NETWORK ?= .venv-federation
+NETWORK_PIP := $(NETWORK)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-federation.txt
+
+.PHONY: demo test lint install install-dev federation federation-nvflare test-networks clean
 
 demo: install
 	$(BIN)/fedvlm run quickstart --overwrite --processes 2
@@ -31,5 +37,22 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
+federation: $(NETWORK)/.installed-federation
+	rm -rf runs/trial-flower
+	OMP_NUM_THREADS=1 $(NETWORK)/bin/python recipes/try_federation.py flower --out runs/trial-flower
+
+federation-nvflare: $(NETWORK)/.installed-nvflare
+	rm -rf runs/trial-nvflare
+	OMP_NUM_THREADS=1 $(NETWORK)/bin/python recipes/try_federation.py nvflare --out runs/trial-nvflare
+
+test-networks: $(NETWORK)/.installed-federation-simulation,nvflare,dev
+	OMP_NUM_THREADS=1 $(NETWORK)/bin/python -m pytest -m network tests
+
+# Flower caps some packages (typer, rich), so networks have an environment of their own.
+$(NETWORK)/.installed-%: pyproject.toml constraints-federation.txt
+	test -x $(NETWORK)/bin/python || $(PYTHON) -m venv $(NETWORK)
+	$(NETWORK_PIP) --editable '.[$*]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NETWORK) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,11 @@ from fedvlm.errors import FedvlmError
 
 DAYS = 30
 """Days for which certificates for trying are valid."""
+USAGE = {
+    "digital_signature": True, "content_commitment": False, "key_encipherment": False, "data_encipherment": False,
+    "key_agreement": False, "key_cert_sign": True, "crl_sign": True, "encipher_only": False, "decipher_only": False,
+}  # fmt: skip
+"""What the authority's key may be used for."""
 
 
 def write(folder: Path, sites: Sequence[str], hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> list[Path]:
@@ -43,18 +48,9 @@ def write(folder: Path, sites: Sequence[str], hosts: Sequence[str] = ("127.0.0.1
     own = ec.generate_private_key(ec.SECP384R1())
     authority = certificate("fedvlm trial authority", "fedvlm trial authority", own)
     authority = authority.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    usage = {
-        "digital_signature": True, "content_commitment": False, "key_encipherment": False, "data_encipherment": False,
-        "key_agreement": False, "key_cert_sign": True, "crl_sign": True, "encipher_only": False, "decipher_only": False,
-    }  # fmt: skip
-    root = authority.add_extension(x509.KeyUsage(**usage), critical=True).sign(own, hashes.SHA256())
+    root = authority.add_extension(x509.KeyUsage(**USAGE), critical=True).sign(own, hashes.SHA256())
     key = ec.generate_private_key(ec.SECP384R1())
-    names: list[x509.GeneralName] = []
-    for host in hosts:
-        try:
-            names.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            names.append(x509.DNSName(host))
+    names = [x509.IPAddress(ip) if (ip := _address(host)) else x509.DNSName(host) for host in hosts]
     server = certificate(hosts[0], "fedvlm trial authority", key)
     signed = server.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(own, hashes.SHA256())
     traditional = serialization.PrivateFormat.TraditionalOpenSSL
@@ -71,3 +67,11 @@ def write(folder: Path, sites: Sequence[str], hosts: Sequence[str] = ("127.0.0.1
     for file, (data, secret) in files.items():
         durable.write_bytes(folder / file, data, private=secret)
     return [folder / file for file in files]
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The host as an address; None if it is a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -66,7 +66,12 @@ def write(
         files.append(app)
     if carrier == "flower":
         files += certificates.write(folder / "certificates", sites)
-    durable.write_text(folder / "README.md", readme(folder, chosen, sites, carrier, images or {}))
+    text = (
+        simulation_readme(folder, chosen, len(sites))
+        if carrier == SIMULATED
+        else readme(folder, chosen, sites, carrier, images or {})
+    )
+    durable.write_text(folder / "README.md", text)
     return [*files, folder / "README.md"]
 
 
@@ -93,16 +98,6 @@ max_bytes = 64_000_000           # of one reply
 
 def readme(folder: Path, chosen: Experiment, sites: Sequence[str], carrier: str, images: dict[str, Path]) -> str:
     """What the coordinator sends to the sites, with the exact commands."""
-    if carrier == SIMULATED:
-        return f"""# {chosen.name}: a simulation with {len(sites)} clients
-
-```console
-$ fedvlm federation run {folder}
-```
-
-Workers start on this machine, as many as it has room for; with RAY_ADDRESS set, on that Ray cluster, whose machines
-have fedvlm installed, see the folder `{folder / "state"}` and read the same images.
-"""
     first = sites[0]
     own = images.get(first)
     data = str(own) if own else "PHOTOGRAPHS"
@@ -145,4 +140,17 @@ $ fedvlm federation run {folder}
 ```
 
 Killed at any moment, it continues with `--resume`.
+"""
+
+
+def simulation_readme(folder: Path, chosen: Experiment, clients: int) -> str:
+    """What to do with the folder of a simulation."""
+    return f"""# {chosen.name}: a simulation with {clients} clients
+
+```console
+$ fedvlm federation run {folder}
+```
+
+Workers start on this machine, as many as it has room for; with RAY_ADDRESS set, on that Ray cluster, whose machines
+have fedvlm installed, see the folder `{folder / "state"}` and read the same images.
 """
