@@ -132,7 +132,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _explain(path: Path, error: OSError) -> StorageError:
     advice = {
-        errno.ENOSPC: "the disk is full: free some space, then continue with --resume",
+        errno.ENOSPC: "the disk is full: free some space, then continue (runs: with --resume)",
         errno.EACCES: "no permission to write there: choose another folder with --out",
         errno.EROFS: "the file system is read-only: choose another folder with --out",
         errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder with --out",
