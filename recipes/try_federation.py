@@ -12,12 +12,9 @@ is stopped at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +24,6 @@ from typing import Any
 from fedvlm import tensors
 from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.visits import Reply, Visit
-from fedvlm.network.carriers import flower
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.carriers.local import LocalCarrier
 from fedvlm.network.coordinator import start
@@ -36,6 +32,7 @@ from fedvlm.network.coordinator.table import Table
 from fedvlm.network.site import settings as site_settings
 from fedvlm.network.site.service import Service
 from fedvlm.network.site.state import StateFolder
+from fedvlm.network.trial import FEDVLM, Trial
 from fedvlm.runs.result import PointResult
 
 STYLES = ("sketch", "neon", "fog")
@@ -44,7 +41,6 @@ WORDS = (
     "data.test_per_class=4", "data.val_per_class=2", "methods=pfedmma,pfedmoap", "rounds=3", "evaluation.every=1",
     "compute.clients_per_step=1",
 )  # fmt: skip
-FEDVLM = (sys.executable, "-m", "fedvlm")
 
 
 class Timed(Table):
@@ -82,43 +78,29 @@ def main() -> None:
     if folder.exists():
         raise SystemExit(f"{folder} is there already: delete it, or name another folder with --out")
     begun = time.perf_counter()
-    prepare(folder, arguments.carrier, arguments.port)
-    processes: list[subprocess.Popen[bytes]] = []
+    trial = Trial(folder, STYLES, arguments.carrier, arguments.port)
+    prepare(trial)
     try:
-        for name in STYLES:
-            processes.append(started(folder, f"site-{name}", *FEDVLM, "site", "serve", "--site", f"{name}/site.toml"))
-        processes += CARRIERS[arguments.carrier](folder, arguments.port)
-        settings = start.read(folder / "federation")
-        coordinator = start.load(folder / "federation", settings)
+        trial.begin()
+        settings = start.read(trial.federation)
+        coordinator = start.load(trial.federation, settings)
         ready = time.perf_counter() - begun
         whole = carried(folder, coordinator)
     finally:
-        if arguments.carrier == "nvflare":
-            subprocess.run(["nvflare", "poc", "stop"], env=nvflare_environment(folder), capture_output=True)
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        trial.stop()
     told(folder, arguments.carrier, ready, whole, in_process(folder))
 
 
-def prepare(folder: Path, carrier: str, port: int) -> None:
+def prepare(trial: Trial) -> None:
     """What the coordinator hands out, and the folders of the sites."""
-    run(folder.parent, *FEDVLM, "federation", "init", str(folder / "federation"), "quickstart", *WORDS, "--example",
-        "--carrier", carrier)  # fmt: skip
-    experiment = folder / "federation" / "experiment.json"
-    toml = folder / "federation" / "federation.toml"
-    toml.write_text(re.sub(r'superlink = "[^"]*"', f'superlink = "127.0.0.1:{port}"', toml.read_text()))
+    trial.run(*FEDVLM, "federation", "init", "federation", "quickstart", *WORDS, "--example", "--carrier",
+              trial.carrier)  # fmt: skip
+    experiment = trial.federation / "experiment.json"
     for name in STYLES:
-        images = folder / "federation" / "example" / name
-        run(
-            folder, *FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--experiment", str(experiment)
-        )
-        shutil.copy(experiment, folder / name / "experiments")
-        approve(folder / name / "site.toml")
+        images = trial.federation / "example" / name
+        trial.run(*FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--experiment", str(experiment))
+        shutil.copy(experiment, trial.folder / name / "experiments")
+        approve(trial.folder / name / "site.toml")
 
 
 def approve(file: Path) -> None:
@@ -127,92 +109,6 @@ def approve(file: Path) -> None:
     digest = re.search(r"^# (experiments = \[.*\])", text, re.M)
     assert digest
     file.write_text(re.sub(r"^experiments = \[\].*$", digest.group(1), text, count=1, flags=re.M))
-
-
-def run(folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
-    """Run a command to its end; returns what it prints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def started(folder: Path, name: str, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A process that goes on; what it prints is in NAME.log."""
-    log = (folder / f"{name}.log").open("wb")
-    return subprocess.Popen(
-        command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=None if env is None else {**env}
-    )
-
-
-def by_folder(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
-    """A watcher for each mailbox."""
-    return [
-        started(folder, f"carrier-{name}", *FEDVLM, "site", "carry", f"federation/exchange/{name}", "--socket",
-                f"{name}/carrier/site.sock")
-        for name in STYLES
-    ]  # fmt: skip
-
-
-def by_flower(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
-    """A SuperLink with TLS, and a SuperNode for each site with a registered key."""
-    certificates, home = folder / "federation" / "certificates", folder / "federation" / "flower-home"
-    flower.home(home, flower.SuperLink(f"127.0.0.1:{port}", certificates / "ca.crt"))
-    env = {**os.environ, **flower.OFF, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    tls = ["--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.pem"),
-           "--ssl-keyfile", str(certificates / "server.key")]  # fmt: skip
-    found = [
-        started(folder, "superlink", "flower-superlink", *tls, "--enable-supernode-auth", "--database",
-                str(folder / "link.db"), "--host", "127.0.0.1", "--port", str(port),
-                "--disable-runtime-dependency-installation", env={**env, "FLWR_HOME": str(folder / "link-home")})
-    ]  # fmt: skip
-    for name in STYLES:
-        register(folder, certificates / f"{name}.pub", env)
-    for place, name in enumerate(STYLES):
-        key, socket = certificates / f"{name}.key", folder / name / "carrier" / "site.sock"
-        words = ["--root-certificates", str(certificates / "ca.crt"), "--superlink", f"127.0.0.1:{port}", "--port",
-                 str(port + 1 + place), "--auth-supernode-private-key", str(key), "--node-config",
-                 f'socket="{socket}"']  # fmt: skip
-        own = {**env, "FLWR_HOME": str(folder / f"node-home-{name}")}
-        found.append(started(folder, f"supernode-{name}", "flower-supernode", *words, *tls, env=own))
-    return found
-
-
-def register(folder: Path, key: Path, env: dict[str, str]) -> None:
-    """Register a node's public key, as soon as the SuperLink answers."""
-    end = time.monotonic() + 60
-    while True:
-        done = subprocess.run(["flwr", "supernode", "register", str(key), flower.CONNECTION], cwd=folder, env=env,
-                              capture_output=True, text=True)  # fmt: skip
-        if done.returncode == 0:
-            return
-        if time.monotonic() > end:
-            raise SystemExit(f"flwr supernode register {key}\n{done.stdout}{done.stderr}")
-        time.sleep(0.5)
-
-
-def by_nvflare(folder: Path, port: int) -> list[subprocess.Popen[bytes]]:
-    """A provisioned server and sites of NVFlare, each a process of its own; their kit is the coordinator's."""
-    env = nvflare_environment(folder)
-    run(folder, "nvflare", "poc", "prepare", "-c", *STYLES, env=env)
-    found = [started(folder, "nvflare", "nvflare", "poc", "start", "-ex", "admin@nvidia.com", env=env)]
-    (kit,) = Path(env["NVFLARE_POC_WORKSPACE"]).glob("*/prod_00/admin@nvidia.com")
-    toml = folder / "federation" / "federation.toml"
-    toml.write_text(re.sub(r'(?m)^kit = "[^"]*"', f'kit = "{kit}"', toml.read_text()))
-    return found
-
-
-def nvflare_environment(folder: Path) -> dict[str, str]:
-    """Of all programs of NVFlare here."""
-    env = {**os.environ, "NVFLARE_POC_WORKSPACE": str(folder / "nvflare-workspace"),
-           "FEDVLM_SITE_SOCKET": str(folder / "{site}" / "carrier" / "site.sock")}  # fmt: skip
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    return env
-
-
-CARRIERS: dict[str, Any] = {"folder": by_folder, "flower": by_flower, "nvflare": by_nvflare}
 
 
 @dataclass

@@ -55,7 +55,7 @@ class Field:
         experiments.mkdir(exist_ok=True)
         (experiments / "one.json").write_text(json.dumps(self.plain))
         return SiteSettings(
-            name=name, state=str(self.folder / f"state-{name}"), socket=str(self.folder / name / "carrier" / "s.sock"),
+            name=name, state=str(self.folder / f"state-{name}"), socket=str(self.folder / name / "carrier" / "site.sock"),
             experiments=str(experiments), data={"source": "folder", "path": str(self.images[name])},
             policy={"experiments": [self.digest]} | policy,
         )  # type: ignore[arg-type]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import SEED, STYLES
-from trial import Trial
+from trial import Watched
 
 from fedvlm import tensors
 from fedvlm.testing import tiny
@@ -19,13 +19,13 @@ LONG = {"all": {"epochs": 12, "batch": 2}}
 
 
 @pytest.fixture
-def trial(field_of: Any) -> Iterator[Trial]:
-    made = Trial(field_of(METHOD, method=LONG), STYLES)
+def trial(field_of: Any) -> Iterator[Watched]:
+    made = Watched(field_of(METHOD, method=LONG), STYLES)
     yield made
     made.stop()
 
 
-def check(trial: Trial) -> None:
+def check(trial: Watched) -> None:
     state, records = tiny.run(trial.place.simulation(METHOD))
     found = trial.result(METHOD)
     assert found.tensors.server == tensors.digest(state.server)
@@ -41,27 +41,34 @@ VICTIMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("who", VICTIMS)
-def test_killed_in_the_middle_of_a_training_and_started_again(who: str, trial: Trial) -> None:
-    trial.start_all()
-    trial.wait(lambda: trial.training("neon", 1), "the second round's training")
+def kill_in_the_second_round(trial: Watched, victims: list[str], seconds: float = 240) -> None:
+    """Kill parts in the middle of a training, start them again, and play to the end."""
+    trial.begin()
+    trial.start("coordinator")
+    trial.wait(lambda: trial.training("neon", 1), "the second round's training", seconds)
     time.sleep(0.3)
-    trial.kill(*VICTIMS[who])
-    for name in VICTIMS[who]:
-        kind, _, site = name.partition("-")
-        if kind == "coordinator":
-            trial.start_coordinator("--resume")
-        else:
-            {"site": trial.start_site, "carrier": trial.start_carrier}[kind](site)
-    trial.finish()
+    trial.kill(*victims)
+    for part in victims:
+        trial.start(part, *(["--resume"] if part == "coordinator" else []))
+    trial.finish(seconds)
+
+
+# The whole lot costs minutes: of them, the everyday tests kill all at once.
+@pytest.mark.parametrize(
+    "who", [pytest.param(who, marks=[] if who == "all" else pytest.mark.network) for who in VICTIMS]
+)
+def test_killed_in_the_middle_of_a_training_and_started_again(who: str, trial: Watched) -> None:
+    kill_in_the_second_round(trial, VICTIMS[who])
     check(trial)
 
 
-def test_a_site_that_is_started_twice_says_so(trial: Trial) -> None:
-    trial.start_site("neon")
+def test_a_site_that_is_started_twice_says_so(trial: Watched) -> None:
+    trial.start("site-neon")
     trial.wait(lambda: "socket" in trial.log("site-neon"), "the site")
-    second = trial.start("second", *trial.processes["site-neon"].args)  # type: ignore[misc]
+    first = trial.processes["site-neon"]
+    second = trial.start("site-neon")
     trial.wait(lambda: second.poll() is not None, "the second site")
     assert second.returncode == 2
-    assert "this site runs already" in trial.log("second")
-    assert trial.processes["site-neon"].poll() is None
+    assert "this site runs already" in trial.log("site-neon")
+    assert first.poll() is None
+    trial.processes["first"] = first

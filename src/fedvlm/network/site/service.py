@@ -133,6 +133,8 @@ class Service:
             raise RefusalError("round", f"round {visit.round} is asked for, but this site has answered {stored.round}")
         if visit.trains and trained >= self.settings.policy.rounds:
             raise RefusalError("rounds", f"{trained} trainings are done, as many as policy.rounds allows")
+        where = f"{head.method} seed {head.seed} round {visit.round}"
+        self.tell(f"{where}: asked to {'train' if visit.trains else 'measure'}")
         personal = None if stored is None else stored.before if visit.round == stored.round else stored.after
         found, after = visits.carry_out(
             place.contract.spec, place.every, place.site, place.validation, place.client, personal, visit
@@ -143,5 +145,5 @@ class Service:
         self.state.save(head.experiment, head.method, head.seed, new)
         self.record.sent(messages.from_bytes(answer).header, reply.uplink, answer)
         what = f"trained, {len(reply.uplink)} tensors" if visit.trains else "measured, no tensor"
-        self.tell(f"{head.method} seed {head.seed} round {visit.round}: {what}, {len(answer):,} bytes leave")
+        self.tell(f"{where}: {what}, {len(answer):,} bytes leave")
         return answer
