@@ -12,8 +12,6 @@ is stopped at the end.
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
 import statistics
 import time
 from collections.abc import Mapping
@@ -99,16 +97,7 @@ def prepare(trial: Trial) -> None:
     for name in STYLES:
         images = trial.federation / "example" / name
         trial.run(*FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--experiment", str(experiment))
-        shutil.copy(experiment, trial.folder / name / "experiments")
-        approve(trial.folder / name / "site.toml")
-
-
-def approve(file: Path) -> None:
-    """Approve the experiment that `site init` has seen: the line is there, commented."""
-    text = file.read_text()
-    digest = re.search(r"^# (experiments = \[.*\])", text, re.M)
-    assert digest
-    file.write_text(re.sub(r"^experiments = \[\].*$", digest.group(1), text, count=1, flags=re.M))
+        trial.run(*FEDVLM, "site", "approve", str(experiment), "--site", f"{name}/site.toml", "--yes")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Verbs of a site: init, check, serve, status, carry."""
+"""Verbs of a site: init, check, approve, serve, status, carry."""
 
 from __future__ import annotations
 
@@ -47,6 +47,35 @@ def check(
 
     Exit code 1: the experiment is not approved, or the policy forbids what a method sends.
     """
+    approved, allowed = _print_check(experiment, site)
+    if not approved:
+        print_text(f"to take part: fedvlm site approve {experiment} --site {site}")
+    raise typer.Exit(0 if approved and allowed else 1)
+
+
+@site_app.command()
+def approve(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's file.")],
+    site: SiteFile = DEFAULT,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Print what `check` prints, ask, and add the experiment to those that the site takes part in.
+
+    A site that is running reads its settings when it is started again.
+    """
+    from fedvlm.network.site import approval
+
+    approved, _ = _print_check(experiment, site)
+    if approved:
+        return
+    if not yes and not typer.confirm("May this leave?"):
+        raise typer.Exit(1)
+    digest, file = approval.approve(experiment, site)
+    print_text(f"approved: {digest}, in {site} and as {file}")
+
+
+def _print_check(experiment: Path, site: Path) -> tuple[bool, bool]:
+    """Print a check; returns whether the experiment is approved, and whether the policy allows all that it sends."""
     from fedvlm.network.site import check as checking
     from fedvlm.network.site import settings
     from fedvlm.network.site.place import read_experiment
@@ -81,10 +110,8 @@ def check(
     if found.approved:
         print_text(f"approved: {found.digest}")
     else:
-        print_text("not approved: to take part, put the file into the folder "
-                   f"{own.experiments} and add to [policy] of {site}:", style="yellow")  # fmt: skip
-        print_text(f'experiments = ["{found.digest}"]')
-    raise typer.Exit(1 if not found.approved or any(one.refused for one in found.leaving) else 0)
+        print_text(f"not approved yet: {found.digest}", style="yellow")
+    return found.approved, not any(one.refused for one in found.leaving)
 
 
 @site_app.command()

@@ -55,8 +55,9 @@ def check(settings: Experiment, site: SiteSettings) -> Checked:
     seed = settings.seeds[0]
     dealt = running.loaded.seed(seed)
     rows = _classes(dealt.federation, dealt.validation)
-    leaving = [_leaving(running.place(label, seed, 2).contract, site) for label in settings.methods]
-    names = [metric.name for metric in running.place(settings.methods[0], seed, 2).contract.spec.metrics]
+    contracts = [running.contract(label, seed, 2) for label in settings.methods]
+    leaving = [_leaving(contract, site) for contract in contracts]
+    names = [metric.name for metric in contracts[0].spec.metrics]
     allowed = {"all": names, "none": []}.get(str(site.policy.metrics), site.policy.metrics)
     return Checked(
         settings.digest(), settings.digest() in site.policy.experiments, rows,

@@ -126,16 +126,13 @@ def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str
         lines.append('# rename = { "label here" = "class of the experiment" }')
     lines += [f"# left out, because the experiment has no such class: {listed(left, 20)}"] if left else []
     lines += [f"# no image here of: {listed(missing, 20)}"] if missing else []
-    digest = f'"{chosen.digest()}"' if chosen else ""
-    approved = f"# experiments = [{digest}]" if chosen else "# experiments = []"
     lines += [
         "",
         "[compute]",
         '# device = "cuda"',
         "",
         "[policy]                         # what breaks it is not sent",
-        "experiments = []                 # digests of approved experiments: read the file, then add its digest",
-        *([approved] if chosen else []),
+        "experiments = []                 # digests of approved experiments: fedvlm site approve EXPERIMENT",
         'may_leave = ["*"]                # name patterns of tensors; narrows what a method declares',
         "max_bytes = 64_000_000           # of the tensors in one message",
         "max_norm = 1e4                   # of the tensors in one message together",

@@ -131,11 +131,7 @@ class Experimented:
 
     def place(self, label: str, seed: int, clients: int) -> Place:
         """The place of a method with a seed, its client's images encoded."""
-        key = label, seed
-        if key not in self.places:
-            self.places.clear()  # activations of one method are enough to hold
-            self.places[key] = self._made(label, seed, clients)
-        place = self.places[key]
+        place = self._place(label, seed, clients)
         if place.client.name != self.name:
             (client,) = (one for one in place.site.federation.clients if one.name == self.name)
             place = replace(place, client=client)
@@ -144,6 +140,17 @@ class Experimented:
                 mine = site.federation.subset({self.name})
                 site.activations.prepare(setup.site_keys(mine, self.loaded.experiment.views), site.base.entry)
         return place
+
+    def contract(self, label: str, seed: int, clients: int) -> Contract:
+        """What messages of a method with a seed must be; no image is encoded for it."""
+        return self._place(label, seed, clients).contract
+
+    def _place(self, label: str, seed: int, clients: int) -> Place:
+        key = label, seed
+        if key not in self.places:
+            self.places.clear()  # activations of one method are enough to hold
+            self.places[key] = self._made(label, seed, clients)
+        return self.places[key]
 
     def _made(self, label: str, seed: int, clients: int) -> Place:
         settings = self.loaded.experiment
