@@ -96,7 +96,9 @@ def prepare(trial: Trial) -> None:
     experiment = trial.federation / "experiment.json"
     for name in STYLES:
         images = trial.federation / "example" / name
-        trial.run(*FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--experiment", str(experiment))
+        key = trial.federation / "keys" / f"{name}.key"
+        trial.run(*FEDVLM, "site", "init", str(images), "--out", name, "--name", name, "--key", str(key),
+                  "--experiment", str(experiment))  # fmt: skip
         trial.run(*FEDVLM, "site", "approve", str(experiment), "--site", f"{name}/site.toml", "--yes")
 
 

@@ -79,20 +79,29 @@ def json_digest(value: Any) -> str:
 
 
 def append_line(path: Path, value: Any, *, sync: bool = True, private: bool = False) -> int:
-    """Append one JSON line, durable on return with `sync`; returns the file's new length in bytes."""
+    """Append one JSON line, durable on return with `sync`; returns the file's new length in bytes.
+
+    A line that a full disk or a power cut has left unfinished is ended first, so that it takes no other line with it.
+    """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, _END, _mode(private)), "ab") as file:
             if private:
                 os.fchmod(file.fileno(), _mode(private))  # an existing file may be readable by others
-            file.write(line.encode())
+            file.write((line if _ends_whole(path) else "\n" + line).encode())
             file.flush()
             if sync:
                 os.fsync(file.fileno())
             return file.tell()
     except OSError as error:
         raise _explain(path, error) from error
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether a file is empty or ends with the end of a line."""
+    with path.open("rb") as file:
+        return not file.seek(0, os.SEEK_END) or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
 
 
 def truncate(path: Path, length: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Mapping
@@ -156,7 +157,9 @@ def test_a_site_that_refuses_or_talks_nonsense_costs_its_reply_and_no_more(field
     sites, notes = services(field), Notes()
     answers = {name: site.answer for name, site in sites.items()}
     answers["neon"] = lambda data: b"no message"
-    answers["sketch"] = lambda data: messages.to_bytes(Message(Header(kind="refused", reason="policy")))
+    answers["sketch"] = lambda data: messages.to_bytes(
+        Message(Header(kind="refused", reason="policy", answers=hashlib.sha256(data).hexdigest()))
+    )
     found = coordinator(field).run(LocalCarrier(answers), notes)
     assert set(notes.refusals) == {("neon", "broken"), ("sketch", "policy")}
     result = found["promptfl"][SEED]

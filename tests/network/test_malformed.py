@@ -86,7 +86,7 @@ def test_a_site(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     field, service, _, _, real = played
     before = service.state.load(field.digest, "pfedmma", SEED)
     monkeypatch.setattr(visits, "carry_out", lambda *_: pytest.fail("a malformed message was carried out"))
-    service.tell = lambda line: None
+    service._tell = lambda line: None
     draw, words = random.Random(1), set()
     for _ in range(COUNT):
         data = malformed(real, draw)
@@ -104,6 +104,67 @@ def test_a_site(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert service.answer(real[0]) == real[1]
 
 
+def signed(data: bytes, draw: random.Random) -> bytes:
+    """The message with another value somewhere in its header, metrics included, and a checksum that fits."""
+    size = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + size])
+    head = json.loads(table["__metadata__"]["fedvlm"])
+    part: Any = head["header"]
+    while True:
+        key = draw.choice(list(part) if isinstance(part, dict) else range(len(part)))
+        if draw.random() < 0.7 and isinstance(part[key], dict | list) and part[key]:
+            part = part[key]
+            continue
+        part[key] = draw.choice([*VALUES, 3, 0.5, {"value": 1}, [0.1] * 14])
+        break
+    named = messages.from_bytes(data).tensors
+    head["sha256"] = messages._checksum(head["header"], head["order"], named)
+    table["__metadata__"]["fedvlm"] = json.dumps(head)
+    text = json.dumps(table).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def test_a_lying_site_is_refused_or_told_something_that_can_be_used(played: Any) -> None:
+    """Whoever forges a whole reply meets the checks behind the checksum; what passes them must not stop the rounds."""
+    _, _, pact, visit, real = played
+    draw, words, used = random.Random(4), set[str](), 0
+    for _ in range(COUNT // 2):
+        current = Round(pact, {"neon": visit}, Limits(), Quiet())
+        current.bytes_for("neon")
+        current.take("neon", signed(real[1], draw))
+        words |= set(current.words.values())
+        if current.replies:
+            used += 1
+            state, _ = visits.take(pact.spec, 1, {"neon": visit}, current.replies, visits.start(pact.spec))
+            visits.take(pact.spec, 1, {"neon": visit}, current.replies, state)
+    assert {"broken", "metrics", "model", "method"} <= words
+    assert used > 0
+
+
+def test_a_lying_server_is_refused_or_asks_something_that_is_agreed(
+    played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field, service, _, _, real = played
+    asked: list[Any] = []
+
+    def carry_out(*given: Any) -> Any:
+        asked.append(given[-1])
+        raise FedvlmError("carried out")
+
+    monkeypatch.setattr(visits, "carry_out", carry_out)
+    monkeypatch.setattr(service, "_count", lambda *_: None)
+    service._tell = lambda line: None
+    draw, words = random.Random(5), set[str]()
+    for _ in range(COUNT // 2):
+        before = len(asked)
+        head = messages.from_bytes(service.answer(signed(real[0], draw))).header
+        words.add(head.reason)
+        assert (head.reason == "failed") is (len(asked) > before) or head.kind != "refused"
+    assert {"broken", "kind", "experiment", "method", "client"} <= words
+    assert all(visit.round <= 3 for visit in asked)
+    assert service.state.load(field.digest, "pfedmma", SEED).round == 0
+
+
 class Quiet:
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -113,6 +174,7 @@ def test_a_coordinator(played: Any) -> None:
     _, _, pact, visit, real = played
     draw = random.Random(2)
     current = Round(pact, {"neon": visit}, Limits(), Quiet())
+    assert current.bytes_for("neon") == real[0]
     for _ in range(COUNT):
         data = malformed([real[1], real[1], real[0]], draw)
         if same(data, real[1:]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,10 +10,14 @@ import pytest
 from conftest import SEED, STYLES
 
 from fedvlm import methods, tensors
+from fedvlm.errors import FedvlmError
 from fedvlm.federation import exchange, messages, setup, visits
 from fedvlm.federation.exchange import PACKAGE, Contract
 from fedvlm.federation.messages import Header, Limits, Message
-from fedvlm.network.site.service import Service
+from fedvlm.network import seal
+from fedvlm.network.coordinator.run import name_in
+from fedvlm.network.site.service import Service, most_visits
+from fedvlm.network.site.settings import PolicySection
 from fedvlm.testing import tiny
 
 
@@ -127,14 +132,98 @@ def test_metrics_losses_and_counts_leave_as_the_policy_says(field_of: Any) -> No
     assert found["local"].value == pytest.approx(round(found["local"].value, 1))
 
 
-def test_no_more_trainings_than_the_policy_allows(field_of: Any) -> None:
+def test_no_more_visits_than_the_policy_allows(field_of: Any) -> None:
     field, told = field_of("promptfl"), list[str]()
-    service = field.service("neon", told, rounds=1)
+    service = field.service("neon", told, visits=1)
     pact, visit, data = first_visit(field, service, "promptfl")
     assert messages.from_bytes(data).header.kind == "reply"
     other = visits.Visit(1, True, {name: tensor + 1 for name, tensor in visit.received.items()})
     answer = messages.from_bytes(service.answer(pact.visit_bytes("neon", other)))
     assert answer.header.reason == "rounds"
+    assert service.answer(pact.visit_bytes("neon", visit)) == data, "the same reply again is no visit"
+
+
+def test_visits_whose_reply_may_not_leave_and_measurements_count(field_of: Any) -> None:
+    field, told = field_of("promptfl"), list[str]()
+    service = field.service("neon", told, visits=3, max_norm=1e-6)
+    pact, visit, data = first_visit(field, service, "promptfl")
+    words = [messages.from_bytes(data).header.reason]
+    for number in (1, 2, 3):
+        other = visits.Visit(0, number != 2, {name: tensor + number for name, tensor in visit.received.items()})
+        words.append(messages.from_bytes(service.answer(pact.visit_bytes("neon", other))).header.reason)
+        service = field.service("neon", told, visits=3, max_norm=1e-6)  # the count outlives the process
+    assert words[:2] == ["policy", "policy"]
+    assert words[3] == "rounds"
+
+
+def test_by_default_two_visits_for_each_round(field_of: Any) -> None:
+    spec = contract(field_of("promptfl"), "promptfl").spec
+    assert most_visits(PolicySection(), spec) == 2 * (3 + 1)
+
+
+KEY = "ab" * 32
+
+
+def sealed(field: Any, told: list[str]) -> tuple[Service, bytes]:
+    (field.folder / "key").write_text(KEY)
+    service = Service(field.site("neon").model_copy(update={"key": str(field.folder / "key")}), told.append)
+    service.read_experiments()
+    return service, bytes.fromhex(KEY)
+
+
+def test_a_site_with_a_key_hears_its_coordinator_only(field_of: Any) -> None:
+    field, told = field_of("promptfl"), list[str]()
+    service, key = sealed(field, told)
+    pact = contract(field, "promptfl")
+    visit = visits.ask(pact.spec, 2, 1.0, ["neon"], visits.start(pact.spec))["neon"]
+    data = pact.visit_bytes("neon", visit)
+    for wrong in (data, seal.close(data, "to", bytes(32)), seal.close(data, "from", key), data + bytes(32)):
+        body = seal.open_(service.answer(wrong), "from", key)
+        assert body is not None, "its answers have its seal"
+        assert messages.from_bytes(body).header.reason == "key"
+    assert service.state.load(field.digest, "promptfl", SEED) is None
+    body = seal.open_(service.answer(seal.close(data, "to", key)), "from", key)
+    assert body is not None
+    reply = messages.from_bytes(body).header
+    assert (reply.kind, reply.answers) == ("reply", hashlib.sha256(data).hexdigest())
+    welcome = service.answer(greeting(field))  # who greets does not know yet whose key to take
+    assert name_in(welcome, ["neon"], {"neon": key}) == "neon"
+    with pytest.raises(FedvlmError, match="has not its key"):
+        name_in(welcome[:-1] + b"x", ["neon"], {"neon": key})
+
+
+@pytest.mark.parametrize("text", ["", "abc", "zz" * 32, "ab" * 31])
+def test_a_file_that_holds_no_key_is_named(text: str, field_of: Any) -> None:
+    field = field_of("coop")
+    (field.folder / "key").write_text(text)
+    with pytest.raises(FedvlmError, match="holds no key"):
+        Service(field.site("neon").model_copy(update={"key": str(field.folder / "key")}))
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_site(field_of: Any) -> None:
+    field = field_of("promptfl")
+
+    def full(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    service = Service(field.site("neon"), full)
+    service.read_experiments()
+    assert messages.from_bytes(service.answer(b"nonsense")).header.reason == "broken"
+    assert messages.from_bytes(first_visit(field, service, "promptfl")[2]).header.kind == "reply"
+
+
+def test_forgotten_state_is_put_aside_and_the_experiment_begins_anew(field_of: Any) -> None:
+    field = field_of("promptfl")
+    service = field.service("neon")
+    _, _, data = first_visit(field, service, "promptfl")
+    with pytest.raises(FedvlmError, match="holds no state"):
+        service.state.forget("ffff")
+    (aside,) = service.state.forget(field.digest[:8])
+    assert list(aside.glob("*.safetensors"))
+    assert service.state.load(field.digest, "promptfl", SEED) is None
+    again = field.service("neon")
+    assert messages.from_bytes(first_visit(field, again, "promptfl")[2]).tensors.keys() == {"prompt"}
+    assert messages.from_bytes(data).tensors.keys() == {"prompt"}
 
 
 def test_asked_again_it_gives_the_same_reply_without_another_training(field_of: Any) -> None:

@@ -27,6 +27,7 @@ class Watched(Trial):
             lines += ["[data]", *(f"{key} = {json.dumps(value)}" for key, value in own.data.items())]
             lines += ["[compute]", "threads = 1", "disk_gib = 0.0"]
             lines += ["[policy]", f"experiments = {json.dumps(own.policy.experiments)}"]
+            lines.insert(0, f'key = "{self.federation / "keys" / f"{name}.key"}"')
             (self.folder / name).mkdir()
             (self.folder / name / "site.toml").write_text("\n".join(lines) + "\n")
 

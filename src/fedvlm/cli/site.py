@@ -1,15 +1,18 @@
-"""Verbs of a site: init, check, approve, serve, status, carry."""
+"""Verbs of a site: init, check, approve, serve, status, forget, carry."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedvlm.cli.app import app, print_tables, print_text
 from fedvlm.errors import FedvlmError, listed
+
+if TYPE_CHECKING:
+    from fedvlm.experiment import Experiment
 
 site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(site_app, name="site", help="A data holder's process in a federation between machines.")
@@ -26,13 +29,14 @@ def init(
     experiment: Annotated[Path | None, typer.Option(help="The experiment's file, to match class names.")] = None,
     user: Annotated[str, typer.Option(help="Operating-system user of the site, in its service.")] = "",
     carrier_user: Annotated[str, typer.Option(help="Operating-system user of the carrier.")] = "",
+    key: Annotated[Path | None, typer.Option(help="File with the key that the coordinator has given.")] = None,
 ) -> None:
     """Look at photographs, and write a commented site.toml and services for the site and its carrier."""
     from fedvlm.network.site import init as begin
     from fedvlm.network.site.place import read_experiment
 
     chosen = read_experiment(experiment) if experiment else None
-    files = begin.write(folder, images, name, chosen, user, carrier_user)
+    files = begin.write(folder, images, name, chosen, user, carrier_user, key)
     print_text((folder / "site.toml").read_text())
     print_text("written: " + ", ".join(map(str, files)))
     print_text(f"next: read it, then  fedvlm site check EXPERIMENT --site {folder / 'site.toml'}")
@@ -47,7 +51,9 @@ def check(
 
     Exit code 1: the experiment is not approved, or the policy forbids what a method sends.
     """
-    approved, allowed = _print_check(experiment, site)
+    from fedvlm.network.site.place import read_experiment
+
+    approved, allowed = _print_check(read_experiment(experiment), site)
     if not approved:
         print_text(f"to take part: fedvlm site approve {experiment} --site {site}")
     raise typer.Exit(0 if approved and allowed else 1)
@@ -64,24 +70,25 @@ def approve(
     A site that is running reads its settings when it is started again.
     """
     from fedvlm.network.site import approval
+    from fedvlm.network.site.place import read_experiment
 
-    approved, _ = _print_check(experiment, site)
+    chosen = read_experiment(experiment)
+    approved, _ = _print_check(chosen, site)
     if approved:
         return
     if not yes and not typer.confirm("May this leave?"):
         raise typer.Exit(1)
-    digest, file = approval.approve(experiment, site)
+    digest, file = approval.approve(chosen, site)
     print_text(f"approved: {digest}, in {site} and as {file}")
 
 
-def _print_check(experiment: Path, site: Path) -> tuple[bool, bool]:
+def _print_check(chosen: Experiment, site: Path) -> tuple[bool, bool]:
     """Print a check; returns whether the experiment is approved, and whether the policy allows all that it sends."""
     from fedvlm.network.site import check as checking
     from fedvlm.network.site import settings
-    from fedvlm.network.site.place import read_experiment
     from fedvlm.reports import grid
 
-    own, chosen = settings.read(site), read_experiment(experiment)
+    own = settings.read(site)
     found = checking.check(chosen, own)
     heads = ["class", "training", "validation", "test"]
     rows = [[name, *(str(count) if count else "-" for count in counts)] for name, *counts in found.classes]
@@ -98,14 +105,17 @@ def _print_check(experiment: Path, site: Path) -> tuple[bool, bool]:
             total = sum(size for _, size in one.tensors.values())
             lines.append(["together, a round", "", f"{total:,}"])
             lines.append([f"in {one.rounds} rounds", "", f"{one.total_bytes:,}"])
+            lines.append([f"at most, in {one.most} visits", "", f"{one.most * total:,}"])
             print_tables(grid.terminal(["leaves", "shape", "bytes"], lines, left=(0, 1)))
         for why in one.refused:
             print_text(f"not sent: {why}", style="red")
     policy = own.policy
     told = [f"metrics: {listed(found.metrics, 20) or 'none'}"]
     told += [f"rounded to {policy.decimals} decimals"] if policy.decimals is not None else []
-    told += ["losses" if policy.losses else "no losses"]
-    told += ["the number of training images" if policy.count_images else "no number of images"]
+    told[0] += ", the last ones also as a curve towards zero-shot" if found.metrics else ""
+    told += [("losses" if policy.count_images else "the mean loss") if policy.losses else "no losses"]
+    told += ["numbers of training and test images" if policy.count_images else "no number of images"]
+    told += ["the time of a training" if policy.seconds else "no time"]
     print_text("\nbesides tensors: " + "; ".join(told) + f"; the name '{own.name}'")
     if found.approved:
         print_text(f"approved: {found.digest}")
@@ -158,6 +168,22 @@ def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--js
 
 
 @site_app.command()
+def forget(
+    experiment: Annotated[str, typer.Argument(metavar="DIGEST", help="The beginning of the experiment's digest.")],
+    site: SiteFile = DEFAULT,
+) -> None:
+    """Put the private tensors of an experiment aside, so that it may begin anew. Nothing is deleted."""
+    from fedvlm.network.site import settings
+    from fedvlm.network.site.state import StateFolder
+
+    state = StateFolder(Path(settings.read(site).state))
+    state.open()
+    with state.locked():
+        for path in state.forget(experiment):
+            print_text(f"put aside: {path}")
+
+
+@site_app.command()
 def carry(
     mailbox: Annotated[Path, typer.Argument(metavar="MAILBOX", help="The site's folder in the exchange.")],
     socket: Annotated[Path, typer.Option(help="The site's socket.")] = Path("carrier/site.sock"),
@@ -167,6 +193,8 @@ def carry(
     from fedvlm.network.carriers import mailbox as carrier
     from fedvlm.network.frames import BrokenFrameError
 
+    if not mailbox.is_dir():
+        raise FedvlmError(f"{mailbox} is no folder: name the site's mailbox in the exchange")
     if not once:
         carrier.watch(mailbox, socket)
     try:

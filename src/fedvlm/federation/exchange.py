@@ -7,13 +7,13 @@ with a word for the other side and a sentence for this one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Literal, get_args
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -26,9 +26,10 @@ from fedvlm.federation.visits import Reply, Visit, due_metrics
 from fedvlm.methods.base import Uplink
 from fedvlm.tensors import Named
 from fedvlm.training.evaluation import ClientMetrics
+from fedvlm.training.metrics import Outputs, Scored, Statistic
 
 Word = Literal[
-    "broken", "kind", "package", "experiment", "model", "method", "seed", "round", "client", "tensors", "shape",
+    "broken", "key", "kind", "package", "experiment", "model", "method", "seed", "round", "client", "tensors", "shape",
     "dtype", "finite", "norm", "size", "images", "metrics", "policy", "rounds", "failed",
 ]  # fmt: skip
 """What a refusal tells the other side."""
@@ -39,6 +40,8 @@ MAX_LOSSES = 1_000_000
 """Most losses in one reply."""
 MAX_IMAGES = 1e9
 """Largest weight of an uplink."""
+MAX_SUM = 1e15
+"""Largest number in a statistic."""
 _METRICS = TypeAdapter(dict[str, ClientMetrics])
 VALIDATION = "validation"
 """Key of the metrics on validation images, beside the states."""
@@ -91,19 +94,28 @@ class Contract:
             seed=self.spec.seed, round=round_, client=client, **more,
         )  # fmt: skip
 
+    @cached_property
+    def statistics(self) -> dict[str, Statistic]:
+        """By name of a metric what a client measures, of made-up outputs: replies hold statistics of the same kind."""
+        logits, labels = torch.eye(2), torch.arange(2)
+        part = Scored(logits, labels)
+        found = {metric.name: metric.measure(Outputs(part, part, part, (0, 1))) for metric in self.spec.metrics
+                 if metric.measure is not None}  # fmt: skip
+        return {name: one for name, one in found.items() if one is not None}
+
     def visit_bytes(self, client: str, visit: Visit) -> bytes:
         """A visit as a message to a client."""
         header = self.header("visit", visit.round, client, trains=visit.trains)
         return messages.to_bytes(Message(header, visit.received))
 
-    def reply_bytes(self, client: str, round_: int, reply: Reply) -> bytes:
-        """A reply as a message to the server."""
+    def reply_bytes(self, client: str, round_: int, reply: Reply, answers: str = "") -> bytes:
+        """A reply as a message to the server. `answers`: SHA-256 of the visit."""
         found: dict[str, ClientMetrics] = {point: one for point, one in reply.metrics.items()}  # noqa: C416
         if reply.validation is not None:
             found[VALIDATION] = reply.validation
         header = self.header(
             "reply", round_, client, images=reply.images, losses=reply.losses, seconds=reply.seconds,
-            metrics={name: asdict(one) for name, one in found.items()},
+            metrics={name: asdict(one) for name, one in found.items()}, answers=answers,
         )  # fmt: skip
         return messages.to_bytes(Message(header, reply.uplink))
 
@@ -175,21 +187,38 @@ class Contract:
             found = _METRICS.validate_python(told)
         except ValidationError as error:
             raise RefusalError("metrics", f"its metrics are no metrics: {error.errors()[0]['msg']}") from None
-        names = {metric.name for metric in self.spec.metrics}
+        weights = set(self.spec.method.mixing)
         for one in found.values():
+            if not one.by_weight.keys() <= weights:
+                raise RefusalError("metrics", "it holds metrics at weights of zero-shot that are not those of the run")
             for statistics in (one.statistics, *one.by_weight.values()):
-                if unknown := statistics.keys() - names:
-                    raise RefusalError("metrics", f"it holds unknown metrics: {listed(sorted(unknown))}")
-                if not all(_sound(asdict(statistic)) for statistic in statistics.values()):
-                    raise RefusalError("metrics", "its metrics hold a number that is none")
+                self._check_statistics(statistics)
         return found
 
+    def _check_statistics(self, statistics: Mapping[str, Statistic]) -> None:
+        """Raise `RefusalError` unless the statistics can be pooled with those of other clients."""
+        if unknown := statistics.keys() - self.statistics.keys():
+            raise RefusalError("metrics", f"it holds unknown metrics: {listed(sorted(unknown))}")
+        for name, one in statistics.items():
+            like = self.statistics[name]
+            if type(one) is not type(like) or len(_numbers(one)) != len(_numbers(like)):
+                raise RefusalError("metrics", f"its '{name}' is another kind of statistic")
+            if not _sound(one):
+                raise RefusalError("metrics", f"its '{name}' holds a number that is none")
 
-def _sound(statistic: Mapping[str, Any]) -> bool:
-    """Whether all numbers of a statistic are finite, and counts positive."""
-    numbers = [n for value in statistic.values() for n in (value if isinstance(value, list | tuple) else [value])]
-    counts = [statistic[key] for key in ("count", "images") if key in statistic]
-    return all(math.isfinite(number) for number in numbers) and all(0 < count <= MAX_IMAGES for count in counts)
+
+def _numbers(statistic: Statistic) -> list[float]:
+    """All numbers of a statistic."""
+    values = asdict(statistic).values()
+    return [number for value in values for number in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _sound(statistic: Statistic) -> bool:
+    """Whether all numbers of a statistic can be summed, and counts are positive."""
+    held = asdict(statistic)
+    counts = [held[key] for key in ("count", "images") if key in held]
+    # Not finite numbers are not below the bound either.
+    return all(abs(number) < MAX_SUM for number in _numbers(statistic)) and all(0 < n <= MAX_IMAGES for n in counts)
 
 
 def read(data: bytes, limits: Limits) -> Message:
@@ -201,7 +230,7 @@ def read(data: bytes, limits: Limits) -> Message:
         raise RefusalError(word, str(error)) from None
 
 
-def refusal_bytes(word: Word, client: str = "", experiment: str = "", round_: int = 0) -> bytes:
-    """A refusal as a message: one word."""
-    header = Header(kind="refused", client=client, experiment=experiment, round=round_, reason=word)
+def refusal_bytes(word: Word, client: str = "", experiment: str = "", round_: int = 0, answers: str = "") -> bytes:
+    """A refusal as a message: one word. `answers`: SHA-256 of what is refused."""
+    header = Header(kind="refused", client=client, experiment=experiment, round=round_, reason=word, answers=answers)
     return messages.to_bytes(Message(header))

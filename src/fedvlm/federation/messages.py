@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from fedvlm import tensors
 from fedvlm.config import Section, problems
@@ -83,6 +83,13 @@ _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """Element types that a message may have."""
 
 
+def _printable(text: str) -> str:
+    """The text, if it can be shown on a terminal as it is. Raises `ValueError`."""
+    if not text.isprintable():
+        raise ValueError("holds characters that are not printable")
+    return text
+
+
 class Header(Section):
     """The header of a message: everything but its tensors."""
 
@@ -93,13 +100,13 @@ class Header(Section):
     """Digest of the experiment that both sides run."""
     model: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Digest of the CLIP that both sides have."""
-    package: Annotated[str, Field(max_length=40)] = ""
+    package: Annotated[str, Field(pattern=r"^[\w.+-]{0,40}$")] = ""
     """Version of fedvlm at the sender."""
-    method: Annotated[str, Field(max_length=200)] = ""
+    method: Annotated[str, Field(max_length=200), AfterValidator(_printable)] = ""
     seed: int = 0
     round: Annotated[int, Field(ge=0)] = 0
     """Number of finished rounds."""
-    client: Annotated[str, Field(max_length=200)] = ""
+    client: Annotated[str, Field(max_length=200), AfterValidator(_printable)] = ""
     """The client that sends or receives the message."""
     trains: bool = False
     """Whether the client is to train in a visit."""
@@ -111,6 +118,8 @@ class Header(Section):
     """Time of the training."""
     reason: Annotated[str, Field(pattern="^[a-z_]{0,40}$")] = ""
     """Why a message was refused, in a word."""
+    answers: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
+    """SHA-256 of the message that this one answers."""
     point: EvalPoint | None = None
     """The state that is to be evaluated."""
     metrics: dict[str, Any] | None = None

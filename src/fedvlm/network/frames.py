@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from pathlib import Path
 
 LENGTH = 8
@@ -15,7 +16,15 @@ LIMIT = 1 << 30
 
 
 class BrokenFrameError(Exception):
-    """The other side ended in the middle of a frame, or announced too large a frame."""
+    """The other side ended in the middle of a frame."""
+
+
+class LargeFrameError(BrokenFrameError):
+    """The other side announced too large a frame, of `size` bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a frame of {size:,} bytes, more than {limit:,}")
+        self.size = size
 
 
 def send(connection: socket.socket, data: bytes) -> None:
@@ -24,15 +33,18 @@ def send(connection: socket.socket, data: bytes) -> None:
 
 
 def receive(connection: socket.socket, limit: int = LIMIT) -> bytes | None:
-    """Receive one frame; None if the other side has ended. Raises `BrokenFrameError`."""
+    """Receive one frame; None if the other side has ended. Raises `BrokenFrameError`.
+
+    The timeout of the connection is that of the whole frame, once it has begun.
+    """
     head = _exactly(connection, LENGTH)
     if not head:
         return None
     size = int.from_bytes(head, "little")
-    if len(head) < LENGTH or size > limit:
-        raise BrokenFrameError(
-            f"a frame of {size:,} bytes, more than {limit:,}" if len(head) == LENGTH else "cut short"
-        )
+    if len(head) < LENGTH:
+        raise BrokenFrameError("cut short")
+    if size > limit:
+        raise LargeFrameError(size, limit)
     data = _exactly(connection, size)
     if len(data) < size:
         raise BrokenFrameError(f"{len(data):,} of {size:,} bytes came")
@@ -41,10 +53,16 @@ def receive(connection: socket.socket, limit: int = LIMIT) -> bytes | None:
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
     """So many bytes, or fewer at the end. Memory grows with what has come, not with what was announced."""
-    parts, left = [], size
-    while left and (part := connection.recv(min(left, 1 << 20))):
-        parts.append(part)
-        left -= len(part)
+    parts, left, timeout = [], size, connection.gettimeout()
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        while left and (part := connection.recv(min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+            if end is not None:  # a byte now and then must not hold the connection for ever
+                connection.settimeout(max(end - time.monotonic(), 0.001))
+    finally:
+        connection.settimeout(timeout)
     return b"".join(parts)
 
 

@@ -99,10 +99,12 @@ def summarise_ledger(
 ) -> PointResult:  # fmt: skip
     """The result of a run, from the records of all rounds and the digests of the last tensors that are known here."""
     visits = [(record.round, visit) for record in ledger for visit in record.visits if visit.client not in newcomers]
-    evaluated = [record for record in ledger if record.means]
+    evaluated = [record for record in ledger if record.means.get(reported)]
     own = [record.means[reported] for record in evaluated]
     kept = evaluated[procedure.result(own)]
-    curve = {m: [(record.round, means[m]) for record, means in zip(evaluated, own, strict=True)] for m in own[-1]}
+    lines = [(record.round, means) for record, means in zip(evaluated, own, strict=True)]
+    # Between sites a round may lack a metric, because those that tell it were away.
+    curve = {m: [(round_, means[m]) for round_, means in lines if m in means] for m in own[-1]}
     sent, received = ([visit.up_bytes for _, visit in visits], [visit.down_bytes for _, visit in visits])
     return PointResult(
         state=reported,

@@ -108,7 +108,10 @@ def tradeoff_curve(clients: Mapping[str, ClientMetrics], metrics: Sequence[Metri
     """The federation's metrics at every weight of zero-shot's logits; each entry holds its `weight`."""
     weights = dict.fromkeys(weight for one in clients.values() for weight in one.by_weight)
     return [
-        {"weight": weight} | pool_statistics({name: one.by_weight[weight] for name, one in clients.items()}, metrics)
+        {"weight": weight}
+        | pool_statistics(
+            {name: one.by_weight[weight] for name, one in clients.items() if weight in one.by_weight}, metrics
+        )
         for weight in weights
     ]
 

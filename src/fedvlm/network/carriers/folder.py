@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fedvlm.errors import FedvlmError
@@ -26,7 +27,9 @@ class FolderCarrier:
     def send(self, messages: Mapping[str, bytes]) -> None:
         """Put a message into each mailbox, in the place of those that lie there. Raises `FedvlmError`."""
         for name in self.asked.keys() - messages.keys():
-            (self.folder / name / INBOX / self.asked.pop(name)).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / name / INBOX / self.asked[name]).unlink(missing_ok=True)
+            del self.asked[name]
         for name, data in messages.items():
             box, name_of = self.folder / name, mailbox.key(data)
             try:
@@ -52,12 +55,12 @@ class FolderCarrier:
         box, file = self.folder / name, self.asked[name]
         try:
             answer = box / OUTBOX / file
-            # An answer that is too large is not read, and refused as broken.
-            data = answer.read_bytes() if answer.stat().st_size <= self.limit else b""
+            if not answer.is_symlink() and not answer.exists():
+                return None
+            # An answer that is too large, or no plain file, is refused as broken.
+            data = mailbox.read(answer, self.limit) or b""
             (box / INBOX / file).unlink(missing_ok=True)
             (box / OUTBOX / file).unlink(missing_ok=True)
-        except FileNotFoundError:
-            return None
         except OSError as error:
             raise FedvlmError(f"the mailbox {box} cannot be read: {error.strerror or error}") from None
         del self.asked[name]
@@ -66,5 +69,6 @@ class FolderCarrier:
     def close(self) -> None:
         """Take back the messages that wait."""
         for name, file in self.asked.items():
-            (self.folder / name / INBOX / file).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / name / INBOX / file).unlink(missing_ok=True)
         self.asked.clear()

@@ -9,10 +9,12 @@ between the machines carries the files by hand. This module imports Python's own
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from pathlib import Path
@@ -53,35 +55,57 @@ def messages(folder: Path) -> list[Path]:
         return []
 
 
-def deliver(mailbox: Path, socket: Path, limit: int = frames.LIMIT) -> int:
-    """Carry every message that has no answer yet to the site's socket, and its answer back; returns their number."""
-    count = 0
+def read(path: Path, limit: int = frames.LIMIT) -> bytes | None:
+    """The bytes of a file; None if it is gone, larger than the limit, or no plain file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        data = file.read(limit + 1)
+    return data if len(data) <= limit else None
+
+
+def deliver(mailbox: Path, socket: Path, limit: int = frames.LIMIT, given: dict[str, bytes] | None = None) -> int:
+    """Carry every message that has no answer yet to the site's socket, and its answer back; returns their number.
+
+    `given`: answers that could not be put yet, by name of the file; they are kept there until they can.
+    """
+    count, given = 0, {} if given is None else given
     for path in messages(mailbox / INBOX):
         answer = mailbox / OUTBOX / path.name
         if answer.exists():
             continue
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:  # taken back by the coordinator
-            continue
-        if len(data) > limit or key(data) != path.name:
-            continue  # not whole yet, or damaged on the way
-        put(answer, frames.ask(socket, data))
+        data = read(path, limit)
+        if data is None or key(data) != path.name:
+            continue  # taken back by the coordinator, not whole yet, or damaged on the way
+        if path.name not in given:
+            given.clear()
+            given[path.name] = frames.ask(socket, data)
+        put(answer, given[path.name])
+        given.clear()
         count += 1
     return count
 
 
 def watch(mailbox: Path, socket: Path, pause: float = PAUSE) -> None:
     """Deliver until the process ends; a site that does not answer is asked again."""
-    said = ""
+    said, given = "", dict[str, bytes]()
+    for old in mailbox.glob(f"{OUTBOX}/.*.msg.*"):  # of a carrier that was killed while it wrote
+        old.unlink(missing_ok=True)
     while True:
         try:
-            deliver(mailbox, socket)
+            deliver(mailbox, socket, given=given)
             said = ""
         except (OSError, frames.BrokenFrameError) as error:
+            who = f"{mailbox} cannot be written" if given else "the site does not answer"
             if str(error) != said:
                 said = str(error)
-                print(f"the site does not answer ({error}): asked again until it does", file=sys.stderr, flush=True)
+                print(f"{who} ({error}): tried again until it works", file=sys.stderr, flush=True)
             time.sleep(1)
         time.sleep(pause)
 

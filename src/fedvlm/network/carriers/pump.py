@@ -30,6 +30,8 @@ from fedvlm.network.site.serve import listening
 AGAIN = 30.0
 """Seconds after which a node that has not said its name is greeted again, by default."""
 
+MOST_AT_ONCE = 1 << 26
+"""Bytes of messages after which a response holds no more."""
 MOST_PATIENCE = 1800.0
 """The most that `patience` grows to."""
 
@@ -62,8 +64,7 @@ class PumpCarrier:
         self.arrived: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.lock = threading.Lock()
         self.begun = time.monotonic()
-        self.listener = listening(self.path)
-        self.path.chmod(0o600)
+        self.listener = listening(self.path, 0o600)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def roster(self) -> list[str]:
@@ -148,8 +149,8 @@ class PumpCarrier:
                 self.refused.add(str(error))
                 self.tell(str(error))
             return
-        if self.names.get(node) == name:
-            return  # greeted twice, because its first answer took its time
+        if node in self.names:
+            return  # greeted twice, because its first answer took its time; a node keeps its name
         holder = next((other for other, known in self.names.items() if known == name), None)
         if holder is not None and holder in self.nodes:
             self.tell(f"two nodes call themselves '{name}': the later one is not heard")
@@ -164,6 +165,8 @@ class PumpCarrier:
         now, found = time.monotonic(), dict[str, bytes]()
         for node in self.nodes:
             name = self.names.get(node)
+            if sum(map(len, found.values())) > MOST_AT_ONCE:
+                break  # the others come with the next question
             if name is not None and name in self.waiting:
                 found[node] = self.fetched[name] = self.waiting.pop(name)
             elif name is None and now - self.greeted.get(node, -self.again) >= self.again:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from fedvlm.data import federate
 from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
-from fedvlm.network import example, frames
+from fedvlm.network import example, frames, seal
 from fedvlm.network.coordinator import certificates
 from fedvlm.network.coordinator.run import check_playable
 from fedvlm.network.coordinator.settings import FILE, SIMULATED
+from fedvlm.network.site.settings import SITE_NAME
 
 APPS = Path(__file__).parents[1] / "carriers"
 
@@ -46,6 +48,9 @@ def write(
     if carrier == SIMULATED:
         seed = chosen.seeds[0]
         sites = [client.name for client in federate(chosen.load_source(seed), chosen, seed).clients]
+    for name in sites:
+        if not re.fullmatch(SITE_NAME, name):
+            raise FedvlmError(f"--sites: '{name}' is no name of a site: letters, digits, '_', '.' and '-' only")
     if not sites:
         raise FedvlmError("no site is named: --sites north,south (each site's own name for itself)")
     durable.make_folder(folder)
@@ -64,6 +69,10 @@ def write(
         # The app is whole by itself: nodes get it from the server, and need nothing of fedvlm for it.
         shutil.copyfile(str(frames.__file__), app / "fedvlm_carrier" / "frames.py")
         files.append(app)
+    if carrier != SIMULATED:
+        for name in sites:
+            durable.write_text(folder / "keys" / f"{name}.key", seal.new_key() + "\n", private=True)
+        files.append(folder / "keys")
     if carrier == "flower":
         files += certificates.write(folder / "certificates", sites)
     text = (
@@ -104,7 +113,7 @@ def readme(folder: Path, chosen: Experiment, sites: Sequence[str], carrier: str,
     carries = {
         "folder": f"$ fedvlm site carry EXCHANGE/{first} --socket {first}/carrier/site.sock    # as another user",
         "flower": (
-            "$ flower-supernode --superlink HOST:9092 --root-certificates ca.crt \\\n"
+            "$ flower-supernode --superlink HOST:9093 --root-certificates ca.crt \\\n"
             f"    --auth-supernode-private-key {first}.key --node-config 'socket=\"/srv/{first}/carrier/site.sock\"'"
             "    # as another user"
         ),
@@ -117,16 +126,17 @@ Experiment {chosen.digest()}
 
 ## At each site
 
+Each site gets `experiment.json` and its own key, `keys/{first}.key` for {first}, by a way that others cannot read.
 Install fedvlm, and read `experiment.json`. Nothing is sent before the last two commands.
 
 ```console
-$ fedvlm site init {data} --out {first} --name {first} --experiment experiment.json
-$ cp experiment.json {first}/experiments/
+$ fedvlm site init {data} --out {first} --name {first} --key {first}.key --experiment experiment.json
 $ fedvlm site check experiment.json --site {first}/site.toml
+$ fedvlm site approve experiment.json --site {first}/site.toml
 ```
 
-`check` prints exactly what would leave, and the line to add to `[policy]` of `site.toml` to take part. Then, as the
-user who owns the photographs, and as another user who owns nothing:
+`check` prints exactly what would leave; `approve` prints it too, asks, and adds the experiment to the policy. Then, as
+the user who owns the photographs, and as another user who owns nothing:
 
 ```console
 $ fedvlm site serve --site {first}/site.toml

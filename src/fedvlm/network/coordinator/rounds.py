@@ -7,6 +7,7 @@ never interrupted.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fedvlm.federation.exchange import Contract, RefusalError
 from fedvlm.federation.messages import Limits, Message
 from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.visits import Progress, Reply, Visit
+from fedvlm.network import seal
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.coordinator import checkpoint
 from fedvlm.network.coordinator.settings import FederationSettings
@@ -57,6 +59,10 @@ class Round:
     asked: dict[str, Visit]
     limits: Limits
     watcher: Watcher
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+    """Keys of sites whose messages have seals."""
+    sent: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each site's visit, which its answer names."""
     replies: dict[str, Reply] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     """Why a site's reply is missing, in a word."""
@@ -78,18 +84,23 @@ class Round:
 
     def bytes_for(self, site: str) -> bytes:
         """A site's visit as a message."""
-        return self.contract.visit_bytes(site, self.asked[site])
+        data = self.contract.visit_bytes(site, self.asked[site])
+        self.sent[site] = hashlib.sha256(data).hexdigest()
+        return seal.close(data, "to", self.keys.get(site))
 
     def take(self, site: str, data: bytes) -> None:
         """A site's answer. Whatever it is, the round goes on."""
         if site not in self.asked or site in self.replies:
             return  # nothing was asked of it, or it answers twice
         try:
-            message = exchange.read(data, self.limits)
+            body = seal.open_(data, "from", self.keys.get(site))
+            if body is None:
+                raise RefusalError("key", "it has no seal of this site's key")
+            message = exchange.read(body, self.limits)
+            if message.header.answers != self.sent.get(site):
+                return  # to another round, method or seed, which was played without it or has it already
             if message.header.kind == "refused":
                 self._refused(site, message)
-                return
-            if _is_late(message, self.asked[site]):
                 return
             reply = self.contract.read_reply(message, site, self.asked[site])
         except RefusalError as refusal:
@@ -108,14 +119,9 @@ class Round:
         self.watcher.refused(site, word, why)
 
 
-def _is_late(message: Message, visit: Visit) -> bool:
-    """Whether this is the reply to an earlier round, which was played without it."""
-    return message.header.kind == "reply" and message.header.round < visit.round
-
-
 def play(
     contract: Contract, participation: float, settings: FederationSettings, carrier: Carrier, point: Point,
-    watcher: Watcher, clock: Callable[[], float] = time.monotonic,
+    watcher: Watcher, keys: Mapping[str, bytes], clock: Callable[[], float] = time.monotonic,
 ) -> Progress:  # fmt: skip
     """Play the remaining rounds of a point; returns the last state. Raises `FedvlmError` if a round cannot go on."""
     spec = contract.spec
@@ -125,7 +131,7 @@ def play(
         asked = visits.ask(spec, contract.every, participation, settings.sites, state)
         if asked:
             watcher.round(contract.label, spec.seed, state.round, spec.last_round, asked)
-            found = _exchange(contract, asked, settings, carrier, watcher, clock)
+            found = _exchange(contract, asked, settings, carrier, watcher, keys, clock)
             absent = {name: found.words.get(name, "absent") for name in asked if name not in found.replies}
             state, records = visits.take(spec, contract.every, asked, found.replies, state, absent)
         else:
@@ -139,11 +145,11 @@ def play(
 
 def _exchange(
     contract: Contract, asked: dict[str, Visit], settings: FederationSettings, carrier: Carrier, watcher: Watcher,
-    clock: Callable[[], float],
+    keys: Mapping[str, bytes], clock: Callable[[], float],
 ) -> Round:  # fmt: skip
     """Send the visits and gather replies until all are here, or the deadline is over and enough are."""
     limits = Limits(total_bytes=settings.max_bytes + (1 << 22))
-    current = Round(contract, asked, limits, watcher)
+    current = Round(contract, asked, limits, watcher, keys)
     least = min(settings.least, len(current.needed))
     begun = last_sent = clock()
     pause = AGAIN

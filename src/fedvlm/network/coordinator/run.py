@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from fedvlm.federation.exchange import PACKAGE, Contract
 from fedvlm.federation.messages import Header, Message, from_bytes, to_bytes
 from fedvlm.federation.procedure import Procedure
 from fedvlm.federation.setup import Loaded
+from fedvlm.network import seal
 from fedvlm.network.carriers.base import Carrier
 from fedvlm.network.coordinator import rounds
 from fedvlm.network.coordinator.rounds import Watcher
-from fedvlm.network.coordinator.settings import SIMULATED, FederationSettings
+from fedvlm.network.coordinator.settings import SIMULATED, FederationSettings, read_keys
 from fedvlm.network.simulated import check_simulated
 from fedvlm.network.site.place import check_federated
 from fedvlm.runs import machine
@@ -36,6 +37,8 @@ class Coordinator:
     settings: FederationSettings
     folder: RunFolder
     loaded: Loaded
+    keys: Mapping[str, bytes]
+    """Keys of the sites whose messages have seals."""
 
     @classmethod
     def load(cls, experiment: Experiment, settings: FederationSettings, folder: Path) -> Coordinator:
@@ -44,7 +47,7 @@ class Coordinator:
         loaded = setup.load(experiment)
         threads = machine.choose_machine(experiment.compute, loaded.device, loaded.clip.text.width).threads
         torch.set_num_threads(threads)
-        return cls(experiment, settings, RunFolder(folder), loaded)
+        return cls(experiment, settings, RunFolder(folder), loaded, read_keys(settings))
 
     def contract(self, label: str, seed: int) -> Contract:
         """What messages of a method with a seed must be."""
@@ -83,9 +86,11 @@ class Coordinator:
             done = point.result()
             if done is not None:
                 return done
-            state = rounds.play(contract, self.experiment.participation, self.settings, carrier, point, watcher)
+            state = rounds.play(
+                contract, self.experiment.participation, self.settings, carrier, point, watcher, self.keys
+            )
             records = point.records()
-            if not any(record.means for record in records):
+            if not any(record.means.get(contract.spec.reported) for record in records):
                 raise FedvlmError(f"{label}: no site has told a metric, so there is no result ({point.folder})")
             digests = Digests(tensors.digest(state.server), {})
             return point.finish(summarise_ledger(contract.spec.reported, records, digests, Procedure()))
@@ -104,11 +109,23 @@ def greeting(experiment: Experiment) -> bytes:
     return to_bytes(Message(Header(kind="hello", package=PACKAGE, experiment=experiment.digest())))
 
 
-def name_in(answer: bytes, sites: Mapping[str, object] | list[str]) -> str:
-    """The name in a site's answer to a greeting. Raises `FedvlmError`."""
-    head = from_bytes(answer).header
+def name_in(answer: bytes, sites: Sequence[str], keys: Mapping[str, bytes]) -> str:
+    """The name in a site's answer to a greeting, if its seal is that site's. Raises `FedvlmError`."""
+    head = _header(answer, sealed=bool(keys))
     if head.kind == "refused":
         raise FedvlmError(f"the site '{head.client}' refuses: {head.reason} (it knows why)")
     if head.kind != "welcome" or head.client not in sites:
         raise FedvlmError(f"'{head.client}' is not among the sites of federation.toml")
+    if seal.open_(answer, "from", keys.get(head.client)) is None:
+        raise FedvlmError(f"a node calls itself '{head.client}' and has not its key")
     return head.client
+
+
+def _header(answer: bytes, *, sealed: bool) -> Header:
+    """The header of an answer with a seal, or without one. Raises `FedvlmError`."""
+    try:
+        return from_bytes(answer[: -seal.SIZE] if sealed else answer).header
+    except FedvlmError:
+        if not sealed:
+            raise
+        return from_bytes(answer).header

@@ -10,9 +10,11 @@ from pydantic import Field, ValidationError
 from fedvlm import overrides
 from fedvlm.config import Count, Section, problems
 from fedvlm.errors import FedvlmError, listed
+from fedvlm.network import seal
+from fedvlm.network.site.settings import SITE_NAME
 
 FILE = "federation.toml"
-SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")]
+SiteName = Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
 
 
 Carriers = Literal["folder", "flower", "nvflare", "flower_simulation"]
@@ -32,6 +34,8 @@ class FederationSettings(Section):
     carrier: Carriers = "folder"
     exchange: str = "exchange"
     """Folder with a mailbox for each site (`carrier = "folder"`)."""
+    keys: str = "keys"
+    """Folder with a key for each site, `SITE.key`; the messages of a site without one have no seal."""
     superlink: str = "127.0.0.1:9093"
     """Address of Flower's SuperLink (`carrier = "flower"`)."""
     certificate: str | None = "certificates/ca.crt"
@@ -54,6 +58,19 @@ class FederationSettings(Section):
     """Most bytes of one reply."""
 
 
+def read_keys(settings: FederationSettings) -> dict[str, bytes]:
+    """The sites' keys. Raises `FedvlmError` for a file that holds none."""
+    files = {name: Path(settings.keys) / f"{name}.key" for name in settings.sites}
+    found = {}
+    for name, file in files.items():
+        if file.exists():
+            try:
+                found[name] = seal.read_key(file)
+            except (OSError, ValueError) as error:
+                raise FedvlmError(f"{file} holds no key of a site: {error}") from None
+    return {name: key for name, key in found.items() if key is not None}
+
+
 def read(path: Path) -> FederationSettings:
     """The settings of a `federation.toml`, with absolute paths. Raises `FedvlmError` with every problem."""
     here = path.resolve().parent
@@ -65,7 +82,9 @@ def read(path: Path) -> FederationSettings:
         raise FedvlmError(f"{path}: sites = {listed(found.sites)} names one twice")
     if found.least > len(found.sites):
         raise FedvlmError(f"{path}: least = {found.least}, but there are {len(found.sites)} sites")
-    places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange", "kit")}
+    places = {
+        key: str(here / Path(getattr(found, key)).expanduser()) for key in ("experiment", "exchange", "keys", "kit")
+    }
     if found.certificate is not None:
         places["certificate"] = str(here / Path(found.certificate).expanduser())
     return found.model_copy(update=places)

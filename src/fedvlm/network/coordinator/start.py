@@ -42,9 +42,12 @@ def carrier(
     simulated = settings.carrier == SIMULATED
     # A worker's first answer takes as long as it loads, and a thousand clients are greeted by a few workers.
     pump = PumpCarrier(
-        path, greeting(coordinator.experiment), lambda answer: name_in(answer, sites), (lambda _: None) if simulated
-        else tell, again=600.0 if simulated else AGAIN,
-    )  # fmt: skip
+        path,
+        greeting(coordinator.experiment),
+        lambda answer: name_in(answer, sites, coordinator.keys),
+        (lambda _: None) if simulated else tell,
+        again=600.0 if simulated else AGAIN,
+    )
     if simulated:
         state = folder.resolve() / "state"
         clients = flower.Simulated(

@@ -12,6 +12,7 @@ from fedvlm.experiment import Experiment
 from fedvlm.federation import messages
 from fedvlm.federation.exchange import Contract
 from fedvlm.network.site.place import Experimented
+from fedvlm.network.site.service import most_visits
 from fedvlm.network.site.settings import SiteSettings
 
 
@@ -27,6 +28,8 @@ class Leaving:
     rounds: int
     total_bytes: int
     """Bytes of tensors in all rounds together, at most."""
+    most: int
+    """Most visits that the policy allows; each may carry the bytes of a round."""
     trained: int
     """Number of trainings."""
     refused: list[str]
@@ -88,10 +91,11 @@ def _leaving(contract: Contract, site: SiteSettings) -> Leaving:
     if size > policy.max_bytes:
         refused.append(f"{size:,} bytes a round: policy.max_bytes = {policy.max_bytes:,}")
     trained = spec.last_round if spec.method.trains else 0
-    if trained > policy.rounds:
-        refused.append(f"{trained} trainings: policy.rounds = {policy.rounds}")
+    if (most := most_visits(policy, spec)) < spec.last_round + 1:
+        refused.append(f"{spec.last_round + 1} visits: policy.visits = {most}")
     return Leaving(
         contract.label,
         {name: (list(tensor.shape), tensors.nbytes({name: tensor})) for name, tensor in sent.items()},
-        tensors.count(messages.private_tensors(spec.method, spec.initial)), rounds, size * rounds, trained, refused,
+        tensors.count(messages.private_tensors(spec.method, spec.initial)), rounds, size * rounds, most, trained,
+        refused,
     )  # fmt: skip

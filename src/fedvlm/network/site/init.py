@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from fedvlm.data.build import parse_split
 from fedvlm.data.files import SUFFIXES
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
+from fedvlm.network import seal
 from fedvlm.network.site.place import check_federated
-from fedvlm.network.site.settings import FILE
+from fedvlm.network.site.settings import FILE, SITE_NAME
+
+KEY = "site.key"
+"""Name of the file of the key in the site's folder."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +89,40 @@ def mapping(labels: list[str], classes: list[str]) -> tuple[dict[str, str], list
     return rename, [label for label in labels if label not in found], sorted(set(classes) - set(found.values()))
 
 
-def write(folder: Path, images: Path, name: str, chosen: Experiment | None, user: str, carrier: str) -> list[Path]:
-    """Write `site.toml` and the services; returns the files. Raises `FedvlmError` where a `site.toml` is already."""
+def write(
+    folder: Path, images: Path, name: str, chosen: Experiment | None, user: str, carrier: str, key: Path | None = None
+) -> list[Path]:
+    """Write `site.toml`, the services, and a copy of the key; returns the files.
+
+    Raises `FedvlmError` where a `site.toml` is already, and for a name or key that is none.
+    """
     if (folder / FILE).exists():
         raise FedvlmError(f"{folder / FILE} is there already: change it, or name another folder")
-    text = site_toml(look(images), name, chosen, carrier)
+    if not re.fullmatch(SITE_NAME, name):
+        raise FedvlmError(f"--name '{name}' is no name of a site: letters, digits, '_', '.' and '-' only")
+    try:
+        held = seal.read_key(key)
+    except (OSError, ValueError) as error:
+        raise FedvlmError(f"--key {key} holds no key of a site: {error}") from None
+    text = site_toml(look(images), name, chosen, carrier, held is not None)
     durable.make_folder(folder)
     for part in ("experiments", "state", "carrier"):
         durable.make_folder(folder / part)
-    (folder / "state").chmod(0o700)
+    # Another user's carrier is let in by its group: chgrp GROUP carrier; chmod 710 carrier (the services do so).
+    for part in ("state", "carrier"):
+        (folder / part).chmod(0o700)
     durable.write_text(folder / FILE, text, private=True)
     files = [folder / FILE]
+    if held is not None:
+        durable.write_text(folder / KEY, held.hex() + "\n", private=True)
+        files.append(folder / KEY)
     for file, content in services(folder.resolve(), user, carrier).items():
         durable.write_text(folder / "systemd" / file, content)
         files.append(folder / "systemd" / file)
     return files
 
 
-def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str) -> str:
+def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str, has_key: bool = False) -> str:
     """The text of a `site.toml`."""
     classes = check_federated(chosen).classes if chosen else []
     rename, left, missing = mapping(looked.labels, classes) if chosen else ({}, [], [])
@@ -113,6 +134,8 @@ def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str
         f"name = {json.dumps(name)}        # how the others know this site; a pseudonym if it should be",
         'state = "state"                  # private tensors, and the record of all that left; for this user only',
         'socket = "carrier/site.sock"     # where a carrier asks; it can open nothing else',
+        f"{'' if has_key else '# '}key = {json.dumps(KEY)}               # the coordinator's key for this site: other "
+        "messages are refused",
         'experiments = "experiments"      # files of experiments; only those approved below are played',
         "# model = \"models/clip-vit-base-patch16\"   # a directory of the CLIP, if it is not to be fetched",
         "",
@@ -139,8 +162,9 @@ def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str
         'metrics = "all"                  # "none", or a list such as ["local", "base"]',
         "# decimals = 3                   # metrics and losses are rounded to so many",
         "losses = true                    # whether losses of the training may leave",
-        "count_images = true              # whether the number of training images may leave",
-        "rounds = 1000                    # most trainings of one method with one seed",
+        "count_images = true              # whether numbers of images may leave",
+        "seconds = true                   # whether the time of a training may leave",
+        "# visits = 40                    # most visits of one method with one seed; by default two for each round",
         f"{'' if carrier else '# '}carrier_user = {json.dumps(carrier or 'fedvlm-carrier')}"
         "   # the only user whose processes may use the socket",
         "",
@@ -183,7 +207,7 @@ User={carrier}
 Group={carrier}
 Environment=FEDVLM_SITE_SOCKET={folder}/carrier/site.sock
 # Put the line of your network here. Flower:
-#   flower-supernode --superlink HOST:9092 --root-certificates ca.crt --auth-supernode-private-key node.key
+#   flower-supernode --superlink HOST:9093 --root-certificates ca.crt --auth-supernode-private-key node.key
 # a folder:
 #   {python} -m fedvlm site carry /mnt/exchange/NAME --socket {folder}/carrier/site.sock
 ExecStart=/bin/false
@@ -191,6 +215,11 @@ Restart=always
 RestartSec=5
 NoNewPrivileges=true
 ProtectSystem=strict
+# A carrier may write here, and nowhere else: its own folder, and a mailbox if it has one.
+StateDirectory=fedvlm-carrier
+Environment=FLWR_HOME=/var/lib/fedvlm-carrier
+# ReadWritePaths=/mnt/exchange/NAME
+# Take this away if python or the site's folder lie in a home.
 ProtectHome=true
 PrivateTmp=true
 

@@ -18,9 +18,18 @@ from fedvlm.tensors import Named
 from fedvlm.training.evaluation import ClientMetrics
 from fedvlm.training.metrics import Calibration, Mean, Statistic
 
-SENT, REFUSED = "sent.jsonl", "refused.jsonl"
+SENT, REFUSED, OLDER = "sent.jsonl", "refused.jsonl", "refused-older.jsonl"
 MOST_REFUSED = 1 << 24
-"""Bytes after which refusals are not written down any more."""
+"""Bytes of refusals after which a new file begins; only the one before it is kept, so that nobody can fill the disk."""
+
+
+MOST_SHOWN = 1000
+"""Characters of a line to the owner."""
+
+
+def readable(text: str) -> str:
+    """A line that others may have written in part, as printable characters: nothing in it can steer a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[:MOST_SHOWN])
 
 
 def apply(policy: PolicySection, reply: Reply) -> Reply:
@@ -36,10 +45,19 @@ def apply(policy: PolicySection, reply: Reply) -> Reply:
     return replace(
         reply,
         images=reply.images if policy.count_images else min(reply.images, 1.0),
-        losses=[_rounded(policy, loss) for loss in reply.losses] if policy.losses else [],
+        losses=_losses(policy, reply.losses),
+        seconds=reply.seconds if policy.seconds else 0.0,
         metrics={point: one for point, one in shown.items() if one.statistics},
         validation=reply.validation and _metrics(policy, reply.validation),
     )
+
+
+def _losses(policy: PolicySection, losses: list[float]) -> list[float]:
+    """The losses that may leave. Their number tells the number of images: without it, their mean only."""
+    if not policy.losses or not losses:
+        return []
+    kept = losses if policy.count_images else [sum(losses) / len(losses)]
+    return [_rounded(policy, loss) for loss in kept]
 
 
 def _metrics(policy: PolicySection, found: ClientMetrics) -> ClientMetrics:
@@ -51,11 +69,20 @@ def _metrics(policy: PolicySection, found: ClientMetrics) -> ClientMetrics:
 
 
 def _round(policy: PolicySection, statistic: Statistic) -> Statistic:
+    if not policy.count_images:
+        statistic = _per_image(statistic)
     if policy.decimals is None:
         return statistic
     if isinstance(statistic, Mean):  # the mean is rounded, not the sum
         return Mean(_rounded(policy, statistic.value) * statistic.count, statistic.count)
     return Calibration(tuple(_rounded(policy, gap) for gap in statistic.gaps), statistic.images)
+
+
+def _per_image(statistic: Statistic) -> Statistic:
+    """The statistic as if of one image."""
+    if isinstance(statistic, Mean):
+        return Mean(statistic.value, 1)
+    return Calibration(tuple(gap / statistic.images for gap in statistic.gaps), 1)
 
 
 def _rounded(policy: PolicySection, value: float) -> float:
@@ -67,9 +94,16 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.repeated: set[str] = set()
+        """Digests of messages that were sent again since the process began: the third time adds no line."""
 
     def sent(self, head: Header, named: Named, data: bytes, *, again: bool = False) -> None:
         """A message leaves: names, shapes and digests of its tensors, names of metrics, bytes, time."""
+        digest = hashlib.sha256(data).hexdigest()
+        if again and digest in self.repeated:
+            return
+        if again:
+            self.repeated.add(digest)
         line = {
             "time": _now(), "kind": head.kind, "experiment": head.experiment, "method": head.method, "seed": head.seed,
             "round": head.round,
@@ -78,8 +112,9 @@ class Record:
                 for name, one in named.items()
             },
             "metrics": {point: sorted(one.get("statistics", {})) for point, one in (head.metrics or {}).items()},
-            "losses": len(head.losses), "images": head.images, "reason": head.reason, "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(), "again": again,
+            "weights": {point: len(one.get("by_weight", {})) for point, one in (head.metrics or {}).items()},
+            "losses": len(head.losses), "images": head.images, "seconds": head.seconds, "reason": head.reason,
+            "bytes": len(data), "sha256": digest, "again": again,
         }  # fmt: skip
         durable.append_line(self.folder / SENT, line, private=True)
 
@@ -91,8 +126,8 @@ class Record:
         }  # fmt: skip
         path = self.folder / REFUSED
         if path.exists() and path.stat().st_size > MOST_REFUSED:
-            return  # whoever asks nonsense for days must not fill the disk
-        line = {"time": _now(), "word": word, "why": why[:1000], "asked": asked}
+            path.replace(self.folder / OLDER)
+        line = {"time": _now(), "word": word, "why": readable(why), "asked": asked}
         durable.append_line(path, line, private=True, sync=False)
 
 

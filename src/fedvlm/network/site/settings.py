@@ -13,6 +13,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.training.device import ComputeSection
 
 FILE = "site.toml"
+SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -34,9 +35,13 @@ class PolicySection(Section):
     losses: bool = True
     """Whether the losses of the training may leave."""
     count_images: bool = True
-    """Whether the number of training images may leave; if not, the site counts as one image."""
-    rounds: Count = 1000
-    """Most trainings of one method with one seed, those that are asked for again included."""
+    """Whether numbers of images may leave; if not, the site counts as one image, in training and in every metric."""
+    seconds: bool = True
+    """Whether the time of a training may leave."""
+    visits: Count | None = None
+    """Most visits of one method with one seed that are carried out, whether the site trains in them or measures, and
+    whether their reply may leave or not. By default two for each round of the experiment: a visit that was interrupted
+    can be asked again."""
     carrier_user: str | None = None
     """The only operating-system user whose processes may use the socket; by default every user who can open it."""
 
@@ -44,12 +49,14 @@ class PolicySection(Section):
 class SiteSettings(Section):
     """All settings of a site. Relative paths begin at the folder of `site.toml`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,47}$")]
+    name: Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
     """The name under which the site is known to the others: a pseudonym if it should be."""
     state: str = "state"
     """Folder of private tensors and of the record of all that left; for the site's user only."""
     socket: str = "carrier/site.sock"
     """Unix socket on which the site answers its carrier."""
+    key: str | None = None
+    """File of the key that the coordinator has given to this site; messages without its seal are refused."""
     experiments: str = "experiments"
     """Folder with the files of experiments (TOML or JSON); those whose digest the policy names are played."""
     model: str | None = None
@@ -71,6 +78,7 @@ def read(path: Path) -> SiteSettings:
     if isinstance(data.get("path"), str):
         data["path"] = str(here / Path(data["path"]).expanduser())
     places = {key: str(here / Path(getattr(found, key)).expanduser()) for key in ("state", "socket", "experiments")}
-    if found.model is not None:
-        places["model"] = str(here / Path(found.model).expanduser())
+    for name in ("model", "key"):
+        if (value := getattr(found, name)) is not None:
+            places[name] = str(here / Path(value).expanduser())
     return found.model_copy(update={**places, "data": data})

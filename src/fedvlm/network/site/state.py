@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class StateFolder:
                     f"this site runs already (its state {self.path} is in use): stop the other process, or give this "
                     "one a state folder of its own"
                 ) from None
+            for old in self.path.glob("*/.*.safetensors.*"):  # private tensors that a killed process was writing
+                old.unlink(missing_ok=True)
             yield
 
     def file(self, experiment: str, method: str, seed: int) -> Path:
@@ -87,6 +90,34 @@ class StateFolder:
         word = re.sub(r"[^\w.-]+", "_", method)[:60]
         mark = hashlib.sha256(method.encode()).hexdigest()[:8]
         return self.path / experiment[:16] / f"{word}-{mark}-seed-{seed}.safetensors"
+
+    def visits(self, experiment: str, method: str, seed: int) -> int:
+        """Number of visits that were begun. Raises `FedvlmError` for a damaged file."""
+        path = self.file(experiment, method, seed).with_suffix(".visits")
+        try:
+            return int(path.read_text())
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise FedvlmError(f"{path} is damaged ({error}): write the number of visits into it") from None
+
+    def count_visit(self, experiment: str, method: str, seed: int, number: int) -> None:
+        """Store the number of visits that were begun."""
+        durable.write_text(self.file(experiment, method, seed).with_suffix(".visits"), f"{number}\n", private=True)
+
+    def forget(self, experiment: str) -> list[Path]:
+        """Put the state of experiments whose digest begins so aside, so that they begin anew; returns its folders.
+
+        Nothing is deleted. Raises `FedvlmError`.
+        """
+        found = [path for path in sorted(self.path.glob("*")) if re.fullmatch(r"[0-9a-f]{16}", path.name)
+                 and path.name.startswith(experiment[:16])]  # fmt: skip
+        if not found or not experiment:
+            raise FedvlmError(f"{self.path} holds no state of an experiment whose digest begins with '{experiment}'")
+        moved = [path.with_name(f"{path.name}.forgotten-{time.strftime('%Y%m%dT%H%M%S')}") for path in found]
+        for path, there in zip(found, moved, strict=True):
+            path.rename(there)
+        return moved
 
     def load(self, experiment: str, method: str, seed: int) -> Stored | None:
         """What was stored, or None. Raises `FedvlmError` for a damaged file."""

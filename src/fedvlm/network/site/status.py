@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm.errors import FedvlmError
-from fedvlm.network.site.policy import REFUSED, SENT
+from fedvlm.network.site.policy import OLDER, REFUSED, SENT
 
 SHOWN = 5
 """Number of refusals that are shown."""
@@ -60,7 +60,7 @@ def summary(state: Path) -> Summary:
         line.last_round = max(line.last_round, entry["round"])
         line.bytes += entry["bytes"]
         line.last = entry["time"]
-    refusals = list(_lines(state / REFUSED))
+    refusals = [*_lines(state / OLDER), *_lines(state / REFUSED)]
     return Summary(_running(state), list(found.values()), len(refusals), refusals[-SHOWN:])
 
 
@@ -70,7 +70,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except OSError as error:
         raise FedvlmError(f"{path} cannot be read: {error.strerror or error}") from None
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines, which knows other ends of lines, too
         try:
             yield json.loads(line)
         except ValueError:
