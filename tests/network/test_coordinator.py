@@ -234,6 +234,48 @@ def test_a_late_reply_of_an_earlier_round_is_overlooked(field_of: Any) -> None:
     same(field, "promptfl", found["promptfl"][SEED], sites)
 
 
+def test_late_answers_of_another_method_are_overlooked(field_of: Any) -> None:
+    """A visit that was asked twice is answered twice, the second time when another method is played."""
+    field = field_of("zero_shot", "promptfl")
+    sites = services(field)
+    kept: list[bytes] = []
+
+    class Twice(LocalCarrier):
+        """Every answer of fog comes again with the next one of any site."""
+
+        def receive(self, seconds: float) -> list[tuple[str, bytes]]:
+            late = [("fog", data) for data in kept]
+            kept.clear()
+            found = super().receive(seconds)
+            kept.extend(data for name, data in found if name == "fog")
+            return late + found
+
+    notes = Notes()
+    found = coordinator(field, least=3).run(Twice({n: s.answer for n, s in sites.items()}), notes)
+    assert notes.refusals == []
+    same(field, "promptfl", found["promptfl"][SEED], sites)
+
+
+def test_a_metric_that_is_missing_in_an_early_round_does_not_end_the_run(field_of: Any) -> None:
+    """One site tells no metric, and the others are away when it is measured."""
+    field = field_of("promptfl", evaluation={"every": 1, "general": "own_domain"})
+    sites = services(field)
+    sites["fog"] = field.service("fog", metrics="none")
+
+    class Away(LocalCarrier):
+        def __init__(self) -> None:
+            super().__init__({name: site.answer for name, site in sites.items()})
+            self.rounds = 0
+
+        def send(self, messages: Mapping[str, bytes]) -> None:
+            self.rounds += 1
+            super().send({n: d for n, d in messages.items() if n == "fog" or self.rounds != 2})
+
+    found = coordinator(field, deadline=3.0).run(Away(), Notes())["promptfl"][SEED]
+    assert [round_ for round_, _ in found.curve["local"]] == [2, 3]
+    assert found.final["after_aggregation"].keys() >= {"local", "base"}
+
+
 def test_the_checkpoint_comes_back_whole_and_a_damaged_one_is_named(field_of: Any, tmp_path: Path) -> None:
     run = tiny.simulation(tiny.method("pfedmoap"), tiny.clip(), tiny.federation())
     state, records = tiny.run(run)

@@ -115,7 +115,7 @@ def signed(data: bytes, draw: random.Random) -> bytes:
         if draw.random() < 0.7 and isinstance(part[key], dict | list) and part[key]:
             part = part[key]
             continue
-        part[key] = draw.choice([*VALUES, 3, 0.5, {"value": 1}, [0.1] * 14])
+        part[key] = draw.choice([*VALUES, 3, 0.5, "reply", {"value": 1}, [0.1] * 14])
         break
     named = messages.from_bytes(data).tensors
     head["sha256"] = messages._checksum(head["header"], head["order"], named)

@@ -42,7 +42,7 @@ def by(field_of: Any) -> Iterator[Any]:
     made: list[Watched] = []
 
     def trial(carrier: str, **more: Any) -> Watched:
-        made.append(Watched(field_of(METHOD, **more), STYLES, carrier, free_port()))
+        made.append(Watched(field_of("zero_shot", METHOD, **more), STYLES, carrier, free_port()))
         return made[0]
 
     yield trial
