@@ -118,7 +118,7 @@ def test_the_carrier_gets_answers_and_nothing_else(site: tuple[Field, int, Path]
             "read the record": lambda: (folder / "state" / "sent.jsonl").read_bytes(),
             "read the policy": lambda: (folder / "site.toml").read_text(),
             "change the policy": lambda: (folder / "site.toml").write_text("x"),
-            "replace the policy": lambda: os.replace("/dev/null", folder / "site.toml"),
+            "replace the policy": lambda: os.replace(tempfile.mkstemp()[1], folder / "site.toml"),
             "put another socket there": lambda: (folder / "carrier" / "site.sock").unlink(),
             "list the socket's folder": lambda: list((folder / "carrier").iterdir()),
             "read the site's memory": lambda: os.open(f"/proc/{process}/mem", os.O_RDONLY),
@@ -132,6 +132,12 @@ def test_the_carrier_gets_answers_and_nothing_else(site: tuple[Field, int, Path]
                 found[what] = type(error).__name__
         return found
 
+    def owner() -> list[bool]:
+        photographs, own = list((folder / "photographs").rglob("*.png")), folder / "site.toml"
+        return [bool(photographs and photographs[0].read_bytes()), bool(own.read_text()),
+                bool(list((folder / "state").iterdir()))]  # fmt: skip
+
+    assert as_user(OWNER, owner) == [True, True, True], "there is something to be had"
     got = as_user(CARRIER, hostile)
     assert {what: word for what, word in got.items() if word.startswith("got")} == {}
 

@@ -51,5 +51,8 @@ def load(folder: Path) -> tuple[Progress, int] | None:
             server = {name: file.get_tensor(name).clone() for name in head.order}
         record = None if head.open is None else from_json(head.open)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, ValidationError) as error:
-        raise FedvlmError(f"{path} is damaged ({error}): delete {folder} to begin this point anew") from None
+        raise FedvlmError(
+            f"{path} is damaged ({error}): put it back from a backup; or delete {folder} and let "
+            "every site forget the experiment (fedvlm site forget) to begin this point anew"
+        ) from None
     return Progress(head.round, server, record, head.ended), head.ledger_bytes
