@@ -139,7 +139,10 @@ def serve(site: SiteFile = DEFAULT) -> None:
         print_text(f"warning: {own.experiments} has no file of {listed(lacking)}", style="yellow")
     serving.serve(
         service,
-        lambda: print_text(f"{own.name}: {len(service.experiments)} approved experiments, socket {own.socket}"),
+        lambda: print_text(
+            f"{own.name}: approved and at hand: {listed(digest[:12] for digest in service.experiments) or 'nothing'}; "
+            f"socket {own.socket}"
+        ),
     )
 
 
@@ -161,7 +164,7 @@ def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--js
          str(one.last_round), f"{one.bytes:,}", one.last]
         for one in found.lines
     ]  # fmt: skip
-    print_tables(grid.terminal(heads, rows, f"{own.name}: what has left", left=(0, 1)))
+    print_tables(grid.terminal(heads, rows, f"{own.name}: what has left", left=(0, 1, 5)))
     print_text(f"\n{'running' if found.running else 'not running'}; {found.refusals} refusals")
     for line in found.last_refusals:
         print_text(f"{line['time']}  {line['word']}: {line['why']}")
