@@ -121,9 +121,12 @@ def main() -> None:
     parser.add_argument("--for-local", action="store_true", help="methods at the rates chosen for Local")
     parser.add_argument("--without", default="", help="methods to leave out: a,b,..")
     arguments = parser.parse_args()
+    left_out = {name for name in arguments.without.split(",") if name}
     for folder in arguments.folders:
         found = results(folder, arguments.for_local)
-        ours = {method: points for method, points in found.items() if method not in arguments.without.split(",")}
+        if unknown := left_out - found.keys():
+            parser.error(f"--without {','.join(sorted(unknown))}: not among the methods of {folder}")
+        ours = {method: points for method, points in found.items() if method not in left_out}
         print(f"## {folder.name}\n\n{text([pair for table in TABLES for pair in pairs(ours, table)])}\n")
 
 

@@ -89,27 +89,29 @@ def draw_tradeoff(comparison: Comparison, folder: Path, most: int = 8) -> list[P
     best = sorted(drawn, key=lambda row: (row.method != comparison.against, -np.mean(row.values["area"])))[:most]
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     panel = figure.subplots()
+    curves = {
+        row.method: {point["weight"]: _coordinates(point) for point in sorted(row.curve, key=lambda one: one["weight"])}
+        for row in drawn
+    }
     for row in drawn:
-        places = [
-            (_coordinates(point), point["weight"]) for point in sorted(row.curve, key=lambda point: point["weight"])
-        ]
-        x, y = zip(*(place for place, _ in places), strict=True)
+        curve = curves[row.method]
+        x, y = zip(*curve.values(), strict=True)
         style: dict[str, Any] = {"color": "#CCCCCC", "linewidth": 0.8, "zorder": 1}
         if row in best:
             style = {"color": _COLOURS[best.index(row) % len(_COLOURS)], "linewidth": 1.6, "label": row.method}
             style |= {} if any(row.values["train_s"]) else {"linestyle": "--"}
         panel.plot(x, y, **style)
-        start = next(place for place, weight in places if weight == 0)
-        panel.plot(*start, "o", markersize=4, color=style["color"])
-    ends = [_coordinates(point) for row in drawn for point in row.curve if point["weight"] == 1]
+        panel.plot(*curve[0], "o", markersize=4, color=style["color"])
+    ends = [curve[1] for curve in curves.values() if 1 in curve]
     if ends:
         panel.plot(*ends[0], "k*", markersize=10, label="zero-shot")
-    if dots := [_coordinates(point) for row in best for point in row.curve if point["weight"] == 0]:
+    if best:
         # The limits fit the methods as trained and zero-shot: a control that knows the client's classes, moved so far
         # that it always gives one answer, would squeeze the others into a corner.
-        trained = [*dots, *ends]
-        curves = [_coordinates(point) for row in best for point in row.curve]
-        seen = np.array([*trained, *(place for place in curves if place[0] >= min(trained)[0])])
+        coloured = [curves[row.method] for row in best]
+        trained = [*(curve[0] for curve in coloured), *ends]
+        left = min(trained)[0]
+        seen = np.array([*trained, *(place for curve in coloured for place in curve.values() if place[0] >= left)])
         low, high = seen.min(0), seen.max(0)
         room = 0.06 * (high - low) + 0.5
         panel.set_xlim(low[0] - room[0], high[0] + room[0])
