@@ -142,10 +142,10 @@ def _sync_folder(folder: Path) -> None:
 def _explain(path: Path, error: OSError) -> StorageError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space, then continue (runs: with --resume)",
-        errno.EACCES: "no permission to write there: choose another folder with --out",
-        errno.EROFS: "the file system is read-only: choose another folder with --out",
-        errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder with --out",
-        errno.EEXIST: "a file stands where a folder is needed: choose another folder with --out",
+        errno.EACCES: "no permission to write there: choose another folder",
+        errno.EROFS: "the file system is read-only: choose another folder",
+        errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
+        errno.EEXIST: "a file stands where a folder is needed: choose another folder",
     }
     why = advice.get(error.errno or 0, error.strerror or str(error))
     return StorageError(f"cannot write {path}: {why}")

@@ -237,6 +237,12 @@ def test_asked_again_it_gives_the_same_reply_without_another_training(field_of: 
     assert stored.trained == 1
     lines = [json.loads(line) for line in (service.state.path / "sent.jsonl").read_text().splitlines()]
     assert [line["again"] for line in lines] == [False, True]
+    # Killed between its state and its record it has sent nothing, and what leaves now leaves for the first time.
+    (service.state.path / "sent.jsonl").unlink()
+    for _ in range(2):
+        field.service("neon").answer(pact.visit_bytes("neon", visit))
+    lines = [json.loads(line) for line in (service.state.path / "sent.jsonl").read_text().splitlines()]
+    assert [line["again"] for line in lines] == [False, True]
 
 
 def test_the_same_round_with_other_tensors_begins_at_the_tensors_before_it(field_of: Any) -> None:

@@ -39,11 +39,16 @@ UNCHANGED_VERSION = 2
 """Version of experiments whose results have not changed since (`results_version`)."""
 
 
+ANEW = "--overwrite starts it again, --out names another folder"
+
+
 @dataclass(frozen=True)
 class Point:
     """The folder of one method with one seed."""
 
     folder: Path
+    anew: str = ANEW
+    """As in `RunFolder`."""
 
     @property
     def ledger(self) -> Path:
@@ -80,7 +85,7 @@ class Point:
             changes = ", ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys[:5])
             raise FedvlmError(
                 f"{self.folder} was made with other settings ({changes}): give the variant a name of its own "
-                '([method.NAME] method = "..."), another --out, or --overwrite'
+                f'([method.NAME] method = "..."), or: {self.anew}'
             )
 
     def result(self) -> PointResult | None:
@@ -129,10 +134,12 @@ class RunFolder:
     """One experiment's folder."""
 
     path: Path
+    anew: str = ANEW
+    """How its owner begins anew where the folder cannot be continued: the end of error messages."""
 
     def point(self, seed: int, method: str) -> Point:
         """The folder of a method with a seed."""
-        return Point(self.path / f"seed-{seed}" / method)
+        return Point(self.path / f"seed-{seed}" / method, self.anew)
 
     def machine(self) -> dict[str, str]:
         """The machine on which the run was begun; empty if there is no run, or an old one without this record."""
@@ -143,7 +150,7 @@ class RunFolder:
         file = self.path / "experiment.json"
         found = durable.read_json(file) if file.exists() else {}
         if not isinstance(found, dict):
-            raise FedvlmError(f"{file} was not written by fedvlm: name another folder with --out")
+            raise FedvlmError(f"{file} was not written by fedvlm: {self.anew}")
         return found
 
     def check(self, experiment: Experiment, clip: FrozenCLIP, *, resume: bool, overwrite: bool) -> None:
@@ -154,7 +161,7 @@ class RunFolder:
         elif file.exists():
             self._refuse(self._saved_settings(), experiment, clip, resume=resume)
         elif any(not there.name.startswith(".") for there in self.path.iterdir()):
-            raise FedvlmError(f"{self.path} is not empty and holds no run: name another folder with --out")
+            raise FedvlmError(f"{self.path} is not empty and holds no run: {self.anew}")
 
     def open(
         self, experiment: Experiment, clip: FrozenCLIP, machine: Machine, *, resume: bool, overwrite: bool
@@ -182,21 +189,18 @@ class RunFolder:
     def _refuse(self, saved: dict[str, Any], experiment: Experiment, clip: FrozenCLIP, *, resume: bool) -> None:
         """Raise `FedvlmError` if the run is not to be continued, or has other settings or another model."""
         if not resume:
-            raise FedvlmError(
-                f"{self.path} already holds a run: --resume continues it, --overwrite starts it again, "
-                "--out names another folder"
-            )
+            raise FedvlmError(f"{self.path} already holds a run: --resume continues it, {self.anew}")
         if "basis" not in saved:
-            raise FedvlmError(f"{self.path} holds a run of an earlier version: --overwrite starts it again")
+            raise FedvlmError(f"{self.path} holds a run of an earlier version: {self.anew}")
         if saved["basis"] != experiment.basis():
             raise FedvlmError(f"{self.path} holds a run with other settings: {_changed_settings(saved, experiment)}")
         if saved.get("weights") != clip.weights:
-            raise FedvlmError(f"{self.path} holds a run with other weights: name another folder with --out")
+            raise FedvlmError(f"{self.path} holds a run with other weights: {self.anew}")
         # Older runs record their weights only.
         if saved.get("model", clip.digest) != clip.digest:
             raise FedvlmError(
                 f"{self.path} holds a run with the same weights in another model: its configuration, tokenizer or "
-                "preprocessing was another one. Put it back as it was, or name another folder with --out"
+                f"preprocessing was another one. Put it back as it was, or: {self.anew}"
             )
 
     @contextmanager
@@ -208,7 +212,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise FedvlmError(
-                    f"another process is writing {self.path}: wait for it or name another --out"
+                    f"another process is writing {self.path}: wait for it, or take another folder"
                 ) from None
             yield
 

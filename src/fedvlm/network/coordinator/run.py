@@ -47,7 +47,8 @@ class Coordinator:
         loaded = setup.load(experiment)
         threads = machine.choose_machine(experiment.compute, loaded.device, loaded.clip.text.width).threads
         torch.set_num_threads(threads)
-        return cls(experiment, settings, RunFolder(folder), loaded, read_keys(settings))
+        anew = f"move {folder} away to begin anew (sites: fedvlm site forget {experiment.digest()[:12]})"
+        return cls(experiment, settings, RunFolder(folder, anew), loaded, read_keys(settings))
 
     def contract(self, label: str, seed: int) -> Contract:
         """What messages of a method with a seed must be."""

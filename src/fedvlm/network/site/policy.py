@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedvlm import durable, tensors
-from fedvlm.errors import listed
+from fedvlm.errors import FedvlmError, listed
 from fedvlm.federation.exchange import RefusalError
 from fedvlm.federation.messages import Header
 from fedvlm.federation.visits import Reply
@@ -102,6 +104,8 @@ class Record:
         digest = hashlib.sha256(data).hexdigest()
         if again and digest in self.repeated:
             return
+        # A process that was killed after it stored its reply has not sent it yet.
+        again = again and any(line["sha256"] == digest for line in lines(self.folder / SENT))
         if again:
             self.repeated.add(digest)
         line = {
@@ -129,6 +133,19 @@ class Record:
             path.replace(self.folder / OLDER)
         line = {"time": _now(), "word": word, "why": readable(why), "asked": asked}
         durable.append_line(path, line, private=True, sync=False)
+
+
+def lines(record: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of a record; one that was cut by a crash is overlooked. Raises `FedvlmError`."""
+    try:
+        text = record.read_text(encoding="utf-8") if record.exists() else ""
+    except OSError as error:
+        raise FedvlmError(f"{record} cannot be read: {error.strerror or error}") from None
+    for line in text.split("\n"):  # not splitlines, which knows other ends of lines, too
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def _now() -> str:

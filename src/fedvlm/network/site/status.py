@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedvlm.errors import FedvlmError
-from fedvlm.network.site.policy import OLDER, REFUSED, SENT
+from fedvlm.network.site.policy import OLDER, REFUSED, SENT, lines
 
 SHOWN = 5
 """Number of refusals that are shown."""
@@ -49,7 +46,7 @@ class Summary:
 def summary(state: Path) -> Summary:
     """The record of a state folder. Raises `FedvlmError` if it cannot be read."""
     found: dict[tuple[str, str, int], Line] = {}
-    for entry in _lines(state / SENT):
+    for entry in lines(state / SENT):
         if entry["kind"] != "reply":
             continue
         key = entry["experiment"], entry["method"], entry["seed"]
@@ -60,21 +57,8 @@ def summary(state: Path) -> Summary:
         line.last_round = max(line.last_round, entry["round"])
         line.bytes += entry["bytes"]
         line.last = entry["time"]
-    refusals = [*_lines(state / OLDER), *_lines(state / REFUSED)]
+    refusals = [*lines(state / OLDER), *lines(state / REFUSED)]
     return Summary(_running(state), list(found.values()), len(refusals), refusals[-SHOWN:])
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of a record; one that was cut by a crash is overlooked."""
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    except OSError as error:
-        raise FedvlmError(f"{path} cannot be read: {error.strerror or error}") from None
-    for line in text.split("\n"):  # not splitlines, which knows other ends of lines, too
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def _running(state: Path) -> bool:
