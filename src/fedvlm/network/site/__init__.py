@@ -6,4 +6,8 @@ state.py      private tensors on disk, one file for each method and seed
 policy.py     what may leave; the record of all that left
 service.py    answers to messages, one after another
 serve.py      the local socket
+init.py       site.toml, written from a look at the photographs; services of the operating system
+check.py      what would leave in an experiment, before anything does
+approval.py   an experiment's digest into the policy
+status.py     what the record says
 """
