@@ -61,7 +61,7 @@ def agreed(tmp_path: Path) -> Path:
 
 def fedvlm(*words: str, asked: str = "") -> tuple[int, str]:
     done = CliRunner().invoke(app, list(words), input=asked)
-    return done.exit_code, done.output
+    return done.exit_code, done.output + str(done.exception or "")
 
 
 def test_a_site_from_its_folder_to_its_approval(drawn: dict[str, Path], agreed: Path, tmp_path: Path) -> None:
@@ -111,3 +111,17 @@ def test_a_settings_file_without_the_line_is_not_changed(drawn: dict[str, Path],
     file.write_text(text)
     assert fedvlm("site", "approve", str(agreed), "--site", str(file), "--yes")[0] != 0
     assert file.read_text() == text
+
+
+def test_a_folder_with_a_table_beside_its_images_is_asked_for_the_table(drawn: dict[str, Path], tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    (photographs / "images").mkdir(parents=True)
+    for number, image in enumerate(sorted(drawn["neon"].rglob("*.png"))[:3]):
+        (photographs / "images" / f"{number}.png").write_bytes(image.read_bytes())
+    (photographs / "table.csv").write_text("image,label\nimages/0.png,cat\nimages/1.png,cat\nimages/2.png,dog\n")
+    code, told = fedvlm("site", "init", str(photographs), "--out", str(tmp_path / "north"))
+    assert code == 1
+    assert f"name the table, {photographs / 'table.csv'}" in told
+    code, told = fedvlm("site", "init", str(photographs / "table.csv"), "--out", str(tmp_path / "north"))
+    assert code == 0
+    assert "# 3 images in 2 classes." in told

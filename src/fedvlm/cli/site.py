@@ -13,6 +13,7 @@ from fedvlm.errors import FedvlmError, listed
 
 if TYPE_CHECKING:
     from fedvlm.experiment import Experiment
+    from fedvlm.network.site.settings import SiteSettings
 
 site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(site_app, name="site", help="A data holder's process in a federation between machines.")
@@ -109,19 +110,27 @@ def _print_check(chosen: Experiment, site: Path) -> tuple[bool, bool]:
             print_tables(grid.terminal(["leaves", "shape", "bytes"], lines, left=(0, 1)))
         for why in one.refused:
             print_text(f"not sent: {why}", style="red")
-    policy = own.policy
-    told = [f"metrics: {listed(found.metrics, 20) or 'none'}"]
-    told += [f"rounded to {policy.decimals} decimals"] if policy.decimals is not None else []
-    told[0] += ", the last ones also as a curve towards zero-shot" if found.metrics else ""
-    told += [("losses" if policy.count_images else "the mean loss") if policy.losses else "no losses"]
-    told += ["numbers of training and test images" if policy.count_images else "no number of images"]
-    told += ["the time of a training" if policy.seconds else "no time"]
-    print_text("\nbesides tensors: " + "; ".join(told) + f"; the name '{own.name}'")
+    print_text()
+    print_tables(grid.terminal(["besides tensors", ""], _besides(own, found.metrics), left=(0, 1)))
     if found.approved:
         print_text(f"approved: {found.digest}")
     else:
         print_text(f"not approved yet: {found.digest}", style="yellow")
     return found.approved, not any(one.refused for one in found.leaving)
+
+
+def _besides(own: SiteSettings, metrics: list[str]) -> list[list[str]]:
+    """What leaves besides tensors, in words."""
+    policy = own.policy
+    how = "" if policy.decimals is None else f", rounded to {policy.decimals} decimals"
+    curve = "; after the last round also on the way from there to zero-shot"
+    return [
+        ["metrics", listed(metrics, 20) + how + curve if metrics else "none"],
+        ["losses", ("of every step" if policy.count_images else "their mean") + how if policy.losses else "none"],
+        ["numbers of images", "for training and test" if policy.count_images else "none"],
+        ["seconds", "of each training" if policy.seconds else "none"],
+        ["name", own.name],
+    ]
 
 
 @site_app.command()

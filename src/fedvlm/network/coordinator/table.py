@@ -76,7 +76,8 @@ class Table:
         """A site's reply is accepted."""
         row = self.rows[site]
         row.state, row.why, row.here = "replied", "", True
-        row.replies, row.up, row.seconds = row.replies + 1, row.up + bytes_, reply.seconds
+        row.replies, row.up = row.replies + 1, row.up + bytes_
+        row.seconds = reply.seconds or row.seconds  # a visit that only measures has none
         self._refresh()
 
     def refused(self, site: str, word: str, why: str) -> None:

@@ -52,8 +52,11 @@ def look(path: Path) -> Looked:
             f"{path}: most images do not lie in class folders (class/image, or train/class/image), but for example at "
             f"{'/'.join(parts[0])}: move them, or write a CSV with the columns image and label"
         )
+    labels = sorted({each[-2] for each in fitting})
+    if len(labels) == 1 and (tables := sorted(path.glob("*.csv"))):
+        raise FedvlmError(f"{path} has one folder of images and a table: name the table, {listed(map(str, tables))}")
     source = f'source = "folder"\npath = {json.dumps(str(path.resolve()))}\nlayout = "class"\n'
-    return Looked(source, sorted({each[-2] for each in fitting}), len(fitting), splits)
+    return Looked(source, labels, len(fitting), splits)
 
 
 def _look_at_manifest(path: Path) -> Looked:
