@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 from fedvlm.errors import FedvlmError
 
 if TYPE_CHECKING:
+    from fedvlm.personal.model import PersonalModel
     from fedvlm.runs.results import Results
 
-__all__ = ["FedvlmError", "run"]
+__all__ = ["FedvlmError", "load", "run"]
+
+
+def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -> PersonalModel:
+    """A personal model, as `fedvlm export` writes it; `load(folder).predict(images)` is what it is for.
+
+    `base`: the directory of the CLIP that it needs, if that is elsewhere now. Raises `FedvlmError`.
+    """
+    from fedvlm.personal import folder as folders
+
+    return folders.load(folder, base=base, device=device)
 
 
 def run(

@@ -5,6 +5,7 @@ runs.py     run, partition
 studies.py  compare, sweep, audit, reproduce
 lists.py    methods, presets, cache
 checks.py   verify, doctor, bench, random-clip
+personal.py export, predict
 site.py     site init, check, serve, status, carry
 federation.py  federation init, run
 """
@@ -17,11 +18,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-from fedvlm.cli import checks, federation, lists, runs, site, studies
+from fedvlm.cli import checks, federation, lists, personal, runs, site, studies
 from fedvlm.cli.app import app
 from fedvlm.errors import FedvlmError
 
-__all__ = ["app", "checks", "federation", "lists", "main", "runs", "site", "studies"]
+__all__ = ["app", "checks", "federation", "lists", "main", "personal", "runs", "site", "studies"]
 
 
 def _warn(

@@ -1,4 +1,4 @@
-"""Verbs of a site: init, check, approve, serve, status, forget, carry."""
+"""Verbs of a site: init, check, approve, serve, status, export, forget, carry."""
 
 from __future__ import annotations
 
@@ -177,6 +177,23 @@ def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--js
     print_text(f"\n{'running' if found.running else 'not running'}; {found.refusals} refusals")
     for line in found.last_refusals:
         print_text(f"{line['time']}  {line['word']}: {line['why']}")
+
+
+@site_app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the personal model.")],
+    experiment: Annotated[str | None, typer.Option(help="The beginning of the experiment's digest.")] = None,
+    method: Annotated[str | None, typer.Option(help="Of which method, if there are several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With which seed, if there are several.")] = None,
+    folds: Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")] = 5,
+    site: SiteFile = DEFAULT,
+) -> None:
+    """Write the site's personal model: tensors, classes, model card. Nothing is sent."""
+    from fedvlm.cli.personal import print_written_model
+    from fedvlm.network.site import export as exporting
+    from fedvlm.network.site import settings
+
+    print_written_model(exporting.personal_model(settings.read(site), experiment, method, seed, folds), out)
 
 
 @site_app.command()

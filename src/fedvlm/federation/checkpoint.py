@@ -2,7 +2,8 @@
 
 Tensors are written to new files (`server-0007`, `clients-0012`), then `checkpoint.json` is replaced. It names the
 round, the file that holds each client's newest tensors, their digests, and the ledger's length. A crash before that
-last step leaves the previous round's checkpoint whole. A run of many clients reads the tensors that exceed its memory
+last step leaves the previous round's checkpoint whole. The server's file of the round before is kept as well: clients
+trained with it, and personal models are made of both. A run of many clients reads the tensors that exceed its memory
 from the same files.
 
     round 1: A, B train   clients-0001: A B                  checkpoint.json: A -> 0001, B -> 0001
@@ -24,6 +25,7 @@ from pydantic import Field, ValidationError
 from fedvlm import durable, tensors
 from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
+from fedvlm.federation.server import ServerState
 from fedvlm.federation.simulation import FederationState
 from fedvlm.tensors import Named
 
@@ -43,6 +45,8 @@ class _Manifest(Section):
     server: _StoredTensors
     clients: dict[str, _StoredTensors]
     ledger_bytes: int
+    before: _StoredTensors | None = None
+    """The server's state before this round, with which its clients trained."""
 
 
 class ClientTensors(MutableMapping[str, Named]):
@@ -138,15 +142,18 @@ class Checkpoint:
             held = self.empty_clients()
             held.update(state.personal)
         held.write()
-        server = f"server-{state.round:04d}.safetensors"
-        if self.manifest.exists() and self._read().server.file == server:
+        server, stored = f"server-{state.round:04d}.safetensors", self._read() if self.manifest.exists() else None
+        if stored is not None and stored.server.file == server:
             # This round is stored already: a file that the manifest names is never overwritten.
             server = f"server-{state.round:04d}b.safetensors"
         tensors.save(self.folder / server, state.server, private=True)
         entry = _StoredTensors(file=server, digest=tensors.digest(state.server))
-        manifest = _Manifest(round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes)
-        durable.write_json(self.manifest, manifest.model_dump(), private=True)
-        self._sweep({server, *(entry.file for entry in held.stored.values())})
+        before = None if stored is None else stored.server if stored.round == state.round - 1 else stored.before
+        manifest = _Manifest(
+            round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes, before=before
+        )
+        durable.write_json(self.manifest, manifest.model_dump(exclude_none=True), private=True)
+        self._sweep({server, *(entry.file for entry in held.stored.values()), *([before.file] if before else [])})
 
     def load(self) -> tuple[FederationState, int] | None:
         """The last durable state with all digests checked, and the ledger's length; None before the first round."""
@@ -163,6 +170,14 @@ class Checkpoint:
             if held <= self.limit_bytes:
                 clients.memory[name] = own
         return FederationState(table.round, server, clients), table.ledger_bytes
+
+    def before(self) -> ServerState | None:
+        """The server's state before the last durable round; None if it is not stored (before the second round)."""
+        table = self._read() if self.manifest.exists() else None
+        if table is None or table.before is None:
+            return None
+        loaded = tensors.load(self.folder / table.before.file)
+        return ServerState(table.round - 1, _check_digest(self.folder, table.before, loaded))
 
     def _clients(self, manifest: _Manifest | None) -> ClientTensors:
         clients = ClientTensors(self.folder, self.limit_bytes)

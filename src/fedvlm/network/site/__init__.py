@@ -10,4 +10,5 @@ init.py       site.toml, written from a look at the photographs; services of the
 check.py      what would leave in an experiment, before anything does
 approval.py   an experiment's digest into the policy
 status.py     what the record says
+export.py     the personal model that the site has trained
 """

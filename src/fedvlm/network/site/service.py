@@ -175,7 +175,8 @@ class Service:
         )
         reply = policy.apply(self.settings.policy, found)
         answer = place.contract.reply_bytes(self.settings.name, visit.round, reply, request)
-        new = Stored(visit.round, trained + visit.trains, request, personal, after, answer)
+        taught = visit.received if visit.trains or stored is None else stored.taught
+        new = Stored(visit.round, trained + visit.trains, request, personal, after, visit.received, taught, answer)
         self.state.save(head.experiment, head.method, head.seed, new)
         self.record.sent(messages.from_bytes(answer).header, reply.uplink, answer)
         what = f"trained, {len(reply.uplink)} tensors" if visit.trains else "measured, no tensor"

@@ -1,8 +1,8 @@
 """A site's private tensors on disk: one file for each method and seed, replaced as a whole.
 
-The file holds the tensors after the last visit and those before it, and the reply that was given. A server that asks
-again, because the reply was lost or because it died, gets the same reply without another training. One that asks for
-the same round with other tensors is answered from the tensors before that round.
+The file holds the tensors after the last visit and those before it, what was received, and the reply that was given.
+A server that asks again, because the reply was lost or because it died, gets the same reply without another training.
+One that asks for the same round with other tensors is answered from the tensors before that round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
 from fedvlm.tensors import Named
 
-BEFORE, AFTER, REPLY = "before.", "after.", "reply"
+BEFORE, AFTER, RECEIVED, TAUGHT, REPLY = "before.", "after.", "received.", "taught.", "reply"
 
 
 class _Head(Section):
@@ -53,6 +53,10 @@ class Stored:
     before: Named | None
     """The client's tensors before this visit; None before its first training."""
     after: Named | None
+    received: Named
+    """What was received in this visit."""
+    taught: Named
+    """What was received for the client's last training."""
     reply: bytes
 
 
@@ -136,15 +140,17 @@ class StateFolder:
         reply = held.pop(REPLY).numpy().tobytes()
         parts = {
             part: {name.removeprefix(part): held[name] for name in order if name.startswith(part)}
-            for part in (BEFORE, AFTER)
+            for part in (BEFORE, AFTER, RECEIVED, TAUGHT)
         }
         before, after = parts[BEFORE] if head.had_before else None, parts[AFTER] if head.had_after else None
-        return Stored(head.round, head.trained, head.request, before, after, reply)
+        return Stored(head.round, head.trained, head.request, before, after, parts[RECEIVED], parts[TAUGHT], reply)
 
     def save(self, experiment: str, method: str, seed: int, stored: Stored) -> None:
         """Replace what is stored."""
         held = {BEFORE + name: tensor for name, tensor in (stored.before or {}).items()}
         held |= {AFTER + name: tensor for name, tensor in (stored.after or {}).items()}
+        held |= {RECEIVED + name: tensor for name, tensor in stored.received.items()}
+        held |= {TAUGHT + name: tensor for name, tensor in stored.taught.items()}
         order = list(held)
         held[REPLY] = torch.frombuffer(bytearray(stored.reply), dtype=torch.uint8)
         head = _Head(

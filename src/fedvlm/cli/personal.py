@@ -1,0 +1,141 @@
+"""Verbs of personal models: export, predict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedvlm.cli.app import app, print_tables, print_text
+
+if TYPE_CHECKING:
+    from fedvlm.personal.model import PersonalModel, Prediction
+
+NONE = "none of these"
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the personal model.")],
+    client: Annotated[str, typer.Option(help="Whose model.")],
+    method: Annotated[str | None, typer.Option(help="Of which method, if the run has several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With which seed, if the run has several.")] = None,
+    folds: Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")] = 5,
+) -> None:
+    """Write the personal model of a client: tensors, classes, model card."""
+    from fedvlm.personal import export as exporting
+
+    print_written_model(exporting.from_run(run, client, method, seed, folds), out)
+
+
+def print_written_model(model: PersonalModel, out: Path) -> None:
+    """Write a personal model and say so."""
+    from fedvlm.personal import folder
+
+    files = folder.save(model, out)
+    found = model.facts.calibrated
+    print_text(f"{model.facts.title}, client {model.facts.client}: {len(model.facts.classes)} classes")
+    if found.images:
+        print_text(f"temperature {found.temperature:.3g}, none of these below {found.none_below:.2f} "
+                   f"(from {found.images} held-out training images)")  # fmt: skip
+    else:
+        print_text("not calibrated: too few training images, or --folds 0")
+    print_text("written: " + ", ".join(map(str, files)))
+    print_text(f"next: fedvlm predict {out} PHOTOGRAPHS")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a personal model.")],
+    source: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Image files, folders, or @LIST of paths.")],
+    labels: Annotated[str, typer.Option(help="Other classes than the trained ones: red fox,grey wolf.")] = "",
+    trained: Annotated[bool, typer.Option("--trained", help="With --labels: the trained classes too.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes shown.")] = 3,
+    none_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Threshold of none of these; 0: never.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each image.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
+    sort_into: Annotated[Path | None, typer.Option(help="Copy each image into DIR/CLASS.")] = None,
+    base: Annotated[str | None, typer.Option(help="Directory of the CLIP, if it is elsewhere now.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "auto",
+) -> None:
+    """What a personal model says of images: classes with probabilities."""
+    from fedvlm.personal import folder
+    from fedvlm.personal.model import sources
+
+    paths = sources(source)
+    loaded = folder.load(model, base=base, device=device)
+    names = [name for name in labels.split(",") if name.strip()] if labels else None
+    found = loaded.predictions(paths, names, trained=trained if names else None, top=top, none_below=none_below)
+    shown = list(_told(found, as_json))
+    if sort_into is not None:
+        _sort(shown, sort_into, quiet=as_json)
+    if csv is not None:
+        _write_csv(shown, csv)
+        print_text(f"written: {csv}") if not as_json else None
+    if not as_json:
+        _print(shown, top)
+    if any(one.problem for one in shown):
+        raise typer.Exit(1)
+
+
+def _told(found: Iterable[Prediction], as_json: bool) -> Iterator[Prediction]:
+    for one in found:
+        if as_json:
+            print(json.dumps(asdict(one) | {"label": one.label}, ensure_ascii=False), flush=True)
+        yield one
+
+
+def _print(found: list[Prediction], top: int) -> None:
+    from fedvlm.reports import grid
+
+    rows = []
+    for one in found:
+        if one.problem:
+            rows.append([one.image, "cannot be read", "", one.problem])
+            continue
+        others = [f"{name} {chance:.0%}" for name, chance in zip(one.labels, one.probabilities, strict=True)]
+        rest = others if one.none else others[1:]
+        rows.append([one.image, one.label or NONE, "" if one.none else f"{one.probabilities[0]:.0%}", ", ".join(rest)])
+    heads = ["image", "class", "probability", "then" if top > 1 else ""]
+    print_tables(grid.terminal(heads, rows, left=(0, 1, 3)))
+
+
+def _write_csv(found: list[Prediction], file: Path) -> None:
+    from fedvlm import durable
+    from fedvlm.reports import grid
+
+    records = []
+    for one in found:
+        record: dict[str, object] = {"image": one.image, "class": one.label or ("" if one.problem else NONE)}
+        for place, (name, chance) in enumerate(zip(one.labels, one.probabilities, strict=True), 1):
+            record |= {f"class {place}": name, f"probability {place}": f"{chance:.6f}"}
+        records.append(record | {"problem": one.problem})
+    durable.write_text(file, grid.csv(records, ["problem"]), private=True)
+
+
+def _sort(found: list[Prediction], folder: Path, *, quiet: bool) -> None:
+    """Copy images into folders of their classes; a file that is there already is not replaced."""
+    from fedvlm import durable
+
+    copied = 0
+    for one in found:
+        if one.problem:
+            continue
+        place = folder / (one.label or NONE).replace("/", "-").replace("\0", "")
+        durable.make_folder(place)
+        source, target, number = Path(one.image).expanduser(), place / Path(one.image).name, 1
+        while target.exists():
+            number += 1
+            target = place / f"{source.stem}-{number}{source.suffix}"
+        shutil.copyfile(source, target)
+        copied += 1
+    if not quiet:
+        print_text(f"copied: {copied} images into {folder}")
