@@ -24,7 +24,8 @@ from fedvlm.network.carriers.local import LocalCarrier
 from fedvlm.network.coordinator import checkpoint
 from fedvlm.network.coordinator.run import Coordinator
 from fedvlm.network.coordinator.settings import FederationSettings
-from fedvlm.network.site import serve
+from fedvlm.network.site import export, serve
+from fedvlm.personal import folder
 from fedvlm.runs.result import PointResult
 from fedvlm.testing import tiny
 
@@ -79,6 +80,20 @@ def test_sites_in_one_process(method: str, field_of: Any) -> None:
     carrier = LocalCarrier({name: site.answer for name, site in sites.items()})
     found = coordinator(field).run(carrier, Notes())
     same(field, method, found[method][SEED], sites)
+    told = found[method][SEED]
+    for name, site in sites.items():
+        model = export.personal_model(site.settings, None, None, None, folds=2)
+        assert model.facts.metrics == {key: one for key, one in told.clients[told.state][name].items() if key != "weight"}
+        assert model.facts.trainings == 3
+        assert model.facts.calibrated.images == 12
+        if method == "pfedmoap":
+            assert sum(key.startswith("experts.") for key in model.received) == 2, "the other two sites' prompts"
+        folder.save(model, field.folder / f"model-{name}")
+        images = sorted(field.images[name].glob("test/*/*.png"))
+        known = [image for image in images if image.parent.name in model.facts.classes]
+        found_ = folder.load(field.folder / f"model-{name}").predict(known)
+        right = sum(one.labels[0] == image.parent.name for one, image in zip(found_, known, strict=True))
+        assert right / len(known) == pytest.approx(model.facts.metrics["base"])
 
 
 def test_sites_behind_sockets_and_a_folder(field_of: Any) -> None:
