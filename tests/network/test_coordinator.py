@@ -83,7 +83,9 @@ def test_sites_in_one_process(method: str, field_of: Any) -> None:
     told = found[method][SEED]
     for name, site in sites.items():
         model = export.personal_model(site.settings, None, None, None, folds=2)
-        assert model.facts.metrics == {key: one for key, one in told.clients[told.state][name].items() if key != "weight"}
+        assert model.facts.metrics == {
+            key: one for key, one in told.clients[told.state][name].items() if key != "weight"
+        }
         assert model.facts.trainings == 3
         assert model.facts.calibrated.images == 12
         if method == "pfedmoap":

@@ -347,3 +347,28 @@ def test_the_command_line(run: Path, photographs: Path, tmp_path: Path) -> None:
     assert broken["problem"]
     assert fine["label"] in [*fine["labels"], None]
     assert "red fox" in fedvlm_("predict", "mine", str(photographs / "0.png"), "--labels", "red fox,grey wolf")
+
+
+def test_the_page_word_by_word(photographs: Path, tmp_path: Path) -> None:
+    """docs/predict.md, in an empty folder with photographs; only the clients are fewer."""
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    (tmp_path / "photographs").mkdir()
+    for number, image in enumerate(sorted(photographs.glob("*.png")), 1):
+        (tmp_path / "photographs" / f"{number:04d}.png").write_bytes(image.read_bytes())
+    (tmp_path / "list.txt").write_text("photographs/0001.png\nphotographs/0002.png\n")
+    blocks = re.findall(r"```(console|python)\n(.*?)```", page, re.S)
+    lines = [line[2:] for kind, text in blocks if kind == "console" for line in text.splitlines()]
+    assert len(lines) == 9
+    small_ = "rounds=2 data.base_classes=4 data.novel_classes=0 data.shots=4 data.test_per_class=2 partition.clients=4"
+    script = "\n".join(
+        f"python -m {line} {small_ if line.startswith(('fedvlm run', 'fedvlm partition')) else ''}"
+        for line in lines if not line.startswith("fedvlm site")  # tests/network has that one
+    )  # fmt: skip
+    (python,) = (text for kind, text in blocks if kind == "python")
+    (tmp_path / "one.py").write_text(python)
+    done = subprocess.run(
+        ["bash", "-e", "-c", f"python() {{ {sys.executable} \"$@\"; }}\n{script}\npython one.py"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()[-1].split()) >= 3

@@ -283,6 +283,7 @@ class _File(FileImage):
 
     @property
     def key(self) -> str:
+        """The path as it was given."""
         return self.shown
 
 
