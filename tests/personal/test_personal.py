@@ -26,7 +26,7 @@ from fedvlm.errors import FedvlmError
 from fedvlm.federation import setup
 from fedvlm.federation.client import evaluation_tensors
 from fedvlm.federation.setup import SeedSetup
-from fedvlm.personal import export, folder, folds
+from fedvlm.personal import export, folder, folds, merge
 from fedvlm.personal.model import Calibrated, PersonalModel, sources
 from fedvlm.runs import result
 from fedvlm.training.evaluation import compute_outputs
@@ -355,6 +355,35 @@ def test_the_command_line(run: Path, photographs: Path, tmp_path: Path, monkeypa
     assert broken["problem"]
     assert fine["label"] in [*fine["labels"], None]
     assert "red fox" in fedvlm_("predict", "mine", str(photographs / "0.png"), "--labels", "red fox,grey wolf")
+
+
+@pytest.mark.parametrize("method", ["local_lora", "fedlora", "ffa_lora", "fedsa_lora"])
+def test_a_merged_model_is_a_plain_clip_for_transformers(
+    method: str, run: Path, dealt: tuple[setup.Loaded, SeedSetup], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    model = small(run, method)
+    merge.save(merge.merge(model), tmp_path)
+    federation = dealt[1].federation
+    images = [federation.source.records[index].image for index in federation.clients[1].local]
+    pixels = torch.stack([model.clip.preprocess.test(image.open()) for image in images])
+    other = CLIPModel.from_pretrained(tmp_path)
+    texts = [model.facts.template.format(name) for name in model.facts.classes]
+    words = AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = other(**words, pixel_values=model.clip.preprocess.normalise(pixels))
+    scale = float(model.clip.logit_scale.exp())
+    ours = model.logits(images, model.facts.classes)
+    torch.testing.assert_close(found.logits_per_image / scale, ours / scale, rtol=0, atol=1e-4)
+    plain = other.logit_scale.exp() * 0 + small(run, "zero_shot").logits(images, model.facts.classes)
+    assert (plain - ours).abs().max() > 1e-2, "the changes matter"
+
+
+@pytest.mark.parametrize("method", ["pfedmma", "pfedmoap", "tip_adapter"])
+def test_what_is_no_change_of_weights_is_not_merged(method: str, run: Path) -> None:
+    with pytest.raises(FedvlmError, match="cannot be merged: LoRA methods can"):
+        merge.merge(small(run, method))
 
 
 def test_the_page_word_by_word(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

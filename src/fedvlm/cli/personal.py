@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 NONE = "none of these"
 
+Folds = Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")]
+Merged = Annotated[bool, typer.Option("--merged", help="Also a plain CLIP, for transformers (LoRA methods).")]
+
 
 @app.command()
 def export(
@@ -26,19 +29,24 @@ def export(
     client: Annotated[str, typer.Option(help="Whose model.")],
     method: Annotated[str | None, typer.Option(help="Of which method, if the run has several.")] = None,
     seed: Annotated[int | None, typer.Option(help="With which seed, if the run has several.")] = None,
-    folds: Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")] = 5,
+    folds: Folds = 5,
+    merged: Merged = False,
 ) -> None:
     """Write the personal model of a client: tensors, classes, model card."""
     from fedvlm.personal import export as exporting
 
-    print_written_model(exporting.from_run(run, client, method, seed, folds), out)
+    write_model(exporting.from_run(run, client, method, seed, folds), out, merged=merged)
 
 
-def print_written_model(model: PersonalModel, out: Path) -> None:
-    """Write a personal model and say so."""
-    from fedvlm.personal import folder
+def write_model(model: PersonalModel, out: Path, *, merged: bool) -> None:
+    """Write a personal model, and the merged CLIP if that is asked for, and say so."""
+    from fedvlm.personal import folder, merge
 
+    plain = merge.merge(model) if merged else None
     files = folder.save(model, out)
+    if plain is not None:
+        merge.save(plain, out / "merged")
+        files.append(out / "merged")
     found = model.facts.calibrated
     print_text(f"{model.facts.title}, client {model.facts.client}: {len(model.facts.classes)} classes")
     if found.images:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedvlm.cli.app import app, print_tables, print_text
+from fedvlm.cli.personal import Folds, Merged, write_model
 from fedvlm.errors import FedvlmError, listed
 
 if TYPE_CHECKING:
@@ -185,15 +186,15 @@ def export(
     experiment: Annotated[str | None, typer.Option(help="The beginning of the experiment's digest.")] = None,
     method: Annotated[str | None, typer.Option(help="Of which method, if there are several.")] = None,
     seed: Annotated[int | None, typer.Option(help="With which seed, if there are several.")] = None,
-    folds: Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")] = 5,
+    folds: Folds = 5,
+    merged: Merged = False,
     site: SiteFile = DEFAULT,
 ) -> None:
     """Write the site's personal model: tensors, classes, model card. Nothing is sent."""
-    from fedvlm.cli.personal import print_written_model
     from fedvlm.network.site import export as exporting
     from fedvlm.network.site import settings
 
-    print_written_model(exporting.personal_model(settings.read(site), experiment, method, seed, folds), out)
+    write_model(exporting.personal_model(settings.read(site), experiment, method, seed, folds), out, merged=merged)
 
 
 @site_app.command()

@@ -5,4 +5,5 @@ folder.py   the folder that holds it: safetensors and JSON
 folds.py    temperature and threshold, from the client's training images
 export.py   from a finished run, or from a site's state, to a personal model
 card.py     the model card
+merge.py    a plain CLIP, where the changes can be added to its weights
 """

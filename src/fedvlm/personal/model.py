@@ -190,7 +190,7 @@ class PersonalModel:
         names = self.class_list(labels, trained)
         known = self.facts.calibrated.none_below if labels is None else None
         threshold = known if none_below is None else none_below
-        self._ready(tuple(names))  # what is wrong with the classes is no image's problem
+        self.ready(names)  # what is wrong with the classes is no image's problem
         for start in range(0, len(given), CHUNK):
             yield from self._chunk(given[start : start + CHUNK], names, max(1, top), threshold or 0.0)
 
@@ -199,7 +199,7 @@ class PersonalModel:
 
         Raises `FedvlmError` naming an image that cannot be read.
         """
-        tuner, on_device, classifier = self._ready(tuple(names))
+        tuner, on_device, classifier = self.ready(names)
         records = tuple(Record(image, 0, "") for image in images)
         seen = Activations(self.clip, records, self.device, 0)
         with torch.no_grad(), self.device.autocast():
@@ -239,13 +239,14 @@ class PersonalModel:
         except FedvlmError as error:
             return str(error)
 
-    def _ready(self, names: tuple[str, ...]) -> tuple[Tuner, Named, Named]:
+    def ready(self, names: Sequence[str]) -> tuple[Tuner, Named, Named]:
         """The tuner for a class list, with the client's tensors and the classifier; the last few are kept."""
-        if names not in self._tuners:
+        key = tuple(names)
+        if key not in self._tuners:
             while len(self._tuners) >= 4:
                 self._tuners.pop(next(iter(self._tuners)))
-            self._tuners[names] = self._made(names)
-        return self._tuners[names]
+            self._tuners[key] = self._made(key)
+        return self._tuners[key]
 
     def _made(self, names: tuple[str, ...]) -> tuple[Tuner, Named, Named]:
         tuner = self.method.tuner(self.clip, list(names), self.facts.template)

@@ -104,6 +104,31 @@ class LoRA(EncoderTuner):
 
         return Insertions(projections={block: edit(block) for block in self.blocks[tower]})
 
+    def merged(self, tensors: Named, constants: Named) -> Named:
+        """The CLIP's weights that change, by name, with all changes added to them: the same function without a tuner.
+
+        W + (alpha / sqrt(R)) B A, summed in float64.
+        """
+        every, own = self.fixed | tensors | constants, self.clip.state_dict()
+        found: Named = {}
+        for tower, (_, width) in self.towers.items():
+            for block in self.blocks[tower]:
+                weight = f"{_TOWER[tower]}.transformer.resblocks.{block - 1}.attn.in_proj_weight"
+                added = sum(_products(every, f"{prefix}{tower}.{block}") for prefix in ("", EXTRA))
+                whole = torch.zeros(3, width, width, dtype=torch.float64, device=own[weight].device)
+                whole[["qkv".index(part) for part in self.shape.projections]] = self.shape.scale * added
+                found[weight] = (own[weight].double() + whole.flatten(0, 1)).to(own[weight].dtype)
+        return found
+
+
+_TOWER = {"text": "text", "vision": "visual"}
+
+
+def _products(every: Named, name: str) -> Tensor | int:
+    """B A of one pair and the dense change of the same name, `[J, D, D]`; 0 without both."""
+    pair = every[f"{name}.b"].double() @ every[f"{name}.a"].double() if f"{name}.b" in every else 0
+    return pair + (every[name].double() if name in every else 0)
+
 
 def change(
     h: Tensor, *, pairs: Sequence[tuple[Tensor, Tensor]], shape: LoRAShape, dense: Tensor | None = None
