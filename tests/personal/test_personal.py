@@ -27,6 +27,7 @@ from fedvlm.federation import setup
 from fedvlm.federation.client import evaluation_tensors
 from fedvlm.federation.setup import SeedSetup
 from fedvlm.personal import export, folder, folds, merge
+from fedvlm.personal import onnx as graphs
 from fedvlm.personal.model import Calibrated, PersonalModel, sources
 from fedvlm.runs import result
 from fedvlm.training.evaluation import compute_outputs
@@ -384,6 +385,25 @@ def test_a_merged_model_is_a_plain_clip_for_transformers(
 def test_what_is_no_change_of_weights_is_not_merged(method: str, run: Path) -> None:
     with pytest.raises(FedvlmError, match="cannot be merged: LoRA methods can"):
         merge.merge(small(run, method))
+
+
+@pytest.mark.parametrize("method", ["pfedmma", "pfedmoap"])
+def test_an_onnx_graph_says_what_the_model_says(method: str, run: Path, photographs: Path, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    model = small(run, method, 2)
+    graph = graphs.make(model)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    about = {one.key: one.value for one in onnx.load_model_from_string(graph).metadata_props}
+    assert json.loads(about["classes"]) == model.facts.classes
+    paths = sorted(photographs.glob("*.png"))[:2]
+    pixels = torch.stack([model.clip.preprocess.test(seen(path).open()) for path in paths])
+    (found,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
+    for row, said in zip(found.tolist(), model.predict(paths, top=99), strict=True):
+        assert dict(zip(model.facts.classes, row, strict=True)) == pytest.approx(
+            dict(zip(said.labels, said.probabilities, strict=True)), abs=1e-4
+        )
 
 
 def test_the_page_word_by_word(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

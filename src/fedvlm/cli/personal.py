@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedvlm import durable
 from fedvlm.cli.app import app, print_tables, print_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ NONE = "none of these"
 
 Folds = Annotated[int, typer.Option(min=0, help="Folds of training images for calibration; 0: none.")]
 Merged = Annotated[bool, typer.Option("--merged", help="Also a plain CLIP, for transformers (LoRA methods).")]
+Onnx = Annotated[bool, typer.Option("--onnx", help="Also an ONNX graph of images to the trained classes.")]
 
 
 @app.command()
@@ -31,22 +33,29 @@ def export(
     seed: Annotated[int | None, typer.Option(help="With which seed, if the run has several.")] = None,
     folds: Folds = 5,
     merged: Merged = False,
+    onnx: Onnx = False,
 ) -> None:
     """Write the personal model of a client: tensors, classes, model card."""
     from fedvlm.personal import export as exporting
 
-    write_model(exporting.from_run(run, client, method, seed, folds), out, merged=merged)
+    write_model(exporting.from_run(run, client, method, seed, folds), out, merged=merged, onnx=onnx)
 
 
-def write_model(model: PersonalModel, out: Path, *, merged: bool) -> None:
-    """Write a personal model, and the merged CLIP if that is asked for, and say so."""
+def write_model(model: PersonalModel, out: Path, *, merged: bool, onnx: bool) -> None:
+    """Write a personal model, and what else is asked for, and say so."""
     from fedvlm.personal import folder, merge
+    from fedvlm.personal import onnx as graphs
 
+    # What cannot be written is said before anything is.
     plain = merge.merge(model) if merged else None
+    graph = graphs.make(model) if onnx else None
     files = folder.save(model, out)
     if plain is not None:
         merge.save(plain, out / "merged")
         files.append(out / "merged")
+    if graph is not None:
+        durable.write_bytes(out / graphs.FILE, graph, private=True)
+        files.append(out / graphs.FILE)
     found = model.facts.calibrated
     print_text(f"{model.facts.title}, client {model.facts.client}: {len(model.facts.classes)} classes")
     if found.images:
@@ -117,7 +126,6 @@ def _print(found: list[Prediction], top: int) -> None:
 
 
 def _write_csv(found: list[Prediction], file: Path) -> None:
-    from fedvlm import durable
     from fedvlm.reports import grid
 
     records = []
@@ -131,8 +139,6 @@ def _write_csv(found: list[Prediction], file: Path) -> None:
 
 def _sort(found: list[Prediction], folder: Path, *, quiet: bool) -> None:
     """Copy images into folders of their classes; a file that is there already is not replaced."""
-    from fedvlm import durable
-
     copied = 0
     for one in found:
         if one.problem:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedvlm.cli.app import app, print_tables, print_text
-from fedvlm.cli.personal import Folds, Merged, write_model
+from fedvlm.cli.personal import Folds, Merged, Onnx, write_model
 from fedvlm.errors import FedvlmError, listed
 
 if TYPE_CHECKING:
@@ -188,13 +188,15 @@ def export(
     seed: Annotated[int | None, typer.Option(help="With which seed, if there are several.")] = None,
     folds: Folds = 5,
     merged: Merged = False,
+    onnx: Onnx = False,
     site: SiteFile = DEFAULT,
 ) -> None:
     """Write the site's personal model: tensors, classes, model card. Nothing is sent."""
     from fedvlm.network.site import export as exporting
     from fedvlm.network.site import settings
 
-    write_model(exporting.personal_model(settings.read(site), experiment, method, seed, folds), out, merged=merged)
+    model = exporting.personal_model(settings.read(site), experiment, method, seed, folds)
+    write_model(model, out, merged=merged, onnx=onnx)
 
 
 @site_app.command()

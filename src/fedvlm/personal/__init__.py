@@ -6,4 +6,5 @@ folds.py    temperature and threshold, from the client's training images
 export.py   from a finished run, or from a site's state, to a personal model
 card.py     the model card
 merge.py    a plain CLIP, where the changes can be added to its weights
+onnx.py     one graph of images to the trained classes
 """
