@@ -3,6 +3,7 @@
 app.py      shared by all verbs: arguments, printing
 runs.py     run, partition
 studies.py  compare, sweep, audit, reproduce
+files.py    check, copy, schema
 lists.py    methods, presets, cache
 checks.py   verify, doctor, bench, random-clip
 personal.py export, predict
@@ -18,11 +19,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-from fedvlm.cli import checks, federation, lists, personal, runs, site, studies
+from fedvlm.cli import checks, federation, files, lists, personal, runs, site, studies
 from fedvlm.cli.app import app
 from fedvlm.errors import FedvlmError
 
-__all__ = ["app", "checks", "federation", "lists", "main", "personal", "runs", "site", "studies"]
+__all__ = ["app", "checks", "federation", "files", "lists", "main", "personal", "runs", "site", "studies"]
 
 
 def _warn(

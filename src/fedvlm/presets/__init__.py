@@ -16,9 +16,16 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.toml"))
 
 
+def text(name: str) -> str:
+    """A preset's file. Raises `FedvlmError`."""
+    if name not in names():
+        raise FedvlmError(f"no preset '{name}'{nearest(name, names())}; presets: {', '.join(names())}")
+    return (FOLDER / f"{name}.toml").read_text()
+
+
 def about(name: str) -> str:
     """The comment at the head of a preset's file."""
-    lines = (FOLDER / f"{name}.toml").read_text().splitlines()
+    lines = text(name).splitlines()
     head = [
         line.removeprefix("#").strip()
         for line in lines[: next(i for i, s in enumerate(lines) if not s.startswith("#"))]

@@ -96,6 +96,19 @@ def run(
         return Results(experiment, folder.path, points, opened.failed, said, opened.labels)
 
 
+def preview(experiment: Experiment, out: Path) -> tuple[str, list[str]]:
+    """The contract of a run in this folder, and notes on its data. All is loaded and dealt, and nothing is written.
+
+    Raises `FedvlmError` as `run` does before it trains.
+    """
+    opened = _open(experiment, RunFolder(out), Reporter(quiet=True))
+    opened.compute(machine.choose_machine(experiment.compute, opened.loaded.device, opened.loaded.clip.text.width))
+    for seed in experiment.seeds:
+        opened.loaded.federation(seed)
+    first = opened.loaded.seed(experiment.seeds[0])
+    return _contract(opened, first)[0], list(first.federation.notes)
+
+
 def _open(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:
     """Load everything that a process needs once."""
     faults.check(experiment)
