@@ -32,10 +32,10 @@ HEADS = [(name, line) for name in presets.names() for line in presets.about(name
 
 
 def toml_of(page: str) -> dict[str, str]:
-    """Files that a page shows, by the name in their first comment."""
+    """Files that a page shows, by the name in their first comment; those that it has written are empty here."""
     text = (ROOT / "docs" / page).read_text() if (ROOT / "docs" / page).exists() else ""
     blocks = re.findall(r"```toml\n# (\S+)\n(.*?)```", text, re.S)
-    return dict(blocks)
+    return {f"{stem}.toml": "" for stem in re.findall(r"^\$ fedvlm init (\w+)", text, re.M)} | dict(blocks)
 
 
 @pytest.mark.parametrize(("page", "command"), [*COMMANDS, *LOOPS, *HEADS])

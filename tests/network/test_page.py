@@ -124,4 +124,4 @@ def test_a_folder_with_a_table_beside_its_images_is_asked_for_the_table(drawn: d
     assert f"name the table, {photographs / 'table.csv'}" in told
     code, told = fedvlm("site", "init", str(photographs / "table.csv"), "--out", str(tmp_path / "north"))
     assert code == 0
-    assert "# 3 images in 2 classes." in told
+    assert "# 3 images in 2 classes (1 to 2 in each)." in told

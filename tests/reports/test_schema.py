@@ -77,7 +77,7 @@ def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'quickstart'" in fedvlm("copy", "quickstat")
     told = fedvlm("check", "mine.toml", "data.shots=2")
     assert "what leaves a client" in told
-    assert "sound: 7 methods, 1 seeds; nothing was trained or written" in told
+    assert "sound: 7 methods, 1 seed; nothing was trained or written" in told
     assert "data.shot" in fedvlm("check", "mine.toml", "data.shot=2")
     assert "written: schema.json" in fedvlm("schema", "schema.json")
     assert json.loads((tmp_path / "schema.json").read_text()) == json.loads(json.dumps(SCHEMA))

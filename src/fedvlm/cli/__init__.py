@@ -3,7 +3,7 @@
 app.py      shared by all verbs: arguments, printing
 runs.py     run, partition
 studies.py  compare, sweep, audit, reproduce
-files.py    check, copy, schema
+files.py    init, check, copy, schema
 lists.py    methods, presets, cache
 checks.py   verify, doctor, bench, random-clip
 personal.py export, predict

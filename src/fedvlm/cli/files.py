@@ -1,4 +1,4 @@
-"""Verbs of experiment files: check, copy, schema."""
+"""Verbs of experiment files: init, check, copy, schema."""
 
 from __future__ import annotations
 
@@ -14,6 +14,34 @@ from fedvlm.errors import FedvlmError
 
 
 @app.command()
+def init(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or of client/class folders; or a CSV.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Experiment file to write; default: NAME.toml here.")] = None,
+    model: Annotated[str, typer.Option(help="embedded, a hub id, or a directory.")] = "embedded",
+    example: Annotated[bool, typer.Option("--example", help="Draw 200 photographs into IMAGES first.")] = False,
+) -> None:
+    """Look at photographs, say what was found, and write a commented experiment file that runs as it is."""
+    from fedvlm.data.look import look
+    from fedvlm.runs import starter
+
+    if example:
+        starter.draw_example(images)
+    found = look(images)
+    file = out or Path(f"{images.resolve().stem}.toml")
+    starter.write(found, file, model)
+    print_text(f"found: {found.said}")
+    for name, count in found.labels.most_common(12):
+        print_text(f"  {count:6,}  {name}")
+    if len(found.labels) > 12:
+        print_text(f"          and {len(found.labels) - 12} more classes")
+    for one in found.oddities:
+        print_text(f"look: {one}", style="yellow")
+    print_text(f"written: {file}\nnext: fedvlm check {file}")
+
+
+@app.command()
 def check(what: What, words: Words = None) -> None:
     """Do all that a run does before it trains: settings, model, images, clients, and what would leave them."""
     from fedvlm.runs import runner
@@ -24,7 +52,9 @@ def check(what: What, words: Words = None) -> None:
     print_text(text)
     for note in notes:
         print_text(f"warning: {note}", style="yellow")
-    print_text(f"\nsound: {len(chosen.methods)} methods, {len(chosen.seeds)} seeds; nothing was trained or written")
+    sizes = [("method", len(chosen.methods)), ("seed", len(chosen.seeds))]
+    count = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in sizes)
+    print_text(f"\nsound: {count}; nothing was trained or written")
 
 
 @app.command()

@@ -6,13 +6,10 @@ import json
 import os
 import re
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedvlm import durable
-from fedvlm.data.build import parse_split
-from fedvlm.data.files import SUFFIXES
+from fedvlm.data.look import Looked, look
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
 from fedvlm.network import seal
@@ -21,63 +18,6 @@ from fedvlm.network.site.settings import FILE, SITE_NAME
 
 KEY = "site.key"
 """Name of the file of the key in the site's folder."""
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What lies in a folder, or in a CSV."""
-
-    source: str
-    """The lines of `[data]`."""
-    labels: list[str]
-    images: int
-    splits: list[str]
-
-
-def look(path: Path) -> Looked:
-    """The layout of a folder of class folders (with or without train, val, test above), or of a CSV's columns."""
-    if path.is_file():
-        return _look_at_manifest(path)
-    if not path.is_dir():
-        raise FedvlmError(f"{path} is no folder and no CSV file: give the folder that holds the class folders")
-    images = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()]
-    if not images:
-        raise FedvlmError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
-    parts = [each.relative_to(path).parts for each in images]
-    splits = sorted({each[0] for each in parts if len(each) == 3 and parse_split(each[0])})
-    depth = 3 if splits else 2
-    fitting = [each for each in parts if len(each) == depth]
-    if len(fitting) < len(parts) / 2:
-        raise FedvlmError(
-            f"{path}: most images do not lie in class folders (class/image, or train/class/image), but for example at "
-            f"{'/'.join(parts[0])}: move them, or write a CSV with the columns image and label"
-        )
-    labels = sorted({each[-2] for each in fitting})
-    if len(labels) == 1 and (tables := sorted(path.glob("*.csv"))):
-        raise FedvlmError(f"{path} has one folder of images and a table: name the table, {listed(map(str, tables))}")
-    source = f'source = "folder"\npath = {json.dumps(str(path.resolve()))}\nlayout = "class"\n'
-    return Looked(source, labels, len(fitting), splits)
-
-
-def _look_at_manifest(path: Path) -> Looked:
-    import csv
-
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FedvlmError(f"{path} is not a readable CSV file: {error}") from None
-    columns = list(rows[0]) if rows else []
-    usual = {"image": ("image", "path", "file", "filename"), "label": ("label", "class", "category"),
-             "split": ("split", "set")}  # fmt: skip
-    found = {key: next((c for c in columns if c.strip().lower() in names), None) for key, names in usual.items()}
-    if found["image"] is None or found["label"] is None:
-        raise FedvlmError(f"{path} needs a column 'image' and a column 'label'; its columns are {listed(columns)}")
-    lines = [f'source = "manifest"\npath = {json.dumps(str(path.resolve().parent))}\nmanifest = "{path.name}"\n']
-    lines += [f"{key} = {json.dumps(column)}\n" for key, column in found.items() if column is not None]
-    labels = Counter(row[found["label"]].strip() for row in rows if row[found["label"]])
-    splits = sorted({row[found["split"]] for row in rows}) if found["split"] else []
-    return Looked("".join(lines), sorted(labels), sum(labels.values()), splits)
 
 
 def mapping(labels: list[str], classes: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
@@ -128,10 +68,10 @@ def write(
 def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str, has_key: bool = False) -> str:
     """The text of a `site.toml`."""
     classes = check_federated(chosen).classes if chosen else []
-    rename, left, missing = mapping(looked.labels, classes) if chosen else ({}, [], [])
+    rename, left, missing = mapping(sorted(looked.labels), classes) if chosen else ({}, [], [])
     lines = [
-        f"# {looked.images:,} images in {len(looked.labels)} classes"
-        + (f", split into {listed(looked.splits)}" if looked.splits else "") + ".",
+        f"# {looked.said}.",
+        *(f"# look: {one}" for one in looked.oddities),
         "# Next: fedvlm site check EXPERIMENT. It sends nothing; it prints what would leave and the digest to approve.",
         "",
         f"name = {json.dumps(name)}        # how the others know this site; a pseudonym if it should be",
@@ -143,7 +83,7 @@ def site_toml(looked: Looked, name: str, chosen: Experiment | None, carrier: str
         "# model = \"models/clip-vit-base-patch16\"   # a directory of the CLIP, if it is not to be fetched",
         "",
         "[data]",
-        looked.source.rstrip(),
+        looked.toml.rstrip(),
     ]  # fmt: skip
     if rename:
         pairs = ", ".join(f"{json.dumps(label)} = {json.dumps(other)}" for label, other in rename.items())
