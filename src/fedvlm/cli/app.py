@@ -5,19 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from fedvlm.experiment import Experiment
 
+ORDER = (
+    "init", "check", "copy", "schema", "run", "partition", "compare", "sweep", "reproduce", "audit", "export",
+    "predict", "federation", "site", "methods", "presets", "doctor", "cache", "verify", "bench", "random-clip",
+)  # fmt: skip
+"""The verbs as they are listed: as people come to them."""
+
+
+class Verbs(TyperGroup):
+    """The verbs in their order."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the verbs."""
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name))
+
+
 app = typer.Typer(
     name="fedvlm",
+    cls=Verbs,
     help="Personalised federated fine-tuning of vision-language models.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
