@@ -150,11 +150,9 @@ def evaluate(
 ) -> Found:
     """The accuracies of these candidates, means over seeds."""
     tables = {label(method, rates): {"method": method, **rates} for method, grid in grids.items() for rates in grid}
-    words = [f"method.{name}.{key}={value}" for name, table in tables.items() for key, value in table.items()]
-    words += ["evaluation.split=val", "evaluation.every=1000"]
     fedvlm.run(
-        preset, *words, methods=list(tables), seeds=list(seeds), out=folder, resume=True, quiet=False,
-        processes=processes,
+        preset, "evaluation.split=val", "evaluation.every=1000", methods=list(tables), method=tables, seeds=list(seeds),
+        out=folder, resume=True, quiet=False, processes=processes,
     )  # fmt: skip
     found: Found = {method: [] for method in grids}
     for name, table in tables.items():
