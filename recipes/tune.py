@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,20 +140,20 @@ def tune(
     return found
 
 
+def label(method: str, rates: Mapping[str, float]) -> str:
+    """The name of a candidate in the run folder, the same in every grid that has it."""
+    return "__".join([method, *(f"{key}_{value:g}" for key, value in rates.items())])
+
+
 def evaluate(
     preset: str, seeds: Sequence[int], grids: Mapping[str, Sequence[dict[str, float]]], folder: Path, processes: int
 ) -> Found:
     """The accuracies of these candidates, means over seeds."""
-    tables = {f"{m}__{i}": {"method": m, **rates} for m, grid in grids.items() for i, rates in enumerate(grid)}
-    words = [f"method.{name}.{key}={value}" for name, table in tables.items() for key, value in table.items()]
-    words += ["evaluation.split=val", "evaluation.every=1000"]
-    try:
-        fedvlm.run(
-            preset, *words, methods=list(tables), seeds=list(seeds), out=folder, resume=True, quiet=False,
-            processes=processes,
-        )  # fmt: skip
-    except fedvlm.FedvlmError as error:
-        print(error)
+    tables = {label(method, rates): {"method": method, **rates} for method, grid in grids.items() for rates in grid}
+    fedvlm.run(
+        preset, "evaluation.split=val", "evaluation.every=1000", methods=list(tables), method=tables, seeds=list(seeds),
+        out=folder, resume=True, quiet=False, processes=processes,
+    )  # fmt: skip
     found: Found = {method: [] for method in grids}
     for name, table in tables.items():
         results = [result for seed in seeds if (result := RunFolder(folder).point(seed, name).result())]
@@ -167,15 +168,21 @@ def evaluate(
 def written(preset: str, found: Found) -> str:
     """The text of a preset with the chosen values: those for the harmonic mean in `[method.NAME]`.
 
-    Where those for Local are others, they stand behind it in `[method.NAME_for_local]`. All else stays as it is.
+    Where those for Local are others, they stand behind it in `[method.NAME_for_local]`, and also where the preset that
+    this one is like has such a table, which would hold here too. All else stays as it is.
     """
+    like = tomllib.loads(preset).get("like")
+    above = presets.settings(like)["method"] if like else {}
     parts = re.split(r"(?m)^(?=(?:#.*\n)*\[)", preset)  # comments before a table go with it
     heads = [re.match(r"\[method\.(\w+)\]", part) for part in parts]
     names = [head.group(1) if head else "" for head in heads]
     if missing := [method for method in found if method not in names]:
         raise SystemExit(f"the preset has no table [method.{missing[0]}]")
     kept = [
-        _with_values(part, best(found[name], "hm")["rates"]) + _for_local(name, found[name]) if name in found else part
+        _with_values(part, best(found[name], "hm")["rates"])
+        + _for_local(name, found[name], always=name + FOR_LOCAL in above)
+        if name in found
+        else part
         for part, name in zip(parts, names, strict=True)
         if not (name.endswith(FOR_LOCAL) and name.removesuffix(FOR_LOCAL) in found)
     ]
@@ -191,9 +198,9 @@ def _with_values(part: str, rates: Mapping[str, float]) -> str:
     return part
 
 
-def _for_local(method: str, rows: Sequence[Row]) -> str:
+def _for_local(method: str, rows: Sequence[Row], *, always: bool) -> str:
     rates = best(rows, "local")["rates"]
-    if rates == best(rows, "hm")["rates"]:
+    if rates == best(rows, "hm")["rates"] and not always:
         return ""
     values = "".join(f"{key} = {value}\n" for key, value in rates.items())
     return f'[method.{method}{FOR_LOCAL}]\nmethod = "{method}"\n{values}\n'

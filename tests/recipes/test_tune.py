@@ -104,3 +104,17 @@ def test_a_local_winner_that_is_no_other_any_more_leaves_the_preset() -> None:
 def test_values_for_a_method_that_the_preset_lacks_are_refused() -> None:
     with pytest.raises(SystemExit, match="maple"):
         tune.written(PRESET, {"maple": rows(a=(1, 1), b=(2, 2))})
+
+
+def test_a_table_for_local_that_would_be_inherited_is_written_out() -> None:
+    text = 'like = "quickstart"\n[method.coop]\nlr = 0.5\n\n[method.promptfl_prox]\nlr = 0.5\n'
+    written = tune.written(text, {"coop": rows(a=(3, 3), b=(1, 1)), "promptfl_prox": rows(a=(3, 3), b=(1, 1))})
+    settings = tomllib.loads(written)["method"]
+    assert settings["coop_for_local"] == {"method": "coop", "lr": 0.1}
+    assert "promptfl_prox_for_local" not in settings
+
+
+def test_a_candidate_has_the_same_name_in_every_grid() -> None:
+    assert tune.label("pfedmoap", {"lr": 0.3, "gate_lr": 0.0007}) == "pfedmoap__lr_0.3__gate_lr_0.0007"
+    names = {tune.label(method, rates) for method, grid in tune.RATES.items() for rates in grid}
+    assert len(names) == sum(map(len, tune.RATES.values()))
