@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["FedvlmError", "load", "run"]
 
 
-def load(folder: str | Path, *, base: str | None = None, device: str = "auto") -> PersonalModel:
+def load(folder: str | Path, *, base: str | None = None, device: str = "auto", trust: bool = False) -> PersonalModel:
     """A personal model, as `fedvlm export` writes it; `load(folder).predict(images)` is what it is for.
 
-    `base`: the directory of the CLIP that it needs, if that is elsewhere now. Raises `FedvlmError`.
+    `base`: the directory of the CLIP that it needs, if that is elsewhere now. `trust`: whether a method of another
+    package may be imported. Raises `FedvlmError`.
     """
     from fedvlm.personal import folder as folders
 
-    return folders.load(folder, base=base, device=device)
+    return folders.load(folder, base=base, device=device, trust=trust)
 
 
 def run(

@@ -233,6 +233,7 @@ def test_damaged_folders_are_refused(saved: Path, tmp_path: Path) -> None:
     refused({"private": {}}, "does not belong to model.json")
     refused({"method": "nonsense"}, "nonsense")
     refused({"calibrated": {"temperature": 0}}, "temperature")
+    refused({"method": "os:getcwd"}, "runs that package's code")
     (place / "model.json").write_text("{")
     with pytest.raises(FedvlmError, match=r"model\.json"):
         folder.load(place)
@@ -249,6 +250,21 @@ def test_damaged_folders_are_refused(saved: Path, tmp_path: Path) -> None:
         folder.load(tmp_path)
     with pytest.raises(FedvlmError, match="is not empty"):
         folder.save(fedvlm.load(saved), place)
+
+
+def test_a_method_of_another_package_needs_trust(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = spoilt(saved, tmp_path)
+    (tmp_path / "strange.py").write_text(
+        "from fedvlm.methods.pfedmma import PFedMMA\nopen('ran', 'w')\n\n\nclass Mine(PFedMMA):\n    name = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads((place / "model.json").read_text())
+    (place / "model.json").write_text(json.dumps(facts | {"method": "strange:Mine"}))
+    with pytest.raises(FedvlmError, match="--trust"):
+        fedvlm.load(place)
+    assert not (tmp_path / "ran").exists()
+    assert fedvlm.load(place, trust=True).method.name == "mine"
 
 
 def test_wrong_words_of_an_export(run: Path, tmp_path: Path) -> None:

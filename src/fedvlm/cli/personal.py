@@ -82,13 +82,16 @@ def predict(
     sort_into: Annotated[Path | None, typer.Option(help="Copy each image into DIR/CLASS.")] = None,
     base: Annotated[str | None, typer.Option(help="Directory of the CLIP, if it is elsewhere now.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "auto",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import a method of another package, which runs its code.")
+    ] = False,
 ) -> None:
     """What a personal model says of images: classes with probabilities."""
     from fedvlm.personal import folder
     from fedvlm.personal.model import sources
 
     paths = sources(source)
-    loaded = folder.load(model, base=base, device=device)
+    loaded = folder.load(model, base=base, device=device, trust=trust)
     names = [name for name in labels.split(",") if name.strip()] if labels else None
     found = loaded.predictions(paths, names, trained=trained if names else None, top=top, none_below=none_below)
     shown = list(_told(found, as_json))

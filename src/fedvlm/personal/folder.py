@@ -39,16 +39,20 @@ def save(model: PersonalModel, folder: Path) -> list[Path]:
     return [folder / WEIGHTS, folder / FACTS, folder / CARD]
 
 
-def load(
-    folder: str | Path, *, base: str | None = None, device: str = "auto", threads: int | None = None
-) -> PersonalModel:
+def load(folder: str | Path, *, base: str | None = None, device: str = "auto", trust: bool = False) -> PersonalModel:
     """A personal model from its folder.
 
-    `base`: a directory with the CLIP that it needs, if that is not where `model.json` says. Raises `FedvlmError` for a
-    missing or damaged file, and for another CLIP than the one it was trained with.
+    `base`: a directory with the CLIP that it needs, if that is not where `model.json` says. `trust`: whether a method
+    of another package may be imported, which runs its code. Raises `FedvlmError` for a missing or damaged file, and for
+    another CLIP than the one it was trained with.
     """
     place = Path(folder).expanduser()
     facts = read_facts(place)
+    if ":" in facts.method and not trust:
+        raise FedvlmError(
+            f"{place} names a class of another package, {facts.method}, and loading it runs that package's code: if "
+            "you trust whoever made this folder, say so with --trust (in Python trust=True)"
+        )
     chosen = devices.choose_device(ComputeSection(device=device, dtype=facts.dtype))
     devices.configure_process(chosen)
     clip = clips.load(base or facts.base.name, revision=facts.base.revision, transform=facts.base.transform)
@@ -60,7 +64,7 @@ def load(
             f"{place} belongs to the CLIP '{facts.base.name}', but {base or facts.base.name} has {what} than it was "
             "trained with: give the directory of that CLIP as the base"
         )
-    torch.set_num_threads(threads or devices.default_threads(clip.text.width))
+    torch.set_num_threads(devices.default_threads(clip.text.width))
     held = tensors.load(place / WEIGHTS)
     strange = [name for name in held if not name.startswith((TENSOR, RECEIVED, SUPPORT))]
     if strange:
