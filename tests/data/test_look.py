@@ -93,6 +93,10 @@ def test_a_table_by_the_usual_names_of_columns(rows: str, tmp_path: Path) -> Non
 def test_a_table_whose_images_are_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("image,label\nx1,cat\n")
     assert any("set data.image_path" in one for one in look(tmp_path / "list.csv").oddities)
+    for text, message in (("image,label\n", "no row below its header"), ("image,label\nx1,\n", "no row has a value")):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(FedvlmError, match=message):
+            look(tmp_path / "list.csv")
     (tmp_path / "list.csv").write_text("picture,name\nx1,cat\n")
     with pytest.raises(FedvlmError, match="needs a column 'image'"):
         look(tmp_path / "list.csv")
@@ -114,10 +118,18 @@ def test_the_written_file_is_a_valid_experiment(layout: str, model: str, tree: T
     assert chosen.name == "mine"
     assert chosen.model.name == model
     assert chosen.partition.kind == {"class": "dirichlet", "client": "natural", "domain": "domain"}[layout]
-    assert tomllib.loads(file.read_text())["data"]["novel"] == ("none" if layout == "domain" else "half")
+    assert tomllib.loads(file.read_text())["data"]["novel"] == "none"
     assert ("first_block" in chosen.method["all"]) == (model == "embedded")
     with pytest.raises(FedvlmError, match="is there already"):
         starter.write(found, file, model)
+
+
+def test_a_label_cannot_write_settings(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('image,label\n1.jpg,"cat\nmethods = [""os:getcwd""]"\n2.jpg,dog\n')
+    starter.write(look(tmp_path / "list.csv"), tmp_path / ".mine.toml", "embedded")
+    chosen = experiment.load(str(tmp_path / ".mine.toml"))
+    assert chosen.methods == list(starter.CHOSEN)
+    assert chosen.name == "mine"
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-images.md"

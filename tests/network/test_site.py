@@ -234,7 +234,7 @@ def test_asked_again_it_gives_the_same_reply_without_another_training(field_of: 
     assert again.answer(pact.visit_bytes("neon", visit)) == data
     stored = again.state.load(field.digest, "pfedmoap", SEED)
     assert stored is not None
-    assert stored.trained == 1
+    assert stored.trained == [0]
     lines = [json.loads(line) for line in (service.state.path / "sent.jsonl").read_text().splitlines()]
     assert [line["again"] for line in lines] == [False, True]
     # Killed between its state and its record it has sent nothing, and what leaves now leaves for the first time.

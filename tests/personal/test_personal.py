@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch.nn import functional as F
@@ -22,14 +24,16 @@ from typer.testing import CliRunner
 import fedvlm
 from fedvlm import experiment, methods, tensors
 from fedvlm.cli import app
+from fedvlm.data.look import look
 from fedvlm.errors import FedvlmError
 from fedvlm.federation import setup
 from fedvlm.federation.client import evaluation_tensors
 from fedvlm.federation.setup import SeedSetup
 from fedvlm.personal import export, folder, folds, merge
 from fedvlm.personal import onnx as graphs
+from fedvlm.personal.folds import Replay
 from fedvlm.personal.model import Calibrated, PersonalModel, sources
-from fedvlm.runs import result
+from fedvlm.runs import result, starter
 from fedvlm.training.evaluation import compute_outputs
 
 SETTINGS: dict[str, Any] = {
@@ -58,7 +62,7 @@ def dealt(run: Path) -> tuple[setup.Loaded, SeedSetup]:
 def test_it_predicts_as_in_the_run(
     method: str, run: Path, dealt: tuple[setup.Loaded, SeedSetup], tmp_path: Path
 ) -> None:
-    made = export.from_run(run, CLIENT, method, None, 0)
+    made = small(run, method)
     folder.save(made, tmp_path / "model")
     model = folder.load(tmp_path / "model")
     loaded, seed = dealt
@@ -83,8 +87,9 @@ def test_it_predicts_as_in_the_run(
     torch.testing.assert_close(model.logits(others, model.facts.novel), truth.novel.logits, rtol=1e-4, atol=1e-3)
 
 
-def small(run: Path, method: str = "pfedmma", folds_: int = 0) -> PersonalModel:
-    return export.from_run(run, CLIENT, method, None, folds_)
+def small(run: Path, method: str = "pfedmma", folds_: int = 0, client: str = CLIENT) -> PersonalModel:
+    origin = export.of_run(run, client, method)
+    return export.calibrate(export.make(origin), origin, folds_)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +202,73 @@ def test_an_image_that_cannot_be_read_costs_no_other(saved: Path, photographs: P
     assert second.label is None
     with pytest.raises(FedvlmError, match="int is no image"):
         model.predict([3])  # type: ignore[list-item]
+    with pytest.raises(FedvlmError, match=r"array \(4, 4\) of float64"):
+        model.predict(np.zeros((4, 4)))  # type: ignore[arg-type]
+    with pytest.raises(FedvlmError, match="a list of class names"):
+        model.predict(photographs / "0.png", labels="fox")
+
+
+def test_paths_links_images_and_arrays_are_the_same(saved: Path, photographs: Path, tmp_path: Path) -> None:
+    """A photograph that is stored turned, and one with 12-bit greys: the same however it is given."""
+    model = fedvlm.load(saved)
+    turned = PIL.Image.open(photographs / "0.png").transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to see it upright
+    turned.save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "link.png").symlink_to(tmp_path / "turned.png")
+    plain = PIL.Image.open(photographs / "0.png").convert("RGB")
+    ways = [photographs / "0.png", tmp_path / "turned.png", tmp_path / "link.png",
+            PIL.Image.open(tmp_path / "turned.png"), plain, np.asarray(plain)]  # fmt: skip
+    first, *others = (one.probabilities for way in ways for one in model.predict(way))  # type: ignore[arg-type]
+    assert all(one == pytest.approx(first, abs=1e-6) for one in others)
+    greys = np.asarray(plain.convert("L")).astype(np.uint16) << 4
+    PIL.Image.fromarray(greys).save(tmp_path / "grey.png")
+    radiographs = replace(model, facts=model.facts.model_copy(update={"grey_bits": 12}))
+    (wide,) = radiographs.predict(tmp_path / "grey.png")
+    (narrow,) = radiographs.predict(plain.convert("L"))
+    assert wide.probabilities == pytest.approx(narrow.probabilities, abs=1e-6)
+
+
+def test_images_that_were_added_since_are_noticed(tmp_path: Path) -> None:
+    starter.draw_example(tmp_path / "photos")
+    starter.write(look(tmp_path / "photos"), tmp_path / "one.toml", "embedded")
+    fedvlm.run(str(tmp_path / "one.toml"), rounds=1, methods=["promptfl"], out=tmp_path / "run")
+    model = small(tmp_path / "run", "promptfl", client="0")
+    assert str(tmp_path) not in json.dumps(model.facts.dump()), "no path leaves with a model"
+    (tmp_path / "photos" / "new").mkdir()
+    (image, *_) = (tmp_path / "photos").glob("*/*.png")
+    PIL.Image.open(image).rotate(17).save(tmp_path / "photos" / "new" / "1.png")
+    with pytest.raises(FedvlmError, match="made for other images"):
+        small(tmp_path / "run", "promptfl", client="0")
+
+
+def test_local_rounds_are_played_again_from_the_last_downlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing private, the local rounds on all images give the client's own tensors again, bit for bit."""
+    more = SETTINGS | {"methods": ["promptfl"], "method": {"all": SETTINGS["method"]["all"] | {"fine_tune": 3}}}
+    more |= {"compute": {"threads": 1, "clients_per_step": 1}}
+    fedvlm.run("quickstart", out=tmp_path / "run", **more)
+    origin = export.of_run(tmp_path / "run", CLIENT, "promptfl")
+    assert origin.replay.rounds == [0, 1, 2, 3, 4]
+    assert origin.replay.taught.keys() == {"prompt"}
+    assert not origin.replay.received, "later local rounds send nothing that is trained"
+    seen: list[Any] = []
+
+    def spy(*words: Any) -> Any:
+        seen.append(words[2])
+        return evaluation_tensors(*words)
+
+    monkeypatch.setattr(folds, "evaluation_tensors", spy)
+    some = origin.client.train[:1]
+    whole = replace(origin.client, train=(*origin.client.train, 10**9))  # an image that is not there is held out
+    replay = replace(origin.replay, rounds=[2, 3, 4])
+    with pytest.raises((IndexError, KeyError)):
+        folds.held_out(origin.spec, origin.site, whole, origin.point, replay, [10**9])
+    assert tensors.digest(seen[0]) == tensors.digest(origin.personal or {})
+    folds.held_out(origin.spec, origin.site, origin.client, origin.point, replay, some)
+    assert tensors.digest(seen[1]) != tensors.digest(seen[0])
+    model = export.make(origin)
+    folder.save(model, tmp_path / "model")
+    assert "then trained further here in 3 local rounds" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_sources(photographs: Path, tmp_path: Path) -> None:
@@ -230,7 +302,11 @@ def test_damaged_folders_are_refused(saved: Path, tmp_path: Path) -> None:
     refused({"base": facts["base"] | {"digest": "0" * 64}}, "belongs to the CLIP 'embedded'")
     refused({"version": 2}, "version")
     refused({"surprise": 1}, "unknown setting 'surprise'")
-    refused({"private": {}}, "does not belong to model.json")
+    refused({"private": {}}, r"does not belong to model\.json")
+    refused({"received": {"experts.0000": [4, 128]}}, r"does not belong to model\.json: experts")
+    refused({"support": 3}, r"does not belong to model\.json: the support set")
+    refused({"method": "local_lora", "settings": {}}, r"does not belong to model\.json")
+    refused({"base": facts["base"] | {"transform": "other"}}, "transform")
     refused({"method": "nonsense"}, "nonsense")
     refused({"calibrated": {"temperature": 0}}, "temperature")
     refused({"method": "os:getcwd"}, "runs that package's code")
@@ -274,16 +350,21 @@ def test_wrong_words_of_an_export(run: Path, tmp_path: Path) -> None:
         ((CLIENT, None, 3), "say which, with --method"),
     ):  # fmt: skip
         with pytest.raises(FedvlmError, match=message):
-            export.from_run(run, words[0], words[1], words[2], 0)  # type: ignore[arg-type]
+            export.of_run(run, *words)  # type: ignore[arg-type]
     with pytest.raises(FedvlmError, match="is no run folder"):
-        export.from_run(tmp_path, CLIENT, None, None)
+        export.of_run(tmp_path, CLIENT)
+    assert export.choose("ab", {"abc": "abc", "b": "b"}, "--x", begins=True) == "abc"
+    with pytest.raises(FedvlmError, match="begins several"):
+        export.choose("a", {"ab": "ab", "ac": "ac"}, "--x", begins=True)
+    with pytest.raises(FedvlmError, match="none of: 10"):
+        export.choose("1", {"10": "10"}, "--seed")
 
 
 def test_an_unfinished_run_has_no_models(run: Path, tmp_path: Path) -> None:
     (tmp_path / "seed-3").mkdir()
     (tmp_path / "experiment.json").write_text((run / "experiment.json").read_text())
     with pytest.raises(FedvlmError, match="is not finished"):
-        export.from_run(tmp_path, CLIENT, "pfedmma", 3, 0)
+        export.of_run(tmp_path, CLIENT, "pfedmma", 3)
 
 
 class TestFolds:
@@ -312,7 +393,7 @@ class TestFolds:
         received = here.spec.method.server(here.spec.initial)
         for part in parts:
             seen.clear()
-            folds.held_out(here.spec, here.site, client, "after_aggregation", received, 2, part)
+            folds.held_out(here.spec, here.site, client, "after_aggregation", Replay(received, received, [0, 1]), part)
             assert seen == [set(client.train) - set(part)] * 2
 
     def test_the_temperature_undoes_a_scale(self) -> None:
@@ -330,15 +411,19 @@ class TestFolds:
         loaded, seed = dealt
         here = setup.simulation(loaded, seed, methods.build("pfedmma", loaded.experiment.method))
         client = replace(seed.federation.clients[0], train=seed.federation.clients[0].train[:9])
-        assert folds.calibrate(here.spec, here.site, client, "after_aggregation", {}, 1) == Calibrated()
+        found = folds.calibrate(here.spec, here.site, client, "after_aggregation", Replay({}, {}, [0]))
+        assert found == Calibrated(why_not="9 training images are too few")
+        with pytest.raises(FedvlmError, match="one fold"):
+            folds.calibrate(here.spec, here.site, client, "after_aggregation", Replay({}, {}, [0]), 1)
 
-    @pytest.mark.parametrize("method", ["pfedmoap", "promptfl", "tip_adapter", "fedsa_lora", "gaussian", "cocoop"])
+    @pytest.mark.parametrize("method", ["pfedmoap", "promptfl", "tip_adapter", "fedsa_lora", "gaussian", "promptfl_ft"])
     def test_all_kinds_of_methods_are_calibrated(self, method: str, run: Path) -> None:
         found = small(run, method, 2).facts.calibrated
         assert found.images == 12
         assert found.before is not None
         assert found.after is not None
         assert 0 < (found.none_below or 0) <= 1
+        assert found.held_out == (method != "promptfl"), "all of PromptFL's prompt is shared, and has seen every image"
 
 
 def fedvlm_(*words: str, code: int = 0) -> str:
@@ -352,6 +437,7 @@ def test_the_command_line(run: Path, photographs: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     told = fedvlm_("export", str(run), "mine", "--client", CLIENT, "--method", "pfedmoap", "--folds", "2")
     assert "temperature" in told
+    assert "seed 3" in told
     assert "next: fedvlm predict mine PHOTOGRAPHS" in told
     assert "is not empty" in fedvlm_("export", str(run), "mine", "--client", CLIENT, "--method", "promptfl", code=1)
     told = fedvlm_(
@@ -363,9 +449,14 @@ def test_the_command_line(run: Path, photographs: Path, tmp_path: Path, monkeypa
     assert len(rows) == 7
     copied = sorted(path.relative_to(tmp_path / "sorted").as_posix() for path in tmp_path.glob("sorted/*/*.png"))
     expected = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
+    assert (tmp_path / "sorted").stat().st_mode & 0o077 == 0
     assert copied == sorted(f"{row['class']}/{Path(row['image']).name}" for row in expected)
     fedvlm_("predict", "mine", str(photographs / "0.png"), "--sort-into", "sorted", "--none-below", "0")
     assert len(list(tmp_path.glob("sorted/*/0-2.png"))) == 1, "a file that is there is not replaced"
+    assert "is there already" in fedvlm_("predict", "mine", str(photographs), "--csv", "said.csv", code=1)
+    assert "no image in sorted" in fedvlm_("predict", "mine", "sorted", "--sort-into", "sorted", code=1)
+    fedvlm_("predict", "mine", str(photographs / "0.png"), "--labels", "../up,..", "--sort-into", "odd")
+    assert {path.parent.parent for path in tmp_path.rglob("0.png")} <= {tmp_path / "sorted", tmp_path / "odd"}
     (tmp_path / "broken.png").write_bytes(b"x")
     lines = fedvlm_("predict", "mine", "broken.png", str(photographs / "0.png"), "--json", code=1).splitlines()
     broken, fine = map(json.loads, lines)

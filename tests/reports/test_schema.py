@@ -81,5 +81,7 @@ def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data.shot" in fedvlm("check", "mine.toml", "data.shot=2")
     assert "written: schema.json" in fedvlm("schema", "schema.json")
     assert json.loads((tmp_path / "schema.json").read_text()) == json.loads(json.dumps(SCHEMA))
+    assert "is there already and no schema" in fedvlm("schema", "mine.toml")
+    assert "written" in fedvlm("schema", "schema.json")
     assert json.loads(fedvlm("schema")) == json.loads(json.dumps(SCHEMA))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "schema.json"]

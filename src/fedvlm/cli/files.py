@@ -23,17 +23,18 @@ def init(
     example: Annotated[bool, typer.Option("--example", help="Draw 200 photographs into IMAGES first.")] = False,
 ) -> None:
     """Look at photographs, say what was found, and write a commented experiment file that runs as it is."""
-    from fedvlm.data.look import look
+    from fedvlm.data.look import look, plain
     from fedvlm.runs import starter
 
+    file = out or Path(f"{images.resolve().stem}.toml")
+    starter.check_free(file)
     if example:
         starter.draw_example(images)
     found = look(images)
-    file = out or Path(f"{images.resolve().stem}.toml")
     starter.write(found, file, model)
     print_text(f"found: {found.said}")
     for name, count in found.labels.most_common(12):
-        print_text(f"  {count:6,}  {name}")
+        print_text(f"  {count:6,}  {plain(name)}")
     if len(found.labels) > 12:
         print_text(f"          and {len(found.labels) - 12} more classes")
     for one in found.oddities:
@@ -82,5 +83,7 @@ def schema(
     if out is None:
         print(text, end="")
         return
+    if out.exists() and '"$schema"' not in out.read_text(errors="replace")[:100]:
+        raise FedvlmError(f"{out} is there already and no schema: name another file")
     durable.write_text(out, text)
     print_text(f"written: {out}\nfirst line of an experiment file: #:schema {out}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +15,10 @@ import typer
 
 from fedvlm import durable
 from fedvlm.cli.app import app, print_tables, print_text
+from fedvlm.errors import FedvlmError
 
 if TYPE_CHECKING:
+    from fedvlm.personal.export import Origin
     from fedvlm.personal.model import PersonalModel, Prediction
 
 NONE = "none of these"
@@ -34,20 +38,27 @@ def export(
     folds: Folds = 5,
     merged: Merged = False,
     onnx: Onnx = False,
+    device: Annotated[str | None, typer.Option(help="Instead of the run's: cpu, cuda, mps.")] = None,
 ) -> None:
     """Write the personal model of a client: tensors, classes, model card."""
     from fedvlm.personal import export as exporting
 
-    write_model(exporting.from_run(run, client, method, seed, folds), out, merged=merged, onnx=onnx)
+    write_model(lambda: exporting.of_run(run, client, method, seed, device), out, folds, merged=merged, onnx=onnx)
 
 
-def write_model(model: PersonalModel, out: Path, *, merged: bool, onnx: bool) -> None:
-    """Write a personal model, and what else is asked for, and say so."""
+def write_model(origin: Callable[[], Origin], out: Path, folds: int, *, merged: bool, onnx: bool) -> None:
+    """Make and write a personal model, and what else is asked for. What cannot be is said before folds are trained."""
+    from fedvlm.personal import export as exporting
     from fedvlm.personal import folder, merge
     from fedvlm.personal import onnx as graphs
 
-    # What cannot be written is said before anything is.
+    folder.check_free(out)
+    if onnx:
+        graphs.check()
+    found = origin()
+    model = exporting.make(found)
     plain = merge.merge(model) if merged else None
+    model = exporting.calibrate(model, found, folds)
     graph = graphs.make(model) if onnx else None
     files = folder.save(model, out)
     if plain is not None:
@@ -56,13 +67,20 @@ def write_model(model: PersonalModel, out: Path, *, merged: bool, onnx: bool) ->
     if graph is not None:
         durable.write_bytes(out / graphs.FILE, graph, private=True)
         files.append(out / graphs.FILE)
-    found = model.facts.calibrated
-    print_text(f"{model.facts.title}, client {model.facts.client}: {len(model.facts.classes)} classes")
-    if found.images:
-        print_text(f"temperature {found.temperature:.3g}, none of these below {found.none_below:.2f} "
-                   f"(from {found.images} held-out training images)")  # fmt: skip
+    _print_model(model, files, out)
+
+
+def _print_model(model: PersonalModel, files: list[Path], out: Path) -> None:
+    facts, sure = model.facts, model.facts.calibrated
+    print_text(f"{facts.title}, client {facts.client}, seed {facts.seed}: {len(facts.classes)} classes")
+    if facts.rounds < facts.all_rounds:
+        print_text(f"warning: unfinished, {facts.rounds} of {facts.all_rounds} rounds are over", style="yellow")
+    if sure.none_below is not None:
+        which = "held-out training images" if sure.held_out else "training images, which it has seen"
+        print_text(f"temperature {sure.temperature:.3g}, none of these below {sure.none_below:.2f} "
+                   f"(from {sure.images} {which})")  # fmt: skip
     else:
-        print_text("not calibrated: too few training images, or --folds 0")
+        print_text(f"not calibrated: {sure.why_not}")
     print_text("written: " + ", ".join(map(str, files)))
     print_text(f"next: fedvlm predict {out} PHOTOGRAPHS")
 
@@ -90,19 +108,22 @@ def predict(
     from fedvlm.personal import folder
     from fedvlm.personal.model import sources
 
-    paths = sources(source)
+    paths = sources(source, without=sort_into)
+    if csv is not None and csv.exists():
+        raise FedvlmError(f"{csv} is there already: name another file")
     loaded = folder.load(model, base=base, device=device, trust=trust)
     names = [name for name in labels.split(",") if name.strip()] if labels else None
     found = loaded.predictions(paths, names, trained=trained if names else None, top=top, none_below=none_below)
-    shown = list(_told(found, as_json))
-    if sort_into is not None:
-        _sort(shown, sort_into, quiet=as_json)
-    if csv is not None:
-        _write_csv(shown, csv)
-        print_text(f"written: {csv}") if not as_json else None
+    told = list(_told(found, as_json))
     if not as_json:
-        _print(shown, top)
-    if any(one.problem for one in shown):
+        _print(told, top)
+    if csv is not None:
+        _write_csv(told, csv)
+    if sort_into is not None:
+        _sort(list(zip(paths, told, strict=True)), sort_into)
+    if not as_json and (csv or sort_into):
+        print_text(f"\nwritten: {', '.join(str(one) for one in (csv, sort_into) if one)}")
+    if any(one.problem for one in told):
         raise typer.Exit(1)
 
 
@@ -140,19 +161,33 @@ def _write_csv(found: list[Prediction], file: Path) -> None:
     durable.write_text(file, grid.csv(records, ["problem"]), private=True)
 
 
-def _sort(found: list[Prediction], folder: Path, *, quiet: bool) -> None:
-    """Copy images into folders of their classes; a file that is there already is not replaced."""
-    copied = 0
-    for one in found:
+def _sort(found: list[tuple[Path, Prediction]], folder: Path) -> None:
+    """Copy images, with their permissions, into folders of their classes, which are their owner's only.
+
+    A file that is there already is not replaced.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for source, one in found:
         if one.problem:
             continue
-        place = folder / (one.label or NONE).replace("/", "-").replace("\0", "")
-        durable.make_folder(place)
-        source, target, number = Path(one.image).expanduser(), place / Path(one.image).name, 1
-        while target.exists():
-            number += 1
-            target = place / f"{source.stem}-{number}{source.suffix}"
-        shutil.copyfile(source, target)
-        copied += 1
-    if not quiet:
-        print_text(f"copied: {copied} images into {folder}")
+        place = folder / _folder_name(one.label or NONE)
+        place.mkdir(mode=0o700, exist_ok=True)
+        for number in count(1):
+            target = place / (source.name if number == 1 else f"{source.stem}-{number}{source.suffix}")
+            try:
+                with source.open("rb") as here, os.fdopen(_new(target), "wb") as there:
+                    shutil.copyfileobj(here, there)
+            except FileExistsError:
+                continue
+            shutil.copymode(source, target)
+            break
+
+
+def _new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _folder_name(label: str) -> str:
+    """A class name as the name of one folder."""
+    name = "".join(letter if letter.isprintable() else "_" for letter in label).replace("%", "%25").replace("/", "%2F")
+    return f"_{name}" if name.startswith(".") else name[:200]

@@ -195,8 +195,8 @@ def export(
     from fedvlm.network.site import export as exporting
     from fedvlm.network.site import settings
 
-    model = exporting.personal_model(settings.read(site), experiment, method, seed, folds)
-    write_model(model, out, merged=merged, onnx=onnx)
+    own = settings.read(site)
+    write_model(lambda: exporting.origin(own, experiment, method, seed), out, folds, merged=merged, onnx=onnx)
 
 
 @site_app.command()

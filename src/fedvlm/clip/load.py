@@ -174,8 +174,11 @@ def _digest(files: list[Path]) -> str:
     return sha.hexdigest()
 
 
-def save(clip: FrozenCLIP, folder: Path, *, half: bool = False) -> None:
-    """Write a CLIP with its tokenizer and preprocessor, as Hugging Face does; one with a ResNet as open_clip does."""
+def save(clip: FrozenCLIP, folder: Path, *, half: bool = False, private: bool = False) -> None:
+    """Write a CLIP with its tokenizer and preprocessor, as Hugging Face does; one with a ResNet as open_clip does.
+
+    `private`: its weights can be read by their owner only.
+    """
     words, own = clip.tokenizer, clip.state_dict()
     if words.sot is None or words.read_padding or words.pad != words.eot:
         raise FedvlmError(
@@ -184,11 +187,11 @@ def save(clip: FrozenCLIP, folder: Path, *, half: bool = False) -> None:
     own = {name: tensor.half() for name, tensor in own.items()} if half else own
     if isinstance(clip.config.vision, ResNet):
         table = config.to_open_clip(clip.config)
-        tensors.save(folder / _OPEN_CLIP, weights.to_openai(own))
+        tensors.save(folder / _OPEN_CLIP, weights.to_openai(own), private=private)
         durable.write_json(folder / "open_clip_config.json", table)
     else:
         table = config.to_huggingface(clip.config, sot=words.sot, eot=words.eot)
-        tensors.save(folder / "model.safetensors", weights.to_huggingface(own))
+        tensors.save(folder / "model.safetensors", weights.to_huggingface(own), private=private)
         durable.write_json(folder / "config.json", table)
     durable.write_text(folder / "tokenizer.json", words.inner.to_str())
     durable.write_json(

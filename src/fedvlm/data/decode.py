@@ -70,8 +70,13 @@ def decode(data: bytes, max_megapixels: float, bits: int = GREY_BITS) -> PIL.Ima
         problem = size_problem(image.size, max_megapixels)
         if problem is not None:
             raise ValueError(problem.detail)
-        upright = _turn_upright(image)
-    return upright if isinstance(upright, PIL.Image.Image) else _scale_grey(upright, bits)
+        return upright(image, bits)
+
+
+def upright(image: PIL.Image.Image, bits: int = GREY_BITS) -> PIL.Image.Image:
+    """An open image as `decode` gives it; the image may be turned in place. Raises ValueError."""
+    found = _turn_upright(image)
+    return found if isinstance(found, PIL.Image.Image) else _scale_grey(found, bits)
 
 
 def inspect_bytes(

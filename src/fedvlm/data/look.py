@@ -56,8 +56,13 @@ class Looked:
         few, many = min(self.labels.values()), max(self.labels.values())
         sizes = f"{few} in each" if few == many else f"{few} to {many} in each"
         owners = f", of {len(self.clients)} {self.above}s" if self.above else ""
-        splits = f", split into {listed(self.splits)}" if self.splits else ""
+        splits = f", split into {plain(listed(self.splits))}" if self.splits else ""
         return f"{self.images:,} images in {len(self.labels)} classes ({sizes}){owners}{splits}"
+
+
+def plain(text: str) -> str:
+    """Text of others in one line that can steer neither a terminal nor a file's syntax."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def look(path: Path) -> Looked:
@@ -99,7 +104,9 @@ def _look_at_manifest(path: Path) -> Looked:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FedvlmError(f"{path} is not a readable CSV file: {error}") from None
-    columns = list(rows[0]) if rows else []
+    if not rows:
+        raise FedvlmError(f"{path} has no row below its header")
+    columns = list(rows[0])
     found = {key: next((c for c in columns if c and c.strip().lower() in names), None)
              for key, names in COLUMNS.items()}  # fmt: skip
     image, label = found["image"], found["label"]
@@ -112,17 +119,21 @@ def _look_at_manifest(path: Path) -> Looked:
     owners = Counter((row[str(found[above])] or "").strip() for row in rows) if above else Counter[str]()
     splits = sorted({row[found["split"]] or "" for row in rows}) if found["split"] else []
     missing = sum(not (row[label] or "").strip() for row in rows)
+    if not labels:
+        raise FedvlmError(f"{path}: no row has a value in the column '{label}'")
     oddities = [f"{missing} rows have no label"] if missing else []
-    first = path.parent / settings["image"] if not rows else path.parent / (rows[0][image] or "")
+    first = path.parent / (rows[0][image] or "")
     if not first.is_file():
-        oddities.append(f"{first} does not exist: set data.image_path to where the images are, such as images/{{}}.jpg")
+        oddities.append(
+            f"{plain(str(first))} does not exist: set data.image_path to where the images are, such as images/{{}}.jpg"
+        )
     return Looked(settings, labels, owners, above, splits, oddities + _oddities(labels))
 
 
 def _oddities(labels: Counter[str]) -> list[str]:
     found = [f"{listed(few)}: fewer than 4 images" for few in [[name for name, n in labels.items() if n < 4]] if few]
-    plain: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for name in labels:
-        plain.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()), []).append(name)
-    found += [f"{listed(names)}: probably one class" for names in plain.values() if len(names) > 1]
-    return found
+        alike.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()), []).append(name)
+    found += [f"{listed(names)}: probably one class" for names in alike.values() if len(names) > 1]
+    return [plain(one) for one in found]

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedvlm import durable, experiment, methods, overrides, plugins, tensors
 from fedvlm.data import Client
+from fedvlm.data.decode import GREY_BITS
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment
 from fedvlm.federation import server, setup
 from fedvlm.federation.client import evaluation_tensors
 from fedvlm.federation.exchange import PACKAGE
-from fedvlm.federation.records import RoundRecord
 from fedvlm.federation.server import ServerState
 from fedvlm.federation.setup import Loaded
 from fedvlm.federation.spec import RunSpec
 from fedvlm.methods.base import EvalPoint
 from fedvlm.personal import folds
-from fedvlm.personal.model import Base, Calibrated, Facts, PersonalModel
+from fedvlm.personal.folds import Replay
+from fedvlm.personal.model import Base, Facts, PersonalModel
 from fedvlm.runs.folder import RunFolder
 from fedvlm.runs.result import PointResult
 from fedvlm.tensors import Named
 from fedvlm.training import metrics
 from fedvlm.training.site import Site
+from fedvlm.tuners.base import SupportSet
 
 FOLDS = 5
+TOLD = ("rounds", "participation", "views", "data.shots", "data.novel", "data.test_fraction", "data.val_fraction",
+        "data.test_per_class", "data.val_per_class", "data.base_classes", "data.novel_classes", "data.styles",
+        "data.preprocess", "partition.kind", "partition.clients", "partition.alpha", "partition.clients_per_domain",
+        "partition.one_domain_each", "evaluation.every", "evaluation.state", "evaluation.general")  # fmt: skip
+"""Settings of the experiment that a model tells where they are not the defaults. No others: these may hold paths, and
+names of people."""
 
 
 @dataclass(frozen=True)
@@ -45,44 +54,50 @@ class Origin:
     client: Client
     personal: Named | None
     """The tensors that the client stores; None if it has never trained."""
-    received: Named
-    """What the client received, in the evaluated state."""
-    trainings: int
+    replay: Replay
+    point: EvalPoint
+    """The evaluated state."""
+    rounds: int
+    """Number of rounds that are over."""
     metrics: dict[str, float]
     zero_shot: dict[str, float]
 
 
-def make(origin: Origin, folds_: int = FOLDS) -> PersonalModel:
-    """The personal model of a client, with the evaluated state of its method; calibrated unless `folds_` is 0."""
+def make(origin: Origin) -> PersonalModel:
+    """The personal model of a client in the evaluated state, without calibration."""
     spec, site, client, loaded = origin.spec, origin.site, origin.client, origin.loaded
-    point = spec.reported
-    tensors_ = evaluation_tensors(spec, point, origin.personal, origin.received)
-    # Received tensors lie in the client's already; only what is no tensor of its own is kept beside them.
-    support = _support(site, client, tensors_, origin.received)
-    calibrated = (
-        folds.calibrate(spec, site, client, point, origin.received, origin.trainings, folds_)
-        if folds_ else Calibrated()
-    )  # fmt: skip
-    shared = tensors.select(tensors_, spec.method.shared)
+    own = evaluation_tensors(spec, origin.point, origin.personal, origin.replay.received)
+    received, support = _needed(site, client, origin.replay.received)
+    shared = tensors.select(own, spec.method.shared)
+    first = site.federation.source.records[client.train[0] if client.train else 0].image
     facts = Facts(
         package=PACKAGE, method=_method_name(spec), label=origin.label, title=spec.method.title,
         settings=spec.method.config.dump(), template=loaded.experiment.evaluation.template,
         classes=site.federation.base_names, own=_own(site, client), novel=site.federation.novel_names,
         base=_base(loaded), dtype=loaded.experiment.compute.dtype, experiment=origin.experiment.digest(),
         experiment_name=origin.experiment.name, changed=_changed(origin.experiment), client=client.name, seed=spec.seed,
-        rounds=spec.last_round if spec.method.trains else 0, trainings=origin.trainings, state=point,
-        metrics=origin.metrics, zero_shot=origin.zero_shot,
-        shared={name: list(tensor.shape) for name, tensor in shared.items()},
-        private={name: list(tensor.shape) for name, tensor in tensors_.items() if name not in shared},
-        calibrated=calibrated,
+        rounds=origin.rounds, all_rounds=spec.last_round if spec.method.trains else 0,
+        trainings=len(origin.replay.rounds), local_rounds=spec.method.local_rounds, state=origin.point,
+        metrics=origin.metrics, zero_shot=origin.zero_shot, shared=_shapes(shared),
+        private=_shapes({name: tensor for name, tensor in own.items() if name not in shared}),
+        received=_shapes(received), support=0 if support is None else len(support[1]),
+        grey_bits=getattr(first, "bits", GREY_BITS), max_megapixels=getattr(first, "max_megapixels", 40.0),
     )  # fmt: skip
-    return PersonalModel(facts, loaded.clip, loaded.device, tensors_, origin.received, support)
+    return PersonalModel(facts, loaded.clip, loaded.device, own, received, support)
 
 
-def from_run(folder: Path, client: str, method: str | None, seed: int | None, folds_: int = FOLDS) -> PersonalModel:
-    """The personal model of a client of a finished run. The run's data must be where they were. Raises `FedvlmError`.
+def calibrate(model: PersonalModel, origin: Origin, count: int = FOLDS) -> PersonalModel:
+    """The model with temperature and threshold from `count` folds of the client's images (0: without)."""
+    found = folds.calibrate(origin.spec, origin.site, origin.client, origin.point, origin.replay, count)
+    return replace(model, facts=model.facts.model_copy(update={"calibrated": found}))
 
-    `method` and `seed` may be left out where the run has one that trains, or one.
+
+def of_run(
+    folder: Path, client: str, method: str | None = None, seed: int | None = None, device: str | None = None
+) -> Origin:
+    """A client of a finished run, whose data must be where they were. Raises `FedvlmError`.
+
+    `method` and `seed` may be left out where the run has one that trains, or one. `device`: instead of the run's.
     """
     saved = durable.read_json(folder / "experiment.json") if (folder / "experiment.json").is_file() else None
     if not isinstance(saved, dict) or "experiment" not in saved:
@@ -90,68 +105,108 @@ def from_run(folder: Path, client: str, method: str | None, seed: int | None, fo
     chosen = experiment.parse(saved["experiment"])
     if chosen.data.source == "sites":
         raise FedvlmError(f"{folder} is the coordinator's: the personal models are at the sites (fedvlm site export)")
+    if chosen.faults:
+        raise FedvlmError(f"{folder} has faults of released code built in: nobody should take such a model home")
     trained = [name for name in chosen.methods if methods.build(name, chosen.method).trains] or chosen.methods
     usual = chosen.methods if method is not None else trained
     label = choose(method, {name: name for name in usual}, "--method")
     number = int(choose(seed if seed is None else str(seed), {str(one): str(one) for one in chosen.seeds}, "--seed"))
-    if chosen.faults:
-        raise FedvlmError(f"{folder} has faults of released code built in: nobody should take such a model home")
-    return make(_of_run(RunFolder(folder), chosen, saved, client, label, number), folds_)
+    here = chosen if device is None else chosen.model_copy(
+        update={"compute": chosen.compute.model_copy(update={"device": device})}
+    )  # fmt: skip
+    return _of_run(RunFolder(folder), here, str(saved.get("model")), client, label, number)
 
 
-def _of_run(run: RunFolder, chosen: Experiment, saved: dict[str, Any], client: str, label: str, seed: int) -> Origin:
+def _of_run(run: RunFolder, chosen: Experiment, digest: str, client: str, label: str, seed: int) -> Origin:
     point = run.point(seed, label)
-    done = point.result()
-    stored = point.checkpoint(setup.GIB).load()
+    done, stored = point.result(), point.checkpoint(setup.GIB).load()
     if done is None or stored is None:
         raise FedvlmError(f"{point.folder} is not finished: fedvlm run ... --out {run.path} --resume")
     loaded = setup.load(chosen)
-    if loaded.clip.digest != saved.get("model"):
+    if loaded.clip.digest != digest:
         raise FedvlmError(f"{run.path} was made with another CLIP than '{chosen.model.name}' is now")
-    dealt, made = loaded.seed(seed), methods.build(label, chosen.method)
-    simulation = setup.simulation(loaded, dealt, made)
+    run.check_partition(seed, loaded.federation(seed))
+    dealt = loaded.seed(seed)
+    simulation = setup.simulation(loaded, dealt, methods.build(label, chosen.method))
     spec, state = simulation.spec, stored[0]
     found = {each.name: each for each in dealt.federation.clients}
     if client not in found:
         raise FedvlmError(f"no client '{client}'{nearest(client, found)}; clients: {listed(found, 30)}")
+    # A newcomer without local rounds is measured on arrival, with the server's last state.
+    arrives = found[client].is_newcomer and not spec.method.local_rounds
+    state_of = "after_aggregation" if arrives else spec.reported
     before: ServerState = state
-    if spec.method.trains and spec.reported == "after_training":
+    if spec.method.trains and state_of == "after_training":
         before = point.checkpoint(0).before() or server.start(spec)
         if before.round != state.round - 1:
-            raise FedvlmError(
-                f"{point.folder} lacks the state before its last round: run it again"
-            )  # an earlier version
+            raise FedvlmError(f"{point.folder} lacks the state before its last round: run it again")
+    received = server.downlink(spec, before, client)
+    federated = ServerState(spec.rounds, state.server) if spec.method.local_rounds else before
+    rounds = [one.round - 1 for one in point.records() if any(visit.client == client for visit in one.visits)]
+    replay = Replay(received, server.downlink(spec, federated, client), rounds)
     return Origin(
-        chosen, loaded, simulation.site, spec, label, found[client], state.personal.get(client),
-        server.downlink(spec, before, client), _trainings(point.records(), client),
-        _metrics(done, client, spec.reported), _zero_shot(run, chosen, seed, client),
+        chosen, loaded, simulation.site, spec, label, found[client], state.personal.get(client), replay, state_of,
+        state.round, _metrics(done, client, spec.reported), _zero_shot(run, chosen, seed, client),
     )  # fmt: skip
 
 
-def choose(given: str | None, known: Mapping[str, str], option: str) -> str:
-    """The key of `known` that begins as given, or the only one; the values are shown. Raises `FedvlmError`."""
-    if given is not None:
-        found = [given] if given in known else [key for key in known if given and key.startswith(given)]
-        if len(found) != 1:
-            raise FedvlmError(f"{option} {given} is none of: {listed(known.values(), 40)}")
-        return found[0]
-    if len(known) > 1:
-        raise FedvlmError(f"say which, with {option}: {listed(known.values(), 40)}")
-    return next(iter(known))
+def choose(given: str | None, known: Mapping[str, str], option: str, *, begins: bool = False) -> str:
+    """The given key of `known`, or the only one; the values are shown. Raises `FedvlmError`.
+
+    `begins`: the beginning of a key is enough.
+    """
+    if given is None:
+        if len(known) > 1:
+            raise FedvlmError(f"say which, with {option}: {listed(known.values(), 40)}")
+        return next(iter(known))
+    found = [key for key in known if key == given or (begins and given and key.startswith(given))]
+    if len(found) > 1:
+        raise FedvlmError(f"{option} {given} begins several: {listed((known[key] for key in found), 40)}")
+    if not found:
+        raise FedvlmError(f"{option} {given} is none of: {listed(known.values(), 40)}")
+    return found[0]
 
 
-def _support(site: Site, client: Client, tensors_: Named, received: Named) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The client's training images at the tuner's entry, if the method looks at them for predictions."""
-    asked = []
+def _needed(site: Site, client: Client, received: Named) -> tuple[Named, tuple[Tensor, Tensor] | None]:
+    """What predictions need besides the client's tensors: of what it received, and of its training images.
 
-    def request() -> tuple[torch.Tensor, torch.Tensor]:
+    The support set is there if the tuner asks for it, with features without width if it reads the labels only.
+    """
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def request() -> tuple[Tensor, Tensor]:
         asked.append(site.support_set(client, site.base.entry)())
-        return asked[0]
+        return asked[-1]
 
+    whole = _prepared(site, received, request)
+    kept = {name: tensor for name, tensor in received.items()
+            if not _same(whole, site, {key: one for key, one in received.items() if key != name}, request)}  # fmt: skip
+    if not _same(whole, site, kept, request):
+        kept = received
+    if not asked:
+        return kept, None
+    hidden, labels = asked[0]
+    bare = hidden.new_zeros(len(hidden), 0)
+    needs = not _same(whole, site, kept, lambda: (bare, labels))
+    return kept, ((hidden if needs else bare).cpu(), labels.cpu())
+
+
+def _prepared(site: Site, received: Named, support: SupportSet) -> Named:
     device = site.activations.device
     with torch.no_grad(), device.autocast():
-        site.base.prepare({name: device.send(tensor) for name, tensor in received.items()}, request)
-    return (asked[0][0].cpu(), asked[0][1].cpu()) if asked else None
+        return site.base.prepare({name: device.send(tensor) for name, tensor in received.items()}, support)
+
+
+def _same(whole: Named, site: Site, received: Named, support: SupportSet) -> bool:
+    """Whether a tuner makes the same constants of these; not if they are too few for it."""
+    try:
+        return tensors.equal(whole, _prepared(site, received, support))
+    except (KeyError, IndexError, ValueError, RuntimeError):
+        return False
+
+
+def _shapes(named: Named) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in named.items()}
 
 
 def _method_name(spec: RunSpec) -> str:
@@ -161,9 +216,10 @@ def _method_name(spec: RunSpec) -> str:
 
 def _base(loaded: Loaded) -> Base:
     model = loaded.experiment.model
+    name = str(Path(model.name).expanduser().resolve()) if Path(model.name).expanduser().is_dir() else model.name
     return Base(
-        name=model.name, revision=model.revision, weights=loaded.clip.weights, digest=loaded.clip.digest,
-        transform=loaded.experiment.data.transform,
+        name=model.name if model.name == "embedded" else name, revision=model.revision, weights=loaded.clip.weights,
+        digest=loaded.clip.digest, transform=loaded.experiment.data.transform,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -173,18 +229,14 @@ def _own(site: Site, client: Client) -> dict[str, int]:
 
 
 def _changed(chosen: Experiment) -> dict[str, Any]:
-    """Settings that are not the defaults, without those of methods and without paths."""
     now, usual = overrides.flatten(chosen.resolved()), overrides.flatten(Experiment().resolved())
-    kept = {key: value for key, value in now.items() if usual.get(key) != value and not key.startswith("method")}
-    return {key: value for key, value in kept.items() if not key.endswith(("path", "manifest"))}
-
-
-def _trainings(records: list[RoundRecord], client: str) -> int:
-    return sum(visit.client == client for record in records for visit in record.visits)
+    return {key: now[key] for key in TOLD if key in now and usual.get(key) != now[key]}
 
 
 def _metrics(result: PointResult, client: str, point: EvalPoint) -> dict[str, float]:
-    found = result.clients.get(point, {}).get(client, {})
+    found = result.clients.get(point, {}).get(client)
+    if found is None:  # a newcomer's, at the last moment at which it was measured
+        found = next((one.clients[client] for one in reversed(result.newcomers.values()) if client in one.clients), {})
     known = [metric.name for metric in metrics.all_metrics()]
     return {name: found[name] for name in known if name in found}
 

@@ -11,11 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from fedvlm import clip as clips
-from fedvlm import durable, tensors
+from fedvlm import durable, methods, tensors
 from fedvlm.config import problems
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.personal import card
 from fedvlm.personal.model import Facts, PersonalModel
+from fedvlm.streams import torch_stream
 from fedvlm.tensors import Named
 from fedvlm.training import device as devices
 from fedvlm.training.device import ComputeSection
@@ -26,8 +27,7 @@ TENSOR, RECEIVED, SUPPORT = "tensor/", "received/", "support/"
 
 def save(model: PersonalModel, folder: Path) -> list[Path]:
     """Write a model's folder, for its owner only; returns the files. Raises `FedvlmError` if it holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FedvlmError(f"{folder} is not empty: name another folder")
+    check_free(folder)
     held = {TENSOR + name: tensor for name, tensor in model.tensors.items()}
     held |= {RECEIVED + name: tensor for name, tensor in model.received.items()}
     if model.support is not None:
@@ -39,6 +39,12 @@ def save(model: PersonalModel, folder: Path) -> list[Path]:
     return [folder / WEIGHTS, folder / FACTS, folder / CARD]
 
 
+def check_free(folder: Path) -> None:
+    """Raise `FedvlmError` if a folder holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FedvlmError(f"{folder} is not empty: name another folder")
+
+
 def load(folder: str | Path, *, base: str | None = None, device: str = "auto", trust: bool = False) -> PersonalModel:
     """A personal model from its folder.
 
@@ -48,12 +54,14 @@ def load(folder: str | Path, *, base: str | None = None, device: str = "auto", t
     """
     place = Path(folder).expanduser()
     facts = read_facts(place)
-    if ":" in facts.method and not trust:
+    if facts.method not in methods.known() and not trust:
         raise FedvlmError(
-            f"{place} names a class of another package, {facts.method}, and loading it runs that package's code: if "
+            f"{place} names a method of another package, {facts.method}, and loading it runs that package's code: if "
             "you trust whoever made this folder, say so with --trust (in Python trust=True)"
         )
-    chosen = devices.choose_device(ComputeSection(device=device, dtype=facts.dtype))
+    chosen = devices.choose_device(ComputeSection(device=device))
+    tf32 = facts.dtype == "tf32" and chosen.device.type != "cuda"  # a rounding that only NVIDIA's have
+    chosen = devices.choose_device(ComputeSection(device=device, dtype="float32" if tf32 else facts.dtype))
     devices.configure_process(chosen)
     clip = clips.load(base or facts.base.name, revision=facts.base.revision, transform=facts.base.transform)
     if clip.digest != facts.base.digest:
@@ -95,16 +103,32 @@ def _part(held: Named, prefix: str) -> Named:
 
 def _support(held: Named) -> tuple[torch.Tensor, torch.Tensor] | None:
     part = _part(held, SUPPORT)
-    return (part["hidden"], part["labels"]) if part.keys() == {"hidden", "labels"} else None
+    return (part["hidden"], part["labels"]) if {"hidden", "labels"} <= part.keys() else None
 
 
 def _check(model: PersonalModel, place: Path) -> None:
-    """Raise `FedvlmError` where the tensors are not those of the method."""
-    assert model.method.name  # its settings are valid
-    shapes = {name: list(tensor.shape) for name, tensor in model.tensors.items()}
-    expected = model.facts.shared | model.facts.private
-    wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    """Raise `FedvlmError` where the tensors are not those of the method, or not those that were written."""
+    facts = model.facts
+    tuner = model.method.tuner(model.clip, facts.classes, facts.template)
+    first = {name: list(tensor.shape) for name, tensor in tuner.init(torch_stream(0, "init")).items()}
+    found = [
+        ({name: list(tensor.shape) for name, tensor in part.items()}, told)
+        for part, told in ((model.tensors, facts.shared | facts.private), (model.received, facts.received))
+    ]
+    wrong = sorted(
+        {name for held, told in found for name in held.keys() | told.keys() if held.get(name) != told.get(name)}
+    )
+    wrong += sorted(name for name, shape in first.items() if found[0][0].get(name) != shape and name not in wrong)
+    count = 0 if model.support is None else len(model.support[0])
+    labels = torch.zeros(0) if model.support is None else model.support[1]
+    if (
+        count != facts.support
+        or labels.shape != (count,)
+        or (count and not 0 <= labels.min() <= labels.max() < len(facts.classes))
+    ):
+        wrong.append("the support set")
     if wrong:
         raise FedvlmError(f"{place / WEIGHTS} does not belong to {FACTS}: {listed(wrong)}")
-    if not all(bool(tensor.isfinite().all()) for tensor in model.tensors.values() if tensor.is_floating_point()):
+    every = [*model.tensors.values(), *model.received.values(), *(model.support or ())[:1]]
+    if not all(bool(tensor.isfinite().all()) for tensor in every if tensor.is_floating_point()):
         raise FedvlmError(f"{place / WEIGHTS} holds values that are not finite")

@@ -34,5 +34,5 @@ def merge(model: PersonalModel) -> FrozenCLIP:
 
 
 def save(merged: FrozenCLIP, folder: Path) -> None:
-    """Write a merged CLIP as Hugging Face does, for `transformers` and for `model.name`. Raises `FedvlmError`."""
-    clips.save(merged.cpu(), folder)
+    """Write a merged CLIP as Hugging Face does, for its owner only. Raises `FedvlmError`."""
+    clips.save(merged.cpu(), folder, private=True)

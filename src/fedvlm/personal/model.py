@@ -17,7 +17,8 @@ from torch import Tensor
 from fedvlm import methods
 from fedvlm.clip import FrozenCLIP
 from fedvlm.config import Section
-from fedvlm.data.files import FileImage
+from fedvlm.data.decode import GREY_BITS, describe_error, upright
+from fedvlm.data.files import SUFFIXES, FileImage, is_shown, read_text
 from fedvlm.data.record import Image, Record
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.methods.base import Method
@@ -42,7 +43,7 @@ class Base(Section):
     """SHA-256 of its weight files."""
     digest: str
     """SHA-256 of weights, configuration, tokenizer and preprocessing."""
-    transform: str = "clip"
+    transform: Literal["clip", "cifar10", "cifar100"] = "clip"
 
 
 class Calibrated(Section):
@@ -51,15 +52,19 @@ class Calibrated(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Logits are divided by it."""
     none_below: Annotated[float, Field(ge=0, le=1)] | None = None
-    """A highest probability below this is "none of these"; None where there were too few images to say."""
+    """A highest probability below this is "none of these"; None without calibration."""
     images: int = 0
-    """Number of held-out predictions that were used."""
+    """Number of predictions that were used."""
     folds: int = 0
+    held_out: bool = True
+    """Whether each was made by a model that was trained without its image."""
     before: float | None = None
     """Mean negative log-likelihood of these in nats, without the temperature."""
     after: float | None = None
-    kept: float = 0.95
+    kept: float | None = None
     """Share of them whose highest probability is at least `none_below`."""
+    why_not: str = ""
+    """Why there is no calibration."""
 
 
 class Facts(Section):
@@ -92,18 +97,30 @@ class Facts(Section):
     client: str
     seed: int
     rounds: int
+    """Number of rounds that are over."""
+    all_rounds: int
+    """Number of rounds of the whole run."""
     trainings: int
     """Number of times that the client has trained."""
+    local_rounds: int = 0
+    """Number of last rounds in which clients train for themselves and send nothing."""
     state: str
     """The evaluated state (`EvalPoint`)."""
     metrics: dict[str, float] = Field(default={})
-    """Of this client, on images that nobody trained on; in 0..1."""
+    """Of this client's model, on test images; in 0..1."""
     zero_shot: dict[str, float] = Field(default={})
     """The same of the CLIP as it was, if that was measured."""
     shared: dict[str, list[int]] = Field(default={})
     """Shapes of the tensors that crossed the network."""
     private: dict[str, list[int]] = Field(default={})
     """Shapes of the tensors that did not."""
+    received: dict[str, list[int]] = Field(default={})
+    """Shapes of what the client has of others, and predictions need."""
+    support: int = 0
+    """Number of the client's training images whose features or labels predictions need."""
+    grey_bits: Annotated[int, Field(ge=8, le=16)] = 16
+    """Range of grey values of more than 8 bits, as in training."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 40.0
     calibrated: Calibrated = Calibrated()
 
 
@@ -132,10 +149,14 @@ class HeldImage:
 
     key: str
     image: PIL.Image.Image
+    bits: int = GREY_BITS
 
     def open(self) -> PIL.Image.Image:
-        """The image in RGB."""
-        return self.image.convert("RGB")
+        """The image in RGB, upright, as if it were read from a file. Raises `FedvlmError`."""
+        try:
+            return upright(self.image.copy(), self.bits)
+        except (ValueError, OSError) as error:
+            raise FedvlmError(f"{self.key}: {describe_error(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -185,8 +206,8 @@ class PersonalModel:
         none_below: float | None = None,
     ) -> Iterator[Prediction]:
         """`predict`, a few images at a time."""
-        several = [images] if isinstance(images, str | Path | PIL.Image.Image) else list(images)
-        given = [_image(one, place) for place, one in enumerate(several)]
+        several = [images] if isinstance(images, str | Path | PIL.Image.Image | np.ndarray) else list(images)
+        given = [self._image(one, place) for place, one in enumerate(several)]
         names = self.class_list(labels, trained)
         known = self.facts.calibrated.none_below if labels is None else None
         threshold = known if none_below is None else none_below
@@ -208,6 +229,8 @@ class PersonalModel:
 
     def class_list(self, labels: Sequence[str] | None = None, trained: bool | None = None) -> list[str]:
         """The classes of a prediction: the trained ones, or `labels`, or both. Raises `FedvlmError`."""
+        if isinstance(labels, str):
+            raise FedvlmError(f"labels: a list of class names, not the text '{labels}'")
         new = [label.strip() for label in labels or ()]
         if labels is not None and (not new or "" in new):
             raise FedvlmError("labels: a class needs a name")
@@ -225,6 +248,8 @@ class PersonalModel:
         except FedvlmError:
             rows = [self._alone(one, names) for one in images]
         for image, row in zip(images, rows, strict=True):
+            if not isinstance(row, str) and not bool(row.isfinite().all()):
+                row = "the model gives no finite value for it"
             if isinstance(row, str):
                 yield Prediction(image.key, [], [], problem=row)
                 continue
@@ -232,6 +257,19 @@ class PersonalModel:
             best = chances.topk(min(top, len(names)))
             kept = best.values.tolist()
             yield Prediction(image.key, [names[place] for place in best.indices.tolist()], kept, kept[0] < threshold)
+
+    def _image(self, one: Any, place: int) -> Image:
+        bits = self.facts.grey_bits
+        if isinstance(one, PIL.Image.Image):
+            return HeldImage(f"image {place + 1}", one, bits)
+        if isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim == 3 and one.shape[2] == 3:
+            return HeldImage(f"image {place + 1}", PIL.Image.fromarray(one), bits)
+        if isinstance(one, str | Path):
+            path = Path(one).expanduser()
+            real = path.resolve()  # whoever names a link means what it leads to
+            return _File(real.parent, real.name, self.facts.max_megapixels, bits=bits, shown=shown(one))
+        what = f"an array {one.shape} of {one.dtype}" if isinstance(one, np.ndarray) else type(one).__name__
+        raise FedvlmError(f"{what} is no image: give a path, a PIL image or an array [H, W, 3] of uint8")
 
     def _alone(self, image: Image, names: list[str]) -> Tensor | str:
         try:
@@ -265,17 +303,6 @@ class PersonalModel:
         return self.device.send(hidden), self.device.send(labels)
 
 
-def _image(one: Any, place: int) -> Image:
-    if isinstance(one, PIL.Image.Image):
-        return HeldImage(f"image {place + 1}", one)
-    if isinstance(one, np.ndarray):
-        return HeldImage(f"image {place + 1}", PIL.Image.fromarray(one))
-    if isinstance(one, str | Path):
-        path = Path(one).expanduser()
-        return _File(path.parent.resolve(), path.name, shown=str(one))
-    raise FedvlmError(f"{type(one).__name__} is no image: give a path, a PIL image or an array [H, W, 3] of uint8")
-
-
 @dataclass(frozen=True, slots=True)
 class _File(FileImage):
     """An image file, called as it was given."""
@@ -288,26 +315,39 @@ class _File(FileImage):
         return self.shown
 
 
-def sources(words: Sequence[str | Path]) -> list[Path]:
-    """The image files that words name: files, folders (all images below), and `@LIST`, a text file of paths.
+def shown(path: str | Path) -> str:
+    """A path as text that every file and terminal takes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
-    Raises `FedvlmError` for what does not exist.
+
+def sources(words: Sequence[str | Path], without: Path | None = None) -> list[Path]:
+    """The image files that words name: files, folders (all images below), and `@LIST`, a text file of such words.
+
+    Relative paths in a list start from its folder. Images below the folder `without` are left out. Raises `FedvlmError`
+    for what does not exist, and if no image is left.
     """
-    from fedvlm.data.files import SUFFIXES, is_shown, read_text
-
     found: list[Path] = []
     for word in words:
-        path = Path(str(word)[1:] if str(word).startswith("@") else word).expanduser()
         if str(word).startswith("@"):
-            found += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
-        elif path.is_dir():
-            below = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-            kept = [one for one in below if all(is_shown(part) for part in one.relative_to(path).parts)]
-            if not kept:
-                raise FedvlmError(f"{path} holds no image ({listed(sorted(SUFFIXES), 20)})")
-            found += kept
-        elif path.exists():
-            found.append(path)
+            file = Path(str(word)[1:]).expanduser()
+            for line in filter(None, map(str.strip, read_text(file).splitlines())):
+                found += _below(file.parent / Path(line).expanduser())
         else:
-            raise FedvlmError(f"no such file or folder: {path}")
-    return found
+            found += _below(Path(word).expanduser())
+    apart = None if without is None else without.resolve()
+    kept = [one for one in found if apart is None or not one.resolve().is_relative_to(apart)]
+    if not kept:
+        raise FedvlmError(f"no image in {listed(map(shown, words))}")
+    return kept
+
+
+def _below(path: Path) -> list[Path]:
+    if path.is_dir():
+        below = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        kept = [one for one in below if all(is_shown(part) for part in one.relative_to(path).parts)]
+        if not kept:
+            raise FedvlmError(f"{shown(path)} holds no image ({listed(sorted(SUFFIXES), 20)})")
+        return kept
+    if not path.exists():
+        raise FedvlmError(f"no such file or folder: {shown(path)}")
+    return [path]

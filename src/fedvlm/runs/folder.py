@@ -24,6 +24,7 @@ from typing import Any
 
 from fedvlm import durable, overrides
 from fedvlm.clip import FrozenCLIP
+from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.checkpoint import Checkpoint
@@ -140,6 +141,15 @@ class RunFolder:
     def point(self, seed: int, method: str) -> Point:
         """The folder of a method with a seed."""
         return Point(self.path / f"seed-{seed}" / method, self.anew)
+
+    def check_partition(self, seed: int, federation: Federation) -> None:
+        """Raise `FedvlmError` if the run's clients were dealt otherwise: other images, settings or versions."""
+        saved = self.path / f"seed-{seed}" / "partition.json"
+        if Federation.from_json(federation.source, durable.read_json(saved)).digest() != federation.digest():
+            raise FedvlmError(
+                f"{saved} is not the partition that these images, settings and versions give (were images added or "
+                f"taken away? Clients of a domain, for one, are called after it now): {self.anew}"
+            )
 
     def machine(self) -> dict[str, str]:
         """The machine on which the run was begun; empty if there is no run, or an old one without this record."""

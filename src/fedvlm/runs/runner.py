@@ -13,7 +13,7 @@ import torch
 from fedvlm import durable, faults, methods
 from fedvlm.data import Federation
 from fedvlm.data.picture import draw_partition
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import listed
 from fedvlm.experiment import Experiment
 from fedvlm.federation import setup, simulation
 from fedvlm.federation.setup import Loaded, SeedSetup
@@ -164,11 +164,7 @@ def _save_partition(run: _Run, seed: int, federation: Federation) -> None:
         draw_partition(federation, folder / "partition.png")
         durable.write_json(saved, federation.to_json(), private=True)
         return
-    if Federation.from_json(federation.source, durable.read_json(saved)).digest() != federation.digest():
-        raise FedvlmError(
-            f"{saved} is not the partition these settings and versions give (clients of a domain, for one, are called "
-            "after it now): start again in another folder, or with --overwrite"
-        )
+    run.folder.check_partition(seed, federation)
     for file in (saved, folder / "partition.png"):
         durable.keep_private(file)
 

@@ -26,7 +26,7 @@ seeds = [0]                    # more seeds give intervals: fedvlm compare {file
 name = {model}
 {hint}
 [data]
-{data}{novel}
+{data}novel = "none"                 # all classes are trained; "half": the second half of the list is trained by nobody
 shots = 16                     # training images of each class, at most
 test_fraction = 0.3            # share of the images held out for testing, where there is no test split
 
@@ -50,13 +50,10 @@ def experiment_toml(looked: Looked, file: Path, model: str) -> str:
         f"# The model inside the package knows drawn shapes only. For photographs: name = {json.dumps(PUBLISHED)}\n"
         if model == "embedded" else ""
     )  # fmt: skip
-    enough = len(looked.labels) >= 6
-    novel = 'novel = "half"                 # the second half of the classes is trained by nobody; "none": all are'
-    none = 'novel = "none"                 # all classes are trained; "half" keeps the second half for nobody'
     return TEXT.format(
         said=looked.said, oddities="".join(f"# look: {one}\n" for one in looked.oddities), file=file.name,
-        name=json.dumps(file.stem), model=json.dumps(model), hint=hint, data=looked.toml,
-        novel=novel if enough else none, partition=_partition(looked), methods=json.dumps(CHOSEN),
+        name=json.dumps(file.stem.lstrip(".") or "photographs"), model=json.dumps(model), hint=hint, data=looked.toml,
+        partition=_partition(looked), methods=json.dumps(CHOSEN),
         settings=_small() if model == "embedded" else PLAIN,
     )  # fmt: skip
 
@@ -86,10 +83,15 @@ def _partition(looked: Looked) -> str:
     )
 
 
-def write(looked: Looked, file: Path, model: str) -> None:
-    """Write the experiment's file. Raises `FedvlmError` if there is one."""
+def check_free(file: Path) -> None:
+    """Raise `FedvlmError` if the file exists."""
     if file.exists():
         raise FedvlmError(f"{file} is there already: name another with --out")
+
+
+def write(looked: Looked, file: Path, model: str) -> None:
+    """Write the experiment's file. Raises `FedvlmError` if there is one."""
+    check_free(file)
     durable.write_text(file, experiment_toml(looked, file, model))
 
 

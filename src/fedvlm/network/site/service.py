@@ -168,15 +168,18 @@ class Service:
             self.tell(f"{where}: the rounds from {expected} on were played without this site")
         self._count(head, place)
         self.tell(f"{where}: asked to {'train' if visit.trains else 'measure'}")
-        trained = 0 if stored is None else stored.trained
+        trained = [] if stored is None else [one for one in stored.trained if one != visit.round]
         personal = None if stored is None else stored.before if visit.round == stored.round else stored.after
         found, after = visits.carry_out(
             place.contract.spec, place.every, place.site, place.validation, place.client, personal, visit
         )
         reply = policy.apply(self.settings.policy, found)
         answer = place.contract.reply_bytes(self.settings.name, visit.round, reply, request)
-        taught = visit.received if visit.trains or stored is None else stored.taught
-        new = Stored(visit.round, trained + visit.trains, request, personal, after, visit.received, taught, answer)
+        spec, got = place.contract.spec, visit.received
+        measured = got if stored is None or visit.round < spec.last_round else stored.measured
+        taught = got if stored is None or (visit.trains and visit.round <= spec.rounds) else stored.taught
+        trained += [visit.round] if visit.trains else []
+        new = Stored(visit.round, trained, request, personal, after, got, measured, taught, answer)
         self.state.save(head.experiment, head.method, head.seed, new)
         self.record.sent(messages.from_bytes(answer).header, reply.uplink, answer)
         what = f"trained, {len(reply.uplink)} tensors" if visit.trains else "measured, no tensor"

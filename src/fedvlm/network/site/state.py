@@ -26,16 +26,19 @@ from pydantic import Field, ValidationError
 from fedvlm import durable
 from fedvlm.config import Section
 from fedvlm.errors import FedvlmError
-from fedvlm.tensors import Named
+from fedvlm.tensors import Named, equal
 
-BEFORE, AFTER, RECEIVED, TAUGHT, REPLY = "before.", "after.", "received.", "taught.", "reply"
+BEFORE, AFTER, REPLY = "before.", "after.", "reply"
+RECEIVED, MEASURED, TAUGHT = "received.", "measured.", "taught."
 
 
 class _Head(Section):
     version: Literal[1] = 1
     round: Annotated[int, Field(ge=0)]
-    trained: Annotated[int, Field(ge=0)]
+    trained: list[Annotated[int, Field(ge=0)]]
     request: str
+    same: list[str] = Field(default=[])
+    """Parts that are equal to what was received."""
     had_before: bool
     had_after: bool
 
@@ -46,8 +49,8 @@ class Stored:
 
     round: int
     """The visit's round."""
-    trained: int
-    """Number of trainings so far."""
+    trained: list[int]
+    """The rounds, from 0, in which the client has trained."""
     request: str
     """Digest of the message that was answered."""
     before: Named | None
@@ -55,8 +58,11 @@ class Stored:
     after: Named | None
     received: Named
     """What was received in this visit."""
+    measured: Named
+    """What was received in the last visit that is not the one after the last round: with it, a client is measured after
+    training."""
     taught: Named
-    """What was received for the client's last training."""
+    """What was received for the last training that began with tensors of the server (not of a later local round)."""
     reply: bytes
 
 
@@ -140,21 +146,25 @@ class StateFolder:
         reply = held.pop(REPLY).numpy().tobytes()
         parts = {
             part: {name.removeprefix(part): held[name] for name in order if name.startswith(part)}
-            for part in (BEFORE, AFTER, RECEIVED, TAUGHT)
+            for part in (BEFORE, AFTER, RECEIVED, MEASURED, TAUGHT)
         }
+        parts |= dict.fromkeys(head.same, parts[RECEIVED])
         before, after = parts[BEFORE] if head.had_before else None, parts[AFTER] if head.had_after else None
-        return Stored(head.round, head.trained, head.request, before, after, parts[RECEIVED], parts[TAUGHT], reply)
+        received = parts[RECEIVED], parts[MEASURED], parts[TAUGHT]
+        return Stored(head.round, head.trained, head.request, before, after, *received, reply)
 
     def save(self, experiment: str, method: str, seed: int, stored: Stored) -> None:
         """Replace what is stored."""
         held = {BEFORE + name: tensor for name, tensor in (stored.before or {}).items()}
         held |= {AFTER + name: tensor for name, tensor in (stored.after or {}).items()}
-        held |= {RECEIVED + name: tensor for name, tensor in stored.received.items()}
-        held |= {TAUGHT + name: tensor for name, tensor in stored.taught.items()}
+        received = {RECEIVED: stored.received, MEASURED: stored.measured, TAUGHT: stored.taught}
+        same = [part for part in (MEASURED, TAUGHT) if equal(received[part], stored.received)]
+        for part in received.keys() - set(same):
+            held |= {part + name: tensor for name, tensor in received[part].items()}
         order = list(held)
         held[REPLY] = torch.frombuffer(bytearray(stored.reply), dtype=torch.uint8)
         head = _Head(
-            round=stored.round, trained=stored.trained, request=stored.request,
+            round=stored.round, trained=stored.trained, request=stored.request, same=same,
             had_before=stored.before is not None, had_after=stored.after is not None,
         )  # fmt: skip
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
