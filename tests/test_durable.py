@@ -92,7 +92,7 @@ def test_the_new_name_appears_only_after_its_bytes_are_on_disk(tmp_path: Path, m
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     for write in (durable.write_json, durable.append_line):
-        with pytest.raises(FedvlmError, match=r"(folder|not a folder).*--out"):
+        with pytest.raises(FedvlmError, match=r"(folder|not a folder).*another folder"):
             write(tmp_path / "run" / "ledger", {})
 
 

@@ -138,6 +138,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "bring-your-images.md"
 def test_the_pages_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/bring-your-images.md, first block, on drawn photographs with fewer rounds: from nothing to a prediction."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")  # rows in one line
     starter.draw_example(tmp_path / "photographs")
     images = sorted((tmp_path / "photographs").glob("*/*.png"))
     assert len(images) == 200

@@ -61,7 +61,8 @@ def test_clients_that_did_not_take_part_keep_their_file(tmp_path: Path) -> None:
     second = FederationState(2, {"prompt": torch.zeros(1)}, {"b": {"prompt": torch.ones(1)}})
     now = stored(tmp_path, state(1, "a", "b", "c"), second)
     assert {file.name for file in tmp_path.iterdir()} == {
-        "checkpoint.json", "server-0002.safetensors", "clients-0001.safetensors", "clients-0002.safetensors",
+        "checkpoint.json", "server-0001.safetensors", "server-0002.safetensors", "clients-0001.safetensors",
+        "clients-0002.safetensors",
     }  # fmt: skip
     loaded = Checkpoint(tmp_path).load()
     assert loaded is not None
@@ -75,6 +76,7 @@ def test_files_that_nobody_needs_are_swept(tmp_path: Path) -> None:
         stored(tmp_path / f"{last}", *rounds)
         needed = {"checkpoint.json", f"server-{last:04d}.safetensors", f"clients-{last:04d}.safetensors"}
         needed |= {f"clients-{last - 1:04d}.safetensors"} if last % 2 == 0 else set()
+        needed |= {f"server-{last - 1:04d}.safetensors"} if last > 1 else set()
         assert {file.name for file in (tmp_path / f"{last}").iterdir()} == needed
 
 
@@ -186,7 +188,7 @@ def test_a_round_number_of_five_digits(tmp_path: Path) -> None:
         loaded = Checkpoint(tmp_path).load()
         assert loaded is not None
         assert loaded[0].round == round_
-        assert len(list(tmp_path.iterdir())) == 3
+        assert len(list(tmp_path.iterdir())) == (4 if round_ == 10_000 else 3)  # one more with the round before
 
 
 class Crash(BaseException):
@@ -280,7 +282,26 @@ def test_a_crash_while_sweeping_loses_nothing(tmp_path: Path, monkeypatch: pytes
     assert loaded is not None
     assert same(loaded[0], state(2, "a"))
     folder.save(state(3, "a"), 3)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_servers_state_before_the_last_round_is_kept(tmp_path: Path) -> None:
+    folder = Checkpoint(tmp_path)
+    assert folder.before() is None
+    servers = [{"prompt": torch.full((1,), float(round_))} for round_ in range(5)]
+    for round_ in (1, 2, 2, 3):
+        folder.save(FederationState(round_, servers[round_], state(round_, "a").personal), round_)
+        found = Checkpoint(tmp_path).before()
+        assert (None if found is None else (found.round, found.server)) == (
+            None if round_ == 1 else (round_ - 1, servers[round_ - 1])
+        )
+    folder.save(FederationState(9, servers[4], {}), 9)
+    assert folder.before() is None, "round 8 is not here"
+    folder.save(FederationState(10, servers[4], {}), 10)
+    (file,) = (path for path in tmp_path.glob("server-0009*"))
+    tensors.save(file, {"prompt": torch.zeros(1)})
+    with pytest.raises(FedvlmError, match="is damaged"):
+        folder.before()
 
 
 def test_saving_a_round_again_is_atomic_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

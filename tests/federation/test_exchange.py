@@ -171,7 +171,7 @@ def test_a_refusal_is_one_word() -> None:
 
 def test_metrics_come_back_exactly() -> None:
     told = ClientMetrics(
-        {"local": Mean(7.0, 9), "ece": Calibration((0.1, -1 / 3), 7)}, {0.1: {"local": Mean(1 / 3, 9)}}
+        {"local": Mean(7.0, 9), "ece": Calibration((0.1, -1 / 3, *[0.0] * 13), 7)}, {0.1: {"local": Mean(1 / 3, 9)}}
     )
     reply = Reply(REPLY.uplink, 11.0, [0.1, 1 / 3], 0.5, {"after_training": told}, None)
     names = {metric.name for metric in RUN.spec.metrics}

@@ -148,7 +148,9 @@ class Checkpoint:
             server = f"server-{state.round:04d}b.safetensors"
         tensors.save(self.folder / server, state.server, private=True)
         entry = _StoredTensors(file=server, digest=tensors.digest(state.server))
-        before = None if stored is None else stored.server if stored.round == state.round - 1 else stored.before
+        before = None
+        if stored is not None and stored.round >= state.round - 1:
+            before = stored.server if stored.round == state.round - 1 else stored.before
         manifest = _Manifest(
             round=state.round, server=entry, clients=held.stored, ledger_bytes=ledger_bytes, before=before
         )
