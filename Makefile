@@ -1,5 +1,6 @@
 # make demo    install fedvlm and run the main job on the embedded default (no GPU, no model download)
 # make test    install what development needs and run every check
+# make test-long               the tests that take long
 # make federation            a server and three sites on this machine: Flower, TLS, registered nodes
 # make federation-nvflare    the same by NVFlare
 # make test-networks         the tests that need Flower and NVFlare, and those that kill processes
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 NETWORK ?= .venv-federation
 NETWORK_PIP := $(NETWORK)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-federation.txt
 
-.PHONY: demo test lint install install-dev federation federation-nvflare test-networks clean
+.PHONY: demo test test-long lint install install-dev federation federation-nvflare test-networks clean
 
 demo: install
 	$(BIN)/fedvlm run quickstart --overwrite --processes 2
 
 test: install-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-long: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -88,6 +88,7 @@ def test_a_word_that_no_fixture_has_is_refused() -> None:
         clip.tokenizer.words("zebra")
 
 
+@pytest.mark.long
 def test_the_recipe_makes_it_again(full: Path, tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / "trim_reference.py"
     subprocess.run([sys.executable, str(recipe), str(full), str(tmp_path / "out")], check=True)

@@ -53,9 +53,8 @@ def kill_in_the_second_round(trial: Watched, victims: list[str], seconds: float 
     trial.finish(seconds)
 
 
-# The whole lot costs minutes: of them, the everyday tests kill all at once.
 @pytest.mark.parametrize(
-    "who", [pytest.param(who, marks=[] if who == "all" else pytest.mark.network) for who in VICTIMS]
+    "who", [pytest.param(who, marks=pytest.mark.long if who == "all" else pytest.mark.network) for who in VICTIMS]
 )
 def test_killed_in_the_middle_of_a_training_and_started_again(who: str, trial: Watched) -> None:
     kill_in_the_second_round(trial, VICTIMS[who])

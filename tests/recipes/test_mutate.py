@@ -114,6 +114,7 @@ def outcomes(place: Place) -> dict[tuple[str, str], str]:
     return {(row["before"], row["after"]): row["outcome"] for row in mutate.read(place).values()}
 
 
+@pytest.mark.long
 def test_survivors_are_found_and_a_run_goes_on_where_it_was(place: Place) -> None:
     """The test knows the sum; it knows neither the limit nor the default."""
     expected = {

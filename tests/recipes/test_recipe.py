@@ -204,8 +204,11 @@ def test_pool_is_reproducible_and_names_black_and_white_pictures_gray() -> None:
 
 @pytest.mark.parametrize(
     ("image_steps", "text_steps", "every"),
-    [(5, 1, 4), (4, 3, 4), (3, 3, 5)],
-    ids=["kept in the first stage", "kept between the stages", "kept in the second stage"],
+    [
+        pytest.param(5, 1, 4, id="kept in the first stage", marks=pytest.mark.long),
+        pytest.param(4, 3, 4, id="kept between the stages"),
+        pytest.param(3, 3, 5, id="kept in the second stage", marks=pytest.mark.long),
+    ],
 )
 def test_a_few_steps_make_a_model_that_loads_and_goes_on(
     image_steps: int, text_steps: int, every: int, tmp_path: Path

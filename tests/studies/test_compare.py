@@ -302,7 +302,7 @@ def alive(process: int) -> bool:
     return state.exists() and ") Z" not in state.read_text()
 
 
-@pytest.mark.parametrize("moment", [1, 3])
+@pytest.mark.parametrize("moment", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_killed_and_started_again_loses_no_point_and_repeats_none(tmp_path: Path, moment: int) -> None:
     """SIGKILL of the command while its workers play; the workers end with it."""
     folder = tmp_path / "c"

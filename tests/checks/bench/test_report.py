@@ -18,6 +18,7 @@ SMALL = ("data.shots=2", "data.val_per_class=1", "data.test_per_class=2", "data.
          "partition.clients=3", "rounds=4")  # fmt: skip
 
 
+@pytest.mark.long
 def test_both_sides_of_a_small_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = BenchProtocol("tiny", "pFedMoAP on six classes", "quickstart", "pfedmoap", SMALL, warm=1)
     monkeypatch.setitem(protocols.PROTOCOLS, "tiny", tiny)

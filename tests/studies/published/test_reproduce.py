@@ -165,6 +165,7 @@ def test_a_local_folder_is_no_published_model(shared: Path, makes: dict[str, Pat
     assert "2 of 2 cells can be made here" in done.stdout
 
 
+@pytest.mark.long
 def test_a_whole_run_on_real_photographs(shared: Path, tmp_path: Path) -> None:
     words = ["pfedmoap-1", *QUICK, "--columns", "caltech", "--rows", "zero_shot,coop,pfedmoap_0", "--model", "embedded",
              "--seeds", "0,1", "--data", str(shared / "data"), "--out", str(tmp_path)]  # fmt: skip
