@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -122,6 +123,18 @@ def truncate(path: Path, length: int) -> None:
             f"{path} has {found:,} bytes, but {length:,} were written: lines are missing. Put the file back as it was, "
             f"or delete {path.parent} to run this point again"
         )
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def keep_private(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The command line: every verb calls the rooms below in a few lines.
 
 app.py      shared by all verbs: arguments, printing
-runs.py     run, partition
+runs.py     run, partition, watch
 studies.py  compare, sweep, audit, reproduce
 files.py    init, check, copy, schema
 lists.py    methods, presets, cache

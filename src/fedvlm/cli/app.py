@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedvlm.experiment import Experiment
 
 ORDER = (
-    "init", "check", "copy", "schema", "run", "partition", "compare", "sweep", "reproduce", "audit", "export",
+    "init", "check", "copy", "schema", "run", "watch", "partition", "compare", "sweep", "reproduce", "audit", "export",
     "predict", "federation", "site", "methods", "presets", "doctor", "cache", "verify", "bench", "random-clip",
 )  # fmt: skip
 """The verbs as they are listed: as people come to them."""

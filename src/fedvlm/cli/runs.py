@@ -1,4 +1,4 @@
-"""Verbs on one run: carry it out, or show its partition."""
+"""Verbs on one run: carry it out, watch it, or show its partition."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ def partition(
         print_text(f"warning: {note}", style="yellow")
     draw_partition(federation, out)
     print_text(f"digest {federation.digest()}\npicture {out}")
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a comparison or a federation's run.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show it and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, once.")] = False,
+) -> None:
+    """How far a run is, while another process is at it. Ends with the run."""
+    import json
+    import time
+    from dataclasses import asdict
+
+    from rich.live import Live
+
+    from fedvlm.reports import watch as watching
+
+    found = watching.snapshot(folder)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    if once or found.finished or not found.running:
+        print_tables(watching.table(found))
+        return
+    with Live(watching.table(found), auto_refresh=False) as live:
+        while found.running and not found.finished:
+            time.sleep(every)
+            found = watching.snapshot(folder)
+            live.update(watching.table(found), refresh=True)

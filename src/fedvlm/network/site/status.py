@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedvlm import durable
 from fedvlm.network.site.policy import OLDER, REFUSED, SENT, lines
 
 SHOWN = 5
@@ -58,15 +58,4 @@ def summary(state: Path) -> Summary:
         line.bytes += entry["bytes"]
         line.last = entry["time"]
     refusals = [*lines(state / OLDER), *lines(state / REFUSED)]
-    return Summary(_running(state), list(found.values()), len(refusals), refusals[-SHOWN:])
-
-
-def _running(state: Path) -> bool:
-    try:
-        with (state / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return Summary(durable.is_locked(state / "lock"), list(found.values()), len(refusals), refusals[-SHOWN:])
