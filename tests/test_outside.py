@@ -106,6 +106,7 @@ print(found.rows[0].metrics["local"].mean)
     assert "unknown setting 'data.endin' (did you mean 'ending'?)" in wrong.stderr
 
 
+@pytest.mark.long
 def test_the_example_keeps_every_promise_by_its_own_tests(installed: Path) -> None:
     done = python(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests"))
     assert done.returncode == 0, done.stdout
@@ -147,6 +148,7 @@ def test_a_class_may_stand_for_its_name(tmp_path: Path) -> None:
     assert methods.build("gentle", tuned.method).config.lr == 0.5
 
 
+@pytest.mark.long
 def test_a_method_that_breaks_a_promise_is_named_with_it() -> None:
     with pytest.raises(AssertionError, match=r"leaky does not keep \d+ of \d+ promises\n(.|\n)*no_private_tensor"):
         conformance(Leaky)

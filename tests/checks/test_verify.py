@@ -221,6 +221,7 @@ def test_the_class_token_elsewhere(folder: Path) -> None:
     refused(folder, "'side'")
 
 
+@pytest.mark.long
 def test_every_way_is_its_own(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that only one way has is found by that way only."""
     plain = {name: {(g.fixture, g.name): g.difference for g in verify(written, way)} for name, way in EVERY.items()}

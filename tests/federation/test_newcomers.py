@@ -122,7 +122,13 @@ def test_on_arrival_it_has_what_the_server_sends_over_the_common_start(
     assert arrival.means.items() >= pool_metrics(expected).items()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+EVERYDAY = ("pfedmma", "pfedmoap", "promptfl_ft", "fedmgp")
+"""Methods with which a stop is tried in every run of the tests; the others take long."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in EVERYDAY else pytest.mark.long) for name in TRAINED]
+)
 def test_stopped_and_resumed_equals_uninterrupted(name: str, clip: FrozenCLIP, fed: Federation, tmp_path: Path) -> None:
     whole, records = tiny.run(task(name, clip, fed, visits=2))
     assert [list(record.newcomers) for record in records] == [[], ["on_arrival"], [], ["after_tuning"]]

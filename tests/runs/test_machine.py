@@ -48,6 +48,7 @@ def compared(folder: Path, processes: int, cores: int) -> dict[str, bytes]:
     return found | {name: (folder / name).read_bytes() for name in ("tradeoff.png",)}
 
 
+@pytest.mark.long
 def test_processes_and_cores_change_no_byte(tmp_path: Path) -> None:
     """The review's case: with 4 or 8 cores workers had other thread counts than the single process."""
     whole = compared(tmp_path / "1", 1, 8)

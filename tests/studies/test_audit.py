@@ -295,6 +295,7 @@ def test_an_audit_chooses_its_faults_itself() -> None:
         variants(Experiment(faults=["all"]))
 
 
+@pytest.mark.long
 def test_a_fault_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     """Two domains, two clients, which the settings do not say: there is no client 5 to be dropped."""
     words = [*SMALL, "partition.kind=domain", "partition.one_domain_each=false", "data.styles=sketch,neon", "methods=coop",
