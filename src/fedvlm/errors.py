@@ -28,6 +28,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 
+def printable(text: str) -> str:
+    """Text of others in one line of printable characters: it can steer neither a terminal nor a file's syntax."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def listed(items: Iterable[object], limit: int = 8) -> str:
     """Comma-separated items, cut after `limit` with the number of those left out."""
     words = [str(item) for item in items]

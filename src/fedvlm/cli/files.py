@@ -10,7 +10,7 @@ import typer
 
 from fedvlm import durable, presets
 from fedvlm.cli.app import What, Words, app, load_experiment, print_text
-from fedvlm.errors import FedvlmError
+from fedvlm.errors import FedvlmError, printable
 
 
 @app.command()
@@ -23,7 +23,7 @@ def init(
     example: Annotated[bool, typer.Option("--example", help="Draw 200 photographs into IMAGES first.")] = False,
 ) -> None:
     """Look at photographs, say what was found, and write a commented experiment file that runs as it is."""
-    from fedvlm.data.look import look, plain
+    from fedvlm.data.look import look
     from fedvlm.runs import starter
 
     file = out or Path(f"{images.resolve().stem}.toml")
@@ -34,7 +34,7 @@ def init(
     starter.write(found, file, model)
     print_text(f"found: {found.said}")
     for name, count in found.labels.most_common(12):
-        print_text(f"  {count:6,}  {plain(name)}")
+        print_text(f"  {count:6,}  {printable(name)}")
     if len(found.labels) > 12:
         print_text(f"          and {len(found.labels) - 12} more classes")
     for one in found.oddities:

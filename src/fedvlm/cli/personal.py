@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -106,15 +106,21 @@ def predict(
 ) -> None:
     """What a personal model says of images: classes with probabilities."""
     from fedvlm.personal import folder
-    from fedvlm.personal.model import sources
+    from fedvlm.personal.model import CHUNK, sources
 
     paths = sources(source, without=sort_into)
     if csv is not None and csv.exists():
         raise FedvlmError(f"{csv} is there already: name another file")
     loaded = folder.load(model, base=base, device=device, trust=trust)
     names = [name for name in labels.split(",") if name.strip()] if labels else None
-    found = loaded.predictions(paths, names, trained=trained if names else None, top=top, none_below=none_below)
-    told = list(_told(found, as_json))
+    told: list[Prediction] = []
+    for start in range(0, len(paths), CHUNK):  # lines appear as images are predicted
+        some = loaded.predict(
+            paths[start : start + CHUNK], names, trained=trained if names else None, top=top, none_below=none_below
+        )
+        told += some
+        for one in some if as_json else ():
+            print(json.dumps(asdict(one) | {"label": one.label}, ensure_ascii=False), flush=True)
     if not as_json:
         _print(told, top)
     if csv is not None:
@@ -125,13 +131,6 @@ def predict(
         print_text(f"\nwritten: {', '.join(str(one) for one in (csv, sort_into) if one)}")
     if any(one.problem for one in told):
         raise typer.Exit(1)
-
-
-def _told(found: Iterable[Prediction], as_json: bool) -> Iterator[Prediction]:
-    for one in found:
-        if as_json:
-            print(json.dumps(asdict(one) | {"label": one.label}, ensure_ascii=False), flush=True)
-        yield one
 
 
 def _print(found: list[Prediction], top: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import PIL.Image
 
 from fedvlm.data.decode import GREY_BITS, ImageFacts, Problem, decode, describe_error, digest, inspect_bytes
+from fedvlm.data.record import Record
 from fedvlm.errors import FedvlmError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -165,6 +167,22 @@ def read_text(path: Path) -> str:
         raise FedvlmError(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FedvlmError(f"{path} is not a readable UTF-8 text file: {error}") from None
+
+
+def write_images(records: Sequence[Record], place: Callable[[Record], Path], folder: Path) -> None:
+    """Write each record's image as `PLACE/NUMBER.png`, numbered in its place from 0. Raises `FedvlmError`.
+
+    `folder`: what the error names.
+    """
+    numbers: Counter[Path] = Counter()
+    try:
+        for record in records:
+            there = place(record)
+            there.mkdir(parents=True, exist_ok=True)
+            record.image.open().save(there / f"{numbers[there]:04d}.png")
+            numbers[there] += 1
+    except OSError as error:
+        raise FedvlmError(f"the images of {folder} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedvlm.data.build import parse_split
 from fedvlm.data.files import SUFFIXES, is_shown
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError, listed, printable
 
 COLUMNS = {
     "image": ("image", "path", "file", "filename", "file_name", "image_path", "filepath"),
@@ -56,13 +56,8 @@ class Looked:
         few, many = min(self.labels.values()), max(self.labels.values())
         sizes = f"{few} in each" if few == many else f"{few} to {many} in each"
         owners = f", of {len(self.clients)} {self.above}s" if self.above else ""
-        splits = f", split into {plain(listed(self.splits))}" if self.splits else ""
+        splits = f", split into {printable(listed(self.splits))}" if self.splits else ""
         return f"{self.images:,} images in {len(self.labels)} classes ({sizes}){owners}{splits}"
-
-
-def plain(text: str) -> str:
-    """Text of others in one line that can steer neither a terminal nor a file's syntax."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def look(path: Path) -> Looked:
@@ -125,7 +120,8 @@ def _look_at_manifest(path: Path) -> Looked:
     first = path.parent / (rows[0][image] or "")
     if not first.is_file():
         oddities.append(
-            f"{plain(str(first))} does not exist: set data.image_path to where the images are, such as images/{{}}.jpg"
+            f"{printable(str(first))} does not exist: set data.image_path to where the images are, such as "
+            "images/{}.jpg"
         )
     return Looked(settings, labels, owners, above, splits, oddities + _oddities(labels))
 
@@ -136,4 +132,4 @@ def _oddities(labels: Counter[str]) -> list[str]:
     for name in labels:
         alike.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()), []).append(name)
     found += [f"{listed(names)}: probably one class" for names in alike.values() if len(names) > 1]
-    return [plain(one) for one in found]
+    return [printable(one) for one in found]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import write_images
 from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
 
@@ -15,15 +15,7 @@ def draw_sites(scenes: ScenesData, seed: int, folder: Path) -> dict[str, Path]:
     """Write `FOLDER/STYLE/SPLIT/CLASS/NUMBER.png`; returns the folder of each style. Raises `FedvlmError`."""
     source = scenes.load(seed, DecodeCache())
     found = {name: folder / name for name in source.domains()}
-    numbers: Counter[Path] = Counter()
-    try:
-        for record in source.records:
-            place = found[str(record.domain)] / str(record.split) / record.name
-            place.mkdir(parents=True, exist_ok=True)
-            record.image.open().save(place / f"{numbers[place]:04d}.png")
-            numbers[place] += 1
-    except OSError as error:
-        raise FedvlmError(f"the images of {folder} cannot be written: {error.strerror or error}") from None
+    write_images(source.records, lambda one: found[str(one.domain)] / str(one.split) / one.name, folder)
     return found
 
 

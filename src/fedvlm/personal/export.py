@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedvlm import durable, experiment, methods, overrides, plugins, tensors
+from fedvlm import methods, overrides, plugins, tensors
 from fedvlm.data import Client
 from fedvlm.data.decode import GREY_BITS
 from fedvlm.errors import FedvlmError, listed, nearest
@@ -29,6 +29,7 @@ from fedvlm.runs.folder import RunFolder
 from fedvlm.runs.result import PointResult
 from fedvlm.tensors import Named
 from fedvlm.training import metrics
+from fedvlm.training.activations import TEST
 from fedvlm.training.site import Site
 from fedvlm.tuners.base import SupportSet
 
@@ -88,6 +89,11 @@ def make(origin: Origin) -> PersonalModel:
 
 def calibrate(model: PersonalModel, origin: Origin, count: int = FOLDS) -> PersonalModel:
     """The model with temperature and threshold from `count` folds of the client's images (0: without)."""
+    if count:
+        # Encoded once for all folds, rounds and epochs.
+        own = replace(origin.site.federation, tests={}, clients=(replace(origin.client, local=()),))
+        keys = setup.site_keys(own, origin.spec.views) | {(index, TEST) for index in origin.client.train}
+        origin.site.activations.prepare(keys, origin.site.base.entry)
     found = folds.calibrate(origin.spec, origin.site, origin.client, origin.point, origin.replay, count)
     return replace(model, facts=model.facts.model_copy(update={"calibrated": found}))
 
@@ -99,10 +105,7 @@ def of_run(
 
     `method` and `seed` may be left out where the run has one that trains, or one. `device`: instead of the run's.
     """
-    saved = durable.read_json(folder / "experiment.json") if (folder / "experiment.json").is_file() else None
-    if not isinstance(saved, dict) or "experiment" not in saved:
-        raise FedvlmError(f"{folder} is no run folder: it holds no experiment.json of fedvlm")
-    chosen = experiment.parse(saved["experiment"])
+    chosen, saved = RunFolder(folder).begun()
     if chosen.data.source == "sites":
         raise FedvlmError(f"{folder} is the coordinator's: the personal models are at the sites (fedvlm site export)")
     if chosen.faults:
@@ -175,8 +178,9 @@ def _needed(site: Site, client: Client, received: Named) -> tuple[Named, tuple[T
     asked: list[tuple[Tensor, Tensor]] = []
 
     def request() -> tuple[Tensor, Tensor]:
-        asked.append(site.support_set(client, site.base.entry)())
-        return asked[-1]
+        if not asked:
+            asked.append(site.support_set(client, site.base.entry)())
+        return asked[0]
 
     whole = _prepared(site, received, request)
     kept = {name: tensor for name, tensor in received.items()
@@ -216,9 +220,10 @@ def _method_name(spec: RunSpec) -> str:
 
 def _base(loaded: Loaded) -> Base:
     model = loaded.experiment.model
-    name = str(Path(model.name).expanduser().resolve()) if Path(model.name).expanduser().is_dir() else model.name
+    folder = Path(model.name).expanduser()
+    is_folder = model.name != "embedded" and folder.is_dir()
     return Base(
-        name=model.name if model.name == "embedded" else name, revision=model.revision, weights=loaded.clip.weights,
+        name=str(folder.resolve()) if is_folder else model.name, revision=model.revision, weights=loaded.clip.weights,
         digest=loaded.clip.digest, transform=loaded.experiment.data.transform,  # type: ignore[arg-type]
     )  # fmt: skip
 

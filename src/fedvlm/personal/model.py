@@ -194,26 +194,14 @@ class PersonalModel:
         trained ones too. `none_below`: a threshold in the place of the calibrated one, which holds for the trained
         classes only; 0 for none. An image that cannot be read has a `problem`. Raises `FedvlmError`.
         """
-        return list(self.predictions(images, labels, trained=trained, top=top, none_below=none_below))
-
-    def predictions(
-        self,
-        images: str | Path | PIL.Image.Image | Sequence[str | Path | PIL.Image.Image],
-        labels: Sequence[str] | None = None,
-        *,
-        trained: bool | None = None,
-        top: int = 5,
-        none_below: float | None = None,
-    ) -> Iterator[Prediction]:
-        """`predict`, a few images at a time."""
         several = [images] if isinstance(images, str | Path | PIL.Image.Image | np.ndarray) else list(images)
         given = [self._image(one, place) for place, one in enumerate(several)]
         names = self.class_list(labels, trained)
         known = self.facts.calibrated.none_below if labels is None else None
         threshold = known if none_below is None else none_below
         self.ready(names)  # what is wrong with the classes is no image's problem
-        for start in range(0, len(given), CHUNK):
-            yield from self._chunk(given[start : start + CHUNK], names, max(1, top), threshold or 0.0)
+        chunks = [given[start : start + CHUNK] for start in range(0, len(given), CHUNK)]
+        return [one for chunk in chunks for one in self._chunk(chunk, names, max(1, top), threshold or 0.0)]
 
     def logits(self, images: Sequence[Image], names: Sequence[str]) -> Tensor:
         """Logits `[N, K]` float32 on the CPU over these class names, as they are: not divided by the temperature.

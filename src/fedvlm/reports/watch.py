@@ -9,8 +9,7 @@ from statistics import fmean
 
 from rich.table import Table
 
-from fedvlm import durable, experiment, methods
-from fedvlm.errors import FedvlmError
+from fedvlm import durable, methods
 from fedvlm.federation.records import RoundRecord
 from fedvlm.reports import grid
 from fedvlm.runs.folder import Point, RunFolder
@@ -64,11 +63,8 @@ class Snapshot:
 
 def snapshot(folder: Path) -> Snapshot:
     """What a run folder says now. Raises `FedvlmError` if it is none."""
-    saved = durable.read_json(folder / "experiment.json") if (folder / "experiment.json").is_file() else None
-    if not isinstance(saved, dict) or "experiment" not in saved:
-        raise FedvlmError(f"{folder} is no run folder: it holds no experiment.json of fedvlm")
-    chosen = experiment.parse(saved["experiment"])
     run = RunFolder(folder)
+    chosen, _ = run.begun()
     points = []
     for seed in chosen.seeds:
         for label in chosen.methods:

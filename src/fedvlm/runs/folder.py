@@ -26,7 +26,7 @@ from fedvlm import durable, overrides
 from fedvlm.clip import FrozenCLIP
 from fedvlm.data import Federation
 from fedvlm.errors import FedvlmError
-from fedvlm.experiment import Experiment
+from fedvlm.experiment import Experiment, parse
 from fedvlm.federation.checkpoint import Checkpoint
 from fedvlm.federation.records import RoundRecord, from_json
 from fedvlm.runs import owned_files, result
@@ -141,6 +141,13 @@ class RunFolder:
     def point(self, seed: int, method: str) -> Point:
         """The folder of a method with a seed."""
         return Point(self.path / f"seed-{seed}" / method, self.anew)
+
+    def begun(self) -> tuple[Experiment, dict[str, Any]]:
+        """The experiment of the run that is here, and all of `experiment.json`. Raises `FedvlmError` without a run."""
+        saved = self._saved_settings()
+        if "experiment" not in saved:
+            raise FedvlmError(f"{self.path} is no run folder: it holds no experiment.json of fedvlm")
+        return parse(saved["experiment"]), saved
 
     def check_partition(self, seed: int, federation: Federation) -> None:
         """Raise `FedvlmError` if the run's clients were dealt otherwise: other images, settings or versions."""

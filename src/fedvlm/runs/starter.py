@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from fedvlm import durable, presets
 from fedvlm.data.decode_cache import DecodeCache
+from fedvlm.data.files import write_images
 from fedvlm.data.look import Looked
 from fedvlm.data.sources.scenes import ScenesData
 from fedvlm.errors import FedvlmError
@@ -103,13 +103,5 @@ def draw_example(folder: Path, seed: int = 0) -> Path:
         styles=["photo"], base_classes=EXAMPLE_CLASSES, novel_classes=0, shots=EXAMPLE_IMAGES - 1, val_per_class=0,
         test_per_class=1,
     )  # fmt: skip
-    numbers: Counter[str] = Counter()
-    try:
-        for record in scenes.load(seed, DecodeCache()).records:
-            place = folder / record.name
-            place.mkdir(parents=True, exist_ok=True)
-            numbers[record.name] += 1
-            record.image.open().save(place / f"{numbers[record.name]:03d}.png")
-    except OSError as error:
-        raise FedvlmError(f"the images of {folder} cannot be written: {error.strerror or error}") from None
+    write_images(scenes.load(seed, DecodeCache()).records, lambda one: folder / one.name, folder)
     return folder

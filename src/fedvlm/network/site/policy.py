@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvlm import durable, tensors
-from fedvlm.errors import FedvlmError, listed
+from fedvlm.errors import FedvlmError, listed, printable
 from fedvlm.federation.exchange import RefusalError
 from fedvlm.federation.messages import Header
 from fedvlm.federation.visits import Reply
@@ -31,7 +31,7 @@ MOST_SHOWN = 1000
 
 def readable(text: str) -> str:
     """A line that others may have written in part, as printable characters: nothing in it can steer a terminal."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[:MOST_SHOWN])
+    return printable(text[:MOST_SHOWN])
 
 
 def apply(policy: PolicySection, reply: Reply) -> Reply:
