@@ -72,7 +72,7 @@ def test_ties_do_not_depend_on_the_order_of_the_pool() -> None:
     server = {"prompt": torch.zeros(3, 24)} | {f"pool.{name}": torch.zeros(3, 24) for name in NAMES}
     turned = dict(reversed(server.items()))
     for client in NAMES:
-        picks = [method(experts=3).choose(state, client, stream(0, "d")) for state in (server, turned)]
+        picks = [method(experts=3).experts(state, client, stream(0, "d")) for state in (server, turned)]
         assert picks[0] == picks[1]
         assert client not in picks[0]
 
@@ -82,7 +82,7 @@ def test_random_experts_are_drawn_anew_evenly_and_never_the_client_itself() -> N
     counts = dict.fromkeys(NAMES, 0)
     picks = []
     for round_ in range(600):
-        chosen = drawn.choose(server, "site-3", stream(1, "downlink", round_, "site-3"))
+        chosen = drawn.experts(server, "site-3", stream(1, "downlink", round_, "site-3"))
         assert len(set(chosen)) == 3
         picks.append(tuple(sorted(chosen)))
         for name in chosen:
@@ -91,7 +91,7 @@ def test_random_experts_are_drawn_anew_evenly_and_never_the_client_itself() -> N
     expected, deviation = 600 * 3 / 6, (600 * 0.5 * 0.5) ** 0.5
     assert all(abs(count - expected) < 5 * deviation for count in counts.values())
     assert len(set(picks)) == 20
-    assert drawn.choose(server, "site-3", stream(1, "x")) == drawn.choose(
+    assert drawn.experts(server, "site-3", stream(1, "x")) == drawn.experts(
         dict(reversed(server.items())), "site-3", stream(1, "x")
     )
 
@@ -99,7 +99,9 @@ def test_random_experts_are_drawn_anew_evenly_and_never_the_client_itself() -> N
 def test_experts_are_dealt_in_the_order_of_their_names() -> None:
     """A linear gate knows an expert by its place, which must not change with the draw or the distance."""
     for select in ("nearest", "random"):
-        dealt = [method(experts=5, select=select).choose(pool(seed), "site-3", stream(seed, "d")) for seed in range(20)]
+        dealt = [
+            method(experts=5, select=select).experts(pool(seed), "site-3", stream(seed, "d")) for seed in range(20)
+        ]
         assert all(names == sorted(names) for names in dealt)
         assert len({tuple(names) for names in dealt}) > 5
 
@@ -108,8 +110,8 @@ def test_fixed_experts_are_the_same_whoever_asks_whenever() -> None:
     fixed = method(experts=3, select="fixed")
     for seed in range(3):
         server = pool(seed)
-        assert fixed.choose(server, "site-3", stream(seed, "d")) == ["site-0", "site-1"]
-        assert fixed.choose(server, "site-0", stream(seed, "d")) == ["site-1", "site-11"]
+        assert fixed.experts(server, "site-3", stream(seed, "d")) == ["site-0", "site-1"]
+        assert fixed.experts(server, "site-0", stream(seed, "d")) == ["site-1", "site-11"]
 
 
 @pytest.mark.parametrize("select", ["nearest", "random", "fixed", "none"])

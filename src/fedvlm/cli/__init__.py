@@ -7,6 +7,7 @@ files.py    init, check, copy, schema
 lists.py    methods, presets, cache
 checks.py   verify, doctor, bench, random-clip
 personal.py export, predict
+report.py   report
 site.py     site init, check, serve, status, carry
 federation.py  federation init, run
 """
@@ -19,11 +20,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-from fedvlm.cli import checks, federation, files, lists, personal, runs, site, studies
+from fedvlm.cli import checks, federation, files, lists, personal, report, runs, site, studies
 from fedvlm.cli.app import app
 from fedvlm.errors import FedvlmError
 
-__all__ = ["app", "checks", "federation", "files", "lists", "main", "personal", "runs", "site", "studies"]
+__all__ = ["app", "checks", "federation", "files", "lists", "main", "personal", "report", "runs", "site", "studies"]
 
 
 def _warn(

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from fedvlm.experiment import Experiment
 
 ORDER = (
-    "init", "check", "copy", "schema", "run", "watch", "partition", "compare", "sweep", "reproduce", "audit", "export",
-    "predict", "federation", "site", "methods", "presets", "doctor", "cache", "verify", "bench", "random-clip",
+    "init", "check", "copy", "schema", "run", "watch", "partition", "compare", "sweep", "reproduce", "audit", "report",
+    "export", "predict", "federation", "site", "methods", "presets", "doctor", "cache", "verify", "bench",
+    "random-clip",
 )  # fmt: skip
 """The verbs as they are listed: as people come to them."""
 

@@ -51,6 +51,7 @@ def compare(
     print_tables(*as_rich(found))
     print_text("\n" + "\n".join(reading_notes(found)), wrapped=True)
     print_written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
+    print_text(f"all of it as a page: fedvlm report {folder}")
     raise typer.Exit(1 if found.failed else 0)
 
 

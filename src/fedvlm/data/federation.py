@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -97,6 +98,8 @@ class Federation:
     def to_json(self) -> dict[str, Any]:
         """The federation without its images, as JSON values; `from_json` with the same source gives it back.
 
+        "counts" are the training images of each client by label id, for readers without the source.
+
         "content" is the digest of the images' bytes, if they have any. "notes" name no file and no client; "details"
         are the full notes, if these differ.
         """
@@ -107,10 +110,16 @@ class Federation:
             "version": VERSION,
             **self._content(),
             **content,
+            "counts": {client.name: self._counts(client) for client in self.clients},
             "notes": public_notes,
             **details,
             "digest": self.digest(),
         }
+
+    def _counts(self, client: Client) -> dict[str, int]:
+        """Training images by label id, as text, in the order of `base`."""
+        found = Counter(self.source.records[image].label for image in client.train)
+        return {str(label): found[label] for label in self.base if label in found}
 
     def _content(self) -> dict[str, Any]:
         clients = [{key: _plain(value) for key, value in _facts(client).items()} for client in self.clients]
@@ -172,6 +181,8 @@ class _Saved(Section):
     clients: list[_SavedClient]
     tests: dict[str, list[int]]
     content: str | None = None
+    """None in partitions of earlier versions."""
+    counts: dict[str, dict[str, int]] | None = None
     """None in partitions of earlier versions."""
     notes: list[str]
     details: list[str] | None = None

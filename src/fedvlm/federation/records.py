@@ -53,11 +53,14 @@ class RoundRecord:
     newcomers: dict[Moment, NewcomerRecord] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     """Clients whose reply is missing, with the reason in a word; between machines only."""
+    experts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """After the last round, in a simulation: for each client the mean weights of the experts in its predictions, by the
+    name of the client whose they are, its own among them."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values by the keys of the ledger (`KEYS`); `absent` where there is any."""
+        """Plain values by the keys of the ledger (`KEYS`); `absent` and `experts` where there are any."""
         table = {KEYS.get(name, name): value for name, value in asdict(self).items()}
-        return table if self.absent else {key: value for key, value in table.items() if key != "absent"}
+        return {key: value for key, value in table.items() if value or key not in ("absent", "experts")}
 
 
 KEYS = {"newcomers": "late"}

@@ -25,6 +25,7 @@ from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.federation.visits import draws_tradeoff, due_points
 from fedvlm.methods.base import EvalPoint
+from fedvlm.streams import stream
 from fedvlm.tensors import Named
 from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 from fedvlm.training.local import check_precision
@@ -160,9 +161,26 @@ def _evaluate(
                     for kind, own in zip(("test", "val"), measured, strict=False)
                 }
         newcomers = {moment: _measure_newcomers(run, before, after, moment) for moment in _due_moments(run, round_)}
+        experts = _expert_weights(run, before, after) if found and round_ == run.spec.last_round else {}
     clients = {point: {name: one.values for name, one in own.items()} for point, own in found.items()}
     means = {point: pool_metrics(own, run.spec.metrics) for point, own in found.items()}
-    return RoundRecord(round_, trained, clients, means, train_s, time.perf_counter() - begun, curves, newcomers)
+    took = time.perf_counter() - begun
+    return RoundRecord(round_, trained, clients, means, train_s, took, curves, newcomers, experts=experts)
+
+
+def _expert_weights(run: Simulation, before: FederationState, after: FederationState) -> dict[str, dict[str, float]]:
+    """Mean weights of the experts in the clients' predictions on their own test images, in the reported state."""
+    found: dict[str, dict[str, float]] = {}
+    state = before if run.spec.reported == "after_training" else after
+    for client in () if run.faults else run.site.federation.trained:
+        draw = stream(run.spec.seed, "downlink", state.round, client.name)
+        others = run.spec.method.experts(state.server, client.name, draw)
+        if others and client.local:
+            received = server.downlink(run.spec, state, client.name)
+            tensors = evaluation_tensors(run.spec, run.spec.reported, after.personal.get(client.name), received)
+            weights = run.site.expert_weights(tensors, received, client.local).tolist()
+            found[client.name] = dict(zip([client.name, *others], weights, strict=True))
+    return found
 
 
 def _due_moments(run: Simulation, round_: int) -> list[Moment]:

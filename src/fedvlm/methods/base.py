@@ -221,6 +221,13 @@ class Method:
         """The named tensors this client receives now: shared ones and constants."""
         return tensors.select(server, (*self.shared, *self.constants))
 
+    def experts(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
+        """Names of the other clients whose own tensors are in this client's downlink, in the tuner's order.
+
+        Known to the server alone. Where there are any, the tuner has `weights` (see `training.site.expert_weights`).
+        """
+        return []
+
     def downlink_bytes(self, shared_bytes: int, clients: int) -> tuple[int, int]:
         """Least and most bytes one client receives in a round; a test holds the downlink to it."""
         total = shared_bytes + (8 if ROUND in self.constants else 0)

@@ -149,6 +149,18 @@ class PromptMixture:
             mixed = self._mixed(trained, classifier, self._pool(F.normalize(hidden, dim=-1)))
             return self.clip.scaled(mixed) + self.config.local_weight * own
 
+    def weights(self, trained: Named, classifier: Named, hidden: Tensor) -> Tensor:
+        """The gate's weights of the experts, the own one first, for image features `[B, E]`: `[B, M]`, sums of 1.
+
+        Means over classes and heads; without experts the own prompt has all the weight.
+        """
+        if classifier.keys() == {"text"}:
+            return hidden.new_ones(len(hidden), 1)
+        pooled = self._pool(F.normalize(hidden, dim=-1))
+        if self.config.gate == "linear":
+            return gate.linear_weights(trained, pooled, classifier["experts"].shape[-2])
+        return gate.attention(trained, pooled, classifier["keys"].float(), self.config.scaling).mean((1, 2))
+
     def _mixed(self, trained: Named, classifier: Named, pooled: Tensor) -> Tensor:
         """The gate's logits for pooled images `[B, R]`, `[B, K]`, before the logit scale."""
         if self.config.gate == "linear":
@@ -177,7 +189,7 @@ class PFedMoAP(base.Method):
 
     def downlink(self, server: Named, client: str, draw: np.random.Generator) -> Named:
         """What is averaged and, if this client is in the pool, the chosen prompts, numbered: no names of others."""
-        chosen = [server[f"{POOL}{other}"] for other in self.choose(server, client, draw)]
+        chosen = [server[f"{POOL}{other}"] for other in self.experts(server, client, draw)]
         averaged = {name: tensor for name, tensor in server.items() if not name.startswith(POOL)}
         return averaged | {f"{EXPERT}{i:04d}": prompt for i, prompt in enumerate(chosen)}
 
@@ -193,7 +205,7 @@ class PFedMoAP(base.Method):
         whole = "whole prompts of single clients, unnamed but in the order of names"
         return base.MEAN if self.config.alone else f"{base.MEAN}, and {whole}"
 
-    def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
+    def experts(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
         """Names of the experts for a client, from the pool as it was before this round."""
         own = server.get(f"{POOL}{client}")
         others = sorted(name[len(POOL) :] for name in server if name.startswith(POOL) and name != f"{POOL}{client}")

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedvlm import durable
-from fedvlm.reports import figure, grid
+from fedvlm.reports import grid
+from fedvlm.reports.charts import accuracy, plot
 from fedvlm.reports.columns import columns
 from fedvlm.reports.grid import Cells, Record
 from fedvlm.runs.results import ResultRow, Results, Value
@@ -30,7 +31,8 @@ def write(results: Results) -> Results:
     durable.write_text(folder / "table.csv", as_csv([*rows, *newcomers], failed))
     durable.write_text(folder / "table.md", as_markdown(rows, newcomers, failed))
     curves = {name: [point.curve for point in by_seed.values()] for name, by_seed in results.complete.items()}
-    figure.draw_rounds(curves, results.experiment.rounds, f"{results.experiment.name}: accuracy per round", folder)
+    chart = accuracy.rounds(curves, results.experiment.rounds, f"{results.experiment.name}: accuracy per round")
+    plot.write(chart, folder, ("png", "svg"))
     return results
 
 

@@ -20,10 +20,10 @@ REACHED = ("rounds_to_target", "bytes_to_target")
 
 def as_markdown(comparison: Comparison) -> str:
     """Accuracies, differences from the reference, and notes on the columns."""
-    lines = [f"# {comparison.name}", "", grid.markdown(*_accuracies(comparison)), ""]
+    lines = [f"# {comparison.name}", "", grid.markdown(*accuracies(comparison)), ""]
     if comparison.compared:
         words = f"Differences from `{comparison.against}`, paired within seeds:"
-        lines += [words, "", grid.markdown(*_differences(comparison)), ""]
+        lines += [words, "", grid.markdown(*differences(comparison)), ""]
     return "\n".join([*lines, *reading_notes(comparison)]) + "\n"
 
 
@@ -64,9 +64,9 @@ def reading_notes(comparison: Comparison) -> list[str]:
 
 def as_latex(comparison: Comparison) -> str:
     """Two `tabular` environments (booktabs)."""
-    parts = [grid.latex(*_accuracies(comparison))]
+    parts = [grid.latex(*accuracies(comparison))]
     if comparison.compared:
-        parts.append(f"% differences from {comparison.against}\n" + grid.latex(*_differences(comparison)))
+        parts.append(f"% differences from {comparison.against}\n" + grid.latex(*differences(comparison)))
     return "\n\n".join([*parts, "\n".join(f"% {note}" for note in comparison.notes)]) + "\n"
 
 
@@ -88,14 +88,15 @@ def records(comparison: Comparison) -> Sequence[Record]:
 
 def as_rich(comparison: Comparison) -> list[Table]:
     """Accuracies, and differences if there are several methods, for a terminal of 120 columns."""
-    tables = [grid.terminal(*_accuracies(comparison, short=True))]
+    tables = [grid.terminal(*accuracies(comparison, short=True))]
     if comparison.compared:
         title = f"differences from {comparison.against}, paired within seeds; p corrected (Holm)"
-        tables.append(grid.terminal(*_differences(comparison, short=True), title))
+        tables.append(grid.terminal(*differences(comparison, short=True), title))
     return tables
 
 
-def _accuracies(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+def accuracies(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+    """Heads and rows of the table of accuracies, failed methods last; `short`: for a terminal."""
     there = {name for row in comparison.rows for name in row.values}
     shown = columns("compare terminal" if short else "compare", there)
     heads = ["method", *(metric.heading for metric in shown), "reached", "up B"]
@@ -118,7 +119,8 @@ def _accuracy_row(row: ComparisonRow, shown: Sequence[Metric], *, short: bool) -
             f"{statistics.fmean(row.values['train_s']):.1f}"]  # fmt: skip
 
 
-def _differences(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+def differences(comparison: Comparison, *, short: bool = False) -> tuple[Cells, list[Cells]]:
+    """Heads and rows of the table of differences from the reference; `short`: for a terminal."""
     shown = columns("tested", {name for row in comparison.rows for name in row.differences})
     heads = ["method", *(cell for metric in shown for cell in (metric.heading, "p"))]
     rows = [row for row in comparison.rows if row.method != comparison.against]

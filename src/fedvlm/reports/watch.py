@@ -76,18 +76,18 @@ def snapshot(folder: Path) -> Snapshot:
 
 def _standing(run: RunFolder, label: str, seed: int, last: int) -> Standing:
     point = run.point(seed, label)
-    records = _records(point)
-    losses = [loss for visit in records[-1].visits for loss in visit.losses] if records else []
-    means = next((next(iter(record.means.values())) for record in reversed(records) if record.means), {})
+    found = records(point)
+    losses = [loss for visit in found[-1].visits for loss in visit.losses] if found else []
+    means = next((next(iter(record.means.values())) for record in reversed(found) if record.means), {})
     done = (point.folder / "result.json").exists()
     return Standing(
-        label, seed, "done" if done else "begun" if records else "waits", records[-1].round if records else 0, last,
+        label, seed, "done" if done else "begun" if found else "waits", found[-1].round if found else 0, last,
         fmean(losses) if losses else None, {name: means[name] for name in SHOWN if name in means},
-        sum(record.train_s + record.evaluate_s for record in records),
+        sum(record.train_s + record.evaluate_s for record in found),
     )  # fmt: skip
 
 
-def _records(point: Point) -> list[RoundRecord]:
+def records(point: Point) -> list[RoundRecord]:
     """The rounds of a ledger to which another process may be adding a line just now."""
     for _ in range(20):
         try:

@@ -14,7 +14,7 @@ from fedvlm.errors import FedvlmError, listed
 LOCK = ".lock"
 _WRITTEN = re.compile(
     r"experiment\.json|contract\.(txt|json)|table\.(json|csv|md)|(rounds|tradeoff)\.(png|svg)"
-    r"|compare\.(json|csv|md|tex)"
+    r"|compare\.(json|csv|md|tex)|report\.html"
     r"|seed--?\d+/(partition\.(json|png)|[^/]+/(point\.json|result\.json|ledger\.jsonl|\.lock"
     r"|checkpoint/(checkpoint\.json|(server|clients)-\w+\.safetensors)))"
 )

@@ -10,7 +10,8 @@ from typing import Any
 from fedvlm import durable, methods
 from fedvlm.errors import FedvlmError, listed, nearest
 from fedvlm.experiment import Experiment
-from fedvlm.reports import comparison, figure
+from fedvlm.reports import comparison
+from fedvlm.reports.charts import accuracy, plot
 from fedvlm.reports.columns import columns
 from fedvlm.reports.comparison import Comparison, Target
 from fedvlm.reports.text import FORMATS
@@ -49,7 +50,8 @@ def write(done: Results, against: str, target: Target | None = None) -> Comparis
     for ending, text in FORMATS.items():
         durable.write_text(folder / f"compare.{ending}", text(found))
     durable.write_json(folder / "compare.json", found.as_json())
-    figure.draw_tradeoff(found, folder)
+    if chart := accuracy.tradeoff(found, f"{found.name}: moved towards zero-shot"):
+        plot.write(chart, folder, ("png", "svg"))
     return found
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from fedvlm import durable, experiment, methods, overrides
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
-from fedvlm.reports import figure, grid
+from fedvlm.reports import grid
 from fedvlm.reports import statistics as stats
 from fedvlm.reports import text as comparison_text
+from fedvlm.reports.charts import accuracy, plot
 from fedvlm.reports.columns import columns
 from fedvlm.reports.comparison import Comparison
 from fedvlm.reports.grid import Cells
@@ -181,7 +182,7 @@ def _write(swept: Sweep, folder: Path) -> None:
     records = [{swept.key: value, **record} for value, one in swept for record in comparison_text.records(one)]
     durable.write_text(folder / "sweep.csv", grid.csv(records, comparison_text.REACHED))
     durable.write_json(folder / "sweep.json", swept.as_json())
-    figure.draw_sweep(swept.key, dict(swept), swept.name, folder)
+    plot.write(accuracy.sweep(swept.key, dict(swept), swept.name), folder, ("png", "svg"))
 
 
 def sweep_tables(swept: Sweep, *, short: bool = False) -> Tables:

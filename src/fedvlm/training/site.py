@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,20 @@ class Site:
             logits = [predict(tuner, tensors, classifier, rows)[0] for rows in self._hidden(images, tuner.entry)]
         found = torch.cat(logits)
         return found if found.ndim == 2 else found.mean(1)
+
+    @torch.no_grad()
+    def expert_weights(self, tensors: Named, received: Named, images: Sequence[int]) -> Tensor:
+        """Mean weights of the experts `[M]` in predictions on these images, the client's own one first.
+
+        For methods with `experts`, whose tuners have `weights`.
+        """
+        tuner: Any = self.base
+        model = self._model(tuner, tensors, received, None)
+        with self.activations.device.autocast():
+            found = [
+                tuner.weights(model.on_device, model.classifier, rows) for rows in self._hidden(images, tuner.entry)
+            ]
+        return torch.cat(found).double().mean(0).cpu()
 
     def _hidden(self, images: Sequence[int] | str, entry: Entry) -> Iterable[Tensor]:
         """Activations at a tuner's entry, in batches."""

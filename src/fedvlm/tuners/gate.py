@@ -61,12 +61,21 @@ def mixture_logits(tensors: Named, image: Tensor, keys: Tensor, values: Tensor, 
     The gate's output is only ever read through its product with the image, so the output projection is applied to
     the image instead: <W_o x + b, i> = <x, W_o^T i> + <b, i>. Scores are (q k) x `scaling`, with no 1/sqrt(R/H).
     """
-    heads = keys.shape[-2]
-    query = apply_linear(tensors, "gating.q", image).unflatten(-1, (heads, -1))
-    read = (image @ tensors["gating.o.weight"]).unflatten(-1, (heads, -1))
-    attention = torch.softmax(torch.einsum("...bhd,...kmhd->...bkhm", query, keys) * scaling, dim=-1)
-    mixed = (attention * torch.einsum("...bhd,...kmhd->...bkhm", read, values)).sum((-1, -2))
+    read = (image @ tensors["gating.o.weight"]).unflatten(-1, (keys.shape[-2], -1))
+    weights = attention(tensors, image, keys, scaling)
+    mixed = (weights * torch.einsum("...bhd,...kmhd->...bkhm", read, values)).sum((-1, -2))
     return mixed + image @ tensors["gating.o.bias"][..., None]
+
+
+def attention(tensors: Named, image: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Weights of the experts for pooled images `[B, R]` and keys `[K, M, H, R/H]`: `[B, K, H, M]`, sums of 1 over M."""
+    query = apply_linear(tensors, "gating.q", image).unflatten(-1, (keys.shape[-2], -1))
+    return torch.softmax(torch.einsum("...bhd,...kmhd->...bkhm", query, keys) * scaling, dim=-1)
+
+
+def linear_weights(tensors: Named, image: Tensor, experts: int) -> Tensor:
+    """The linear gate's weights of the first `experts` places for pooled images `[B, R]`: `[B, M']`."""
+    return torch.softmax(apply_linear(tensors, "gating.linear", image)[..., :experts], dim=-1)
 
 
 def linear_logits(tensors: Named, image: Tensor, experts: Tensor) -> Tensor:
@@ -74,5 +83,5 @@ def linear_logits(tensors: Named, image: Tensor, experts: Tensor) -> Tensor:
 
     Where fewer than M experts are present (M'), the weights of the last ones are left out of the softmax.
     """
-    weights = torch.softmax(apply_linear(tensors, "gating.linear", image)[..., : experts.shape[-2]], dim=-1)
+    weights = linear_weights(tensors, image, experts.shape[-2])
     return (torch.einsum("...bd,...kmd->...bkm", image, experts) * weights[..., None, :]).sum(-1)

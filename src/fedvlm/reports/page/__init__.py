@@ -1,0 +1,1 @@
+"""The report of run folders: one HTML page that needs nothing else."""

@@ -1,0 +1,260 @@
+"""The chapter of a run, a comparison or a federation: from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvlm import durable, overrides
+from fedvlm.errors import FedvlmError, listed
+from fedvlm.experiment import Experiment
+from fedvlm.federation.records import RoundRecord
+from fedvlm.reports import comparison, text, watch
+from fedvlm.reports.charts import accuracy, clients, looks
+from fedvlm.reports.charts.chart import Chart
+from fedvlm.reports.charts.looks import Looks
+from fedvlm.reports.columns import columns
+from fedvlm.reports.comparison import Comparison
+from fedvlm.reports.page.content import Chapter, Table
+from fedvlm.runs.folder import RunFolder
+from fedvlm.runs.result import PointResult
+
+
+@dataclass(frozen=True)
+class RunRead:
+    """What a run folder holds."""
+
+    folder: Path
+    experiment: Experiment
+    saved: Mapping[str, Any]
+    labels: list[str]
+    points: dict[str, dict[int, PointResult]]
+    """Finished points by method and seed."""
+    records: dict[str, dict[int, list[RoundRecord]]]
+
+    @property
+    def whole(self) -> dict[str, dict[int, PointResult]]:
+        """Methods that have a result with every seed."""
+        return {name: each for name, each in self.points.items() if len(each) == len(self.experiment.seeds)}
+
+
+def read_run(folder: Path) -> RunRead:
+    """Read a run folder. Raises `FedvlmError` if it is none, or a result was changed."""
+    run = RunFolder(folder)
+    experiment, saved = run.begun()
+    labels = _labels(folder, experiment)
+    points: dict[str, dict[int, PointResult]] = {}
+    records: dict[str, dict[int, list[RoundRecord]]] = {}
+    for label in labels:
+        for seed in experiment.seeds:
+            point = run.point(seed, label)
+            records.setdefault(label, {})[seed] = watch.records(point)
+            if found := point.result():
+                points.setdefault(label, {})[seed] = found
+    return RunRead(folder, experiment, saved, labels, points, records)
+
+
+def _labels(folder: Path, experiment: Experiment) -> list[str]:
+    """Methods by the names of their folders, which tell built-in faults, in the order of the experiment."""
+    named = durable.read_json(folder / "contract.json") if (folder / "contract.json").exists() else []
+    return [line["method"] for line in named] or list(experiment.methods)
+
+
+def chapter(folder: Path, against: str, *, with_clients: bool) -> Chapter:
+    """The chapter of a run, a comparison or a federation."""
+    read = read_run(folder)
+    title, whole = read.experiment.name, read.whole
+    warnings = _unfinished(read)
+    if not whole:
+        return Chapter(
+            title,
+            str(folder),
+            ["No method has a result with every seed yet."],
+            warnings,
+            later=facts(read),
+            settings=toml(read.experiment),
+        )
+    found = comparison.compare(title, whole, reference(read, against))
+    style = looks.of(found)
+    return Chapter(
+        title,
+        str(folder),
+        _lead(found, read),
+        warnings,
+        _comparison_tables(found),
+        _charts(read, found, style, with_clients),
+        style,
+        [*_contract(folder), *_absent(read), *facts(read)],
+        toml(read.experiment),
+    )
+
+
+def reference(read: RunRead, against: str) -> str:
+    """The reference method: as asked, as in the comparison that is here, zero-shot, or the first."""
+    if against and against not in read.whole:
+        raise FedvlmError(
+            f"--against '{against}': {read.folder} has no result of it with every seed, but of {listed(read.whole)}"
+        )
+    file = read.folder / "compare.json"
+    before = durable.read_json(file).get("against", "") if file.exists() else ""
+    return next(name for name in (against, before, "zero_shot", next(iter(read.whole))) if name in read.whole)
+
+
+def _unfinished(read: RunRead) -> list[str]:
+    lines = []
+    for label in read.labels:
+        missing = [seed for seed in read.experiment.seeds if seed not in read.points.get(label, {})]
+        if missing:
+            rounds = {seed: [record.round for record in read.records[label][seed]] for seed in missing}
+            far = [f"seed {seed}: {f'round {own[-1]}' if own else 'not begun'}" for seed, own in rounds.items()]
+            lines.append(f"{label} has no result yet ({listed(far)}) and is not in the tables and figures.")
+    return lines
+
+
+def _lead(found: Comparison, read: RunRead) -> list[str]:
+    """What a reader wants to know first."""
+    rows, seeds = found.rows, len(found.seeds)
+    people = {
+        name for row in rows for point in read.whole[row.method].values() for name in point.clients.get(point.state, {})
+    }
+    lines = [
+        f"{many(len(rows), 'method')}, {many(len(people), 'client')}, {many(seeds, 'seed')}, "
+        f"{many(read.experiment.rounds, 'round')}."
+    ]
+    for metric in columns("core", {name for row in rows for name in row.values}):
+        each = [(one, row.method) for row in rows if (one := row.estimate(metric.name))]
+        best, method = max(each, key=lambda pair: pair[0].mean)
+        if metric.name in ("local", "hm") and len(rows) > 1:
+            lines.append(f"Best {metric.heading}: {method} with {text.format_accuracy(metric, best)}.")
+    if seeds == 1:
+        lines.append("One seed: differences may be chance (fedvlm compare with seeds=0,1,2 gives intervals).")
+    return lines
+
+
+def many(count: int, word: str) -> str:
+    """A number with its word, such as `3 clients`."""
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
+def _comparison_tables(found: Comparison) -> list[Table]:
+    notes = [line.removeprefix("- ") for line in text.reading_notes(found)]
+    tables = [Table("Accuracy", *text.accuracies(found), notes, name="accuracy")]
+    if found.compared:
+        about = [f"Method less {found.against}, paired within seeds; p in brackets is corrected (Holm)."]
+        tables.append(Table(f"Differences from {found.against}", *text.differences(found), about, name="differences"))
+    return tables
+
+
+def _charts(read: RunRead, found: Comparison, style: Looks, with_clients: bool) -> list[Chart]:
+    whole = read.whole
+    curves = {name: [point.curve for point in each.values()] for name, each in whole.items()}
+    seconds = {name: [(point.train_s, point.evaluate_s) for point in each.values()] for name, each in whole.items()}
+    charts = [
+        accuracy.tradeoff(found, "Personalisation against generalisation", style),
+        accuracy.rounds(curves, read.experiment.rounds, "Accuracy per round", style),
+        clients.accuracies(_by_client(whole), style, len(found.seeds)) if with_clients else None,
+        _partition(read) if with_clients else None,
+        accuracy.sizes(found, style),
+        accuracy.times(seconds),
+        *(_helpers(read) if with_clients else ()),
+        accuracy.calibration(found, style),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _by_client(whole: Mapping[str, Mapping[int, PointResult]]) -> clients.Accuracies:
+    """Local by method and client, means over seeds."""
+    return {
+        method: clients.mean_over_seeds(
+            [
+                {name: one["local"] for name, one in point.clients.get(point.state, {}).items() if "local" in one}
+                for point in each.values()
+            ]
+        )
+        for method, each in whole.items()
+    }
+
+
+def _partition(read: RunRead) -> Chart | None:
+    seed = read.experiment.seeds[0]
+    file = read.folder / f"seed-{seed}" / "partition.json"
+    return clients.partition(durable.read_json(file), seed) if file.exists() else None
+
+
+def _helpers(read: RunRead) -> list[Chart]:
+    seed, found = read.experiment.seeds[0], []
+    for label in read.whole:
+        records = read.records[label][seed]
+        if records and (chart := clients.helpers(records[-1].experts, label, seed)):
+            found.append(chart)
+    return found
+
+
+def _contract(folder: Path) -> list[Table]:
+    file = folder / "contract.json"
+    lines = durable.read_json(file) if file.exists() else []
+    rows = [
+        [
+            line["method"],
+            listed(line["leaves"], 4) or "nothing",
+            f"{line['up_bytes']:,}",
+            "-".join(f"{size:,}" for size in dict.fromkeys(line["down_bytes"])),
+            f"{line['private']:,}",
+            line["exposes"] or "nothing",
+        ]
+        for line in lines
+    ]
+    heads = ["method", "tensors that leave a client", "up B", "down B", "numbers that stay", "others see"]
+    return (
+        [Table("What leaves a client", heads, rows, ["Bytes of one client in one round."], "leaves", words=True)]
+        if rows
+        else []
+    )
+
+
+def _absent(read: RunRead) -> list[Table]:
+    """Sites that did not reply."""
+    rows = [
+        [f"{label}, seed {seed}", str(record.round), name, why]
+        for label, by_seed in read.records.items()
+        for seed, records in by_seed.items()
+        for record in records
+        for name, why in record.absent.items()
+    ]
+    heads = ["method", "round", "site", "reason"]
+    return [Table("Missing replies", heads, rows, name="missing", methods=False, words=True)] if rows else []
+
+
+def facts(read: RunRead) -> list[Table]:
+    """Digests, versions and machine."""
+    saved = read.saved
+    rows = [["experiment's digest", str(saved.get("digest", ""))], ["model's digest", str(saved.get("model", ""))]]
+    rows += [
+        [name, str(value)] for part in ("versions", "machine") for name, value in dict(saved.get(part, {})).items()
+    ]
+    for later in saved.get("later", []):
+        rows += [
+            [f"later: {name}", str(value)]
+            for part in ("versions", "machine")
+            for name, value in later.get(part, {}).items()
+            if value != saved.get(part, {}).get(name)
+        ]
+    return [Table("Versions and machine", ["", ""], rows, name="facts", methods=False, words=True)]
+
+
+def toml(experiment: Experiment) -> str:
+    """All settings as a TOML file that runs, by their current names. TOML has no null: `none` stands for it."""
+    lines = [
+        f"{'.'.join(map(_key, key.split('.')))} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"
+        for key, value in overrides.flatten(experiment.model_dump(mode="json")).items()
+        if value != {}
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(part: str) -> str:
+    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part)
