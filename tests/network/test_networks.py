@@ -6,11 +6,14 @@ These tests need the extras `federation-simulation` and `nvflare`: `make test-ne
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,41 @@ def test_flower_killed_in_the_middle_of_a_training(who: str, by: Any) -> None:
     trial = by("flower", method=LONG)
     kill_in_the_second_round(trial, VICTIMS[who], 400)
     check(trial)
+
+
+JOBS = {"a client's job": ("worker_process", "neon"), "the server's job": ("runner_process", "")}
+"""NVFlare's own processes of a job: module, and the client that is named in the command."""
+
+
+def jobs(trial: Watched, who: str) -> list[int]:
+    """Processes of NVFlare's that play a part in the job of this trial."""
+    module, client = JOBS[who]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if any(word.endswith(module) for word in words) and str(trial.workspace) in " ".join(words):
+                found += [int(path.parent.name)] if not client or f"/{client}" in " ".join(words) else []
+    return found
+
+
+@nvflare
+@pytest.mark.parametrize("who", [*JOBS, "the coordinator", "a site"])
+def test_nvflare_killed_in_the_middle_of_a_training(who: str, by: Any) -> None:
+    """A dead job process costs a new job, which continues at the unfinished round."""
+    trial = by("nvflare", method=LONG)
+    if who not in JOBS:
+        kill_in_the_second_round(trial, VICTIMS[who], 400)
+        return check(trial)
+    trial.begin()
+    trial.start("coordinator")
+    trial.wait(lambda: trial.training("neon", 1), "the second round's training", 240)
+    victims = jobs(trial, who)
+    assert victims, "the job runs"
+    for process in victims:
+        os.kill(process, signal.SIGKILL)
+    trial.finish(400)
+    return check(trial)
 
 
 @ray

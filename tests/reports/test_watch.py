@@ -91,7 +91,12 @@ def test_a_line_that_is_being_written_is_waited_for(half: Path) -> None:
     ledger = half / "seed-1" / "promptfl" / "ledger.jsonl"
     whole = ledger.read_text()
     ledger.write_text(whole[:-20])
-    timer = threading.Timer(0.2, ledger.write_text, (whole,))
+
+    def write_the_rest() -> None:
+        with ledger.open("a") as file:
+            file.write(whole[-20:])
+
+    timer = threading.Timer(0.2, write_the_rest)
     timer.start()
     assert watch.snapshot(half).points[-1].round == 1
     timer.join()

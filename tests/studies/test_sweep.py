@@ -165,7 +165,7 @@ def test_values_with_and_without_novel_classes(tmp_path: Path) -> None:
     assert sweeping.sweep_tables(swept)["Novel"][1][0][1] == "-"
     assert any(note.startswith("HM is of those") for note in sweeping.reading_notes(swept))
     for panel in ("Local", "Base", "Novel", "HM"):
-        assert f"<!-- {panel} -->" in (tmp_path / "sweep.svg").read_text()
+        assert f">{panel}</text>" in (tmp_path / "sweep.svg").read_text()
     assert "One seed: no intervals, no tests." in sweeping.reading_notes(swept)
 
 

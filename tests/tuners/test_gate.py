@@ -101,3 +101,21 @@ def test_pooling_is_of_channels_whatever_stands_before_them(how: gate.Pooling) -
     assert torch.equal(gate.pool(features, 4, how), expected)
     assert expected.shape == (3, 5, 3)
     assert torch.equal(expected[0, 0, 1], features[0, 0, 4] if how == "stride" else features[0, 0, 4:8].mean())
+
+
+def test_weights_of_the_experts_follow_the_formula() -> None:
+    """w_bkhm = softmax_m(scaling <q_bh, k_kmh>), one head after another."""
+    heads, scaling = 2, 3.0
+    tensors = {name: 3 * tensor for name, tensor in gate.init(8, torch_stream(0, "gate")).items()}
+    image, experts = features(3, 8), features(4, 5, 8, seed=1)
+    keys, _ = gate.keys_values(tensors, experts, heads)
+    ours = gate.attention(tensors, image, keys, scaling)
+    assert ours.shape == (3, 4, heads, 5)
+    queries = image @ tensors["gating.q.weight"].T + tensors["gating.q.bias"]
+    for head in range(heads):
+        part = slice(4 * head, 4 * head + 4)
+        for k in range(4):
+            own = experts[k] @ tensors["gating.k.weight"].T + tensors["gating.k.bias"]
+            expected = torch.softmax(scaling * queries[:, part] @ own[:, part].T, dim=-1)
+            assert (ours[:, k, head] - expected).abs().max() < 1e-6
+    assert ours.std(-1).max() > 0.01, "experts that differ have different weights"

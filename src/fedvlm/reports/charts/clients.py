@@ -156,10 +156,12 @@ def helpers(found: Mapping[str, Mapping[str, float]], method: str, seed: int) ->
         (max(400, min(1000, 150 + 30 * len(givers))), 150 + 19 * len(clients)),
     )
     own = fmean(values.get(client, 0.0) for client, values in found.items())
+    even = fmean(1 / len(values) for values in found.values())
     about = (
-        f"Share of the gate's attention that a client (row) gives to a client's prompt (column), in per cent, mean "
-        f"over its own test images, heads and classes, last round, seed {seed}. To their own prompts clients give "
-        f"{100 * own:.0f} % on average. Attention says what is mixed, not that it helps: a comparison of experts does."
+        "Share of the gate's attention that a client (row) gives to a client's prompt (column), in per cent, mean over "
+        f"its own test images, heads and classes, last round, seed {seed}. To their own prompts clients give "
+        f"{100 * own:.1f} % on average; even shares would be {100 * even:.1f} %. Attention says what is mixed, not "
+        "that it helps: a comparison with fewer experts says that."
     )
     data = [
         {"method": method, "client": client, "expert": giver, "share": f"{value:.5f}"}
