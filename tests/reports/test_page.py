@@ -20,12 +20,14 @@ import fedvlm
 from fedvlm import experiment, presets
 from fedvlm.cli import app
 from fedvlm.errors import FedvlmError
-from fedvlm.reports import watch
+from fedvlm.reports import text, watch
 from fedvlm.reports.charts.chart import Dot
+from fedvlm.reports.comparison import Target
 from fedvlm.reports.page import chapters, html, run
 from fedvlm.reports.statistics import Estimate
 from fedvlm.runs import owned_files
 from fedvlm.runs.folder import RunFolder
+from fedvlm.studies import compare as comparing
 from fedvlm.studies import sweep as sweeping
 from fedvlm.studies.audit import report
 from fedvlm.studies.audit.run import AuditCell, AuditRow
@@ -135,7 +137,7 @@ def test_data_of_every_figure_can_be_taken_away(done: Path, page: str) -> None:
     held = files(page)
     figures = {name for name in held if name.endswith(".csv")}
     assert figures == {f"{name}.csv" for name in (
-        "tradeoff", "rounds", "clients", "partition", "bytes", "time", "helpers", "calibration")}  # fmt: skip
+        "tradeoff", "rounds", "clients", "partition", "bytes", "time", "helpers-pfedmoap", "calibration")}  # fmt: skip
     assert page.count("<figure") == len(figures)
     rows = list(csv.DictReader(io.StringIO(held["clients.csv"])))
     results = [RunFolder(done).point(seed, "promptfl").result() for seed in (0, 1)]
@@ -287,3 +289,14 @@ def test_an_audit(done: Path, tmp_path: Path) -> None:
     assert isinstance(dot, Dot)
     assert (dot.x, dot.half_x) == (pytest.approx(-5), pytest.approx(4))
     assert found.lead == ["1 method, each with 1 fault of released code."]
+
+
+def test_a_comparison_is_told_as_it_was_made(tmp_path: Path) -> None:
+    chosen = experiment.load("quickstart", ["methods=zero_shot,promptfl", "seeds=0,1", "rounds=1"])
+    small = chosen.model_copy(update={"data": chosen.data.model_copy(update=DATA),
+                                      "partition": chosen.partition.model_copy(update={"clients": 3})})  # fmt: skip
+    made = comparing.compare(small, tmp_path / "c", against="promptfl", target=Target("local", 0.4))
+    (found,) = chapters.chapters([tmp_path / "c"])
+    assert found.tables[1].title == "Differences from promptfl"
+    assert list(found.tables[0].rows) == text.accuracies(made)[1]
+    assert list(found.tables[0].about) == [line.removeprefix("- ") for line in text.reading_notes(made)]

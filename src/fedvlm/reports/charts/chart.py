@@ -6,6 +6,7 @@ Marks carry the method and the client that they tell of, so that a page can high
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,6 +72,11 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}"
     return f"{value:.3g}"
+
+
+def file_name(word: str) -> str:
+    """A method's name as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", word)
 
 
 @dataclass(frozen=True, kw_only=True)

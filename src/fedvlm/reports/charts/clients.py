@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fedvlm.reports.charts.chart import AnyMark, Axis, Bar, Cell, Chart, Panel, Series
+from fedvlm.reports.charts.chart import AnyMark, Axis, Bar, Cell, Chart, Panel, Series, file_name
 from fedvlm.reports.charts.looks import Looks
 from fedvlm.reports.grid import Record
 
@@ -168,7 +168,7 @@ def helpers(found: Mapping[str, Mapping[str, float]], method: str, seed: int) ->
         for client, values in found.items()
         for giver, value in values.items()
     ]
-    return Chart("helpers", "Who helps whom", about, (panel,), (), data, "cells")
+    return Chart(f"helpers-{file_name(method)}", "Who helps whom", about, (panel,), (), data, "cells")
 
 
 def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -41,7 +41,9 @@ def formats(words: str) -> list[str]:
 
 @rc_context({"text.parse_math": False, "svg.hashsalt": "fedvlm", "svg.fonttype": "none", "pdf.fonttype": 42})
 def write(chart: Chart, folder: Path, kinds: Sequence[str] = FORMATS, *, private: bool = False) -> list[Path]:
-    """Write a chart as `NAME.FORMAT` files."""
+    """Write a chart as `NAME.FORMAT` files; none without panels."""
+    if not chart.panels:
+        return []
     figure = draw(chart)
     paths = []
     for kind in kinds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedvlm.reports.charts import accuracy, clients, looks
 from fedvlm.reports.charts.chart import Chart
 from fedvlm.reports.charts.looks import Looks
 from fedvlm.reports.columns import columns
-from fedvlm.reports.comparison import Comparison
+from fedvlm.reports.comparison import Comparison, Target
 from fedvlm.reports.page.content import Chapter, Table
 from fedvlm.runs.folder import RunFolder
 from fedvlm.runs.result import PointResult
@@ -78,7 +78,7 @@ def chapter(folder: Path, against: str, *, with_clients: bool) -> Chapter:
             later=facts(read),
             settings=toml(read.experiment),
         )
-    found = comparison.compare(title, whole, reference(read, against))
+    found = compared(read, against)
     style = looks.of(found)
     return Chapter(
         title,
@@ -93,15 +93,23 @@ def chapter(folder: Path, against: str, *, with_clients: bool) -> Chapter:
     )
 
 
-def reference(read: RunRead, against: str) -> str:
-    """The reference method: as asked, as in the comparison that is here, zero-shot, or the first."""
+def compared(read: RunRead, against: str = "") -> Comparison:
+    """The finished methods of a run, compared as `fedvlm compare` has done it here, if it has.
+
+    The reference: as asked, as in that comparison, zero-shot, or the first method. Raises `FedvlmError` if the one that
+    was asked for has no results.
+    """
     if against and against not in read.whole:
         raise FedvlmError(
             f"--against '{against}': {read.folder} has no result of it with every seed, but of {listed(read.whole)}"
         )
     file = read.folder / "compare.json"
-    before = durable.read_json(file).get("against", "") if file.exists() else ""
-    return next(name for name in (against, before, "zero_shot", next(iter(read.whole))) if name in read.whole)
+    before = durable.read_json(file) if file.exists() else {}
+    names = (against, before.get("against"), "zero_shot", next(iter(read.whole)))
+    chosen = next(name for name in names if name in read.whole)
+    target = Target(**before["target"]) if before else None
+    found = comparison.compare(read.experiment.name, read.whole, chosen, target)
+    return replace(found, notes=tuple(before.get("notes", ())))
 
 
 def _unfinished(read: RunRead) -> list[str]:
@@ -163,7 +171,7 @@ def _charts(read: RunRead, found: Comparison, style: Looks, with_clients: bool) 
         *(_helpers(read) if with_clients else ()),
         accuracy.calibration(found, style),
     ]
-    return [chart for chart in charts if chart is not None]
+    return [chart for chart in charts if chart is not None and chart.panels]
 
 
 def _by_client(whole: Mapping[str, Mapping[int, PointResult]]) -> clients.Accuracies:

@@ -9,9 +9,9 @@ from typing import Any
 
 from fedvlm import durable
 from fedvlm.errors import FedvlmError
-from fedvlm.reports import comparison, text
+from fedvlm.reports import text
 from fedvlm.reports.charts import accuracy, looks
-from fedvlm.reports.charts.chart import Axis, Chart, Dot, Panel
+from fedvlm.reports.charts.chart import Axis, Chart, Dot, Panel, file_name
 from fedvlm.reports.columns import columns
 from fedvlm.reports.comparison import Comparison
 from fedvlm.reports.page import run
@@ -28,10 +28,7 @@ def sweep(folder: Path) -> Chapter:
     for part in saved["comparisons"]:
         name = re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={part['value']}")
         if name in below and below[name].whole:
-            read = below[name]
-            found[part["value"]] = comparison.compare(
-                read.experiment.name, read.whole, run.reference(read, part["against"])
-            )
+            found[part["value"]] = run.compared(below[name], part["against"])
     if not found:
         raise FedvlmError(f"{folder} holds a sweep without a finished value")
     tables = []
@@ -129,7 +126,7 @@ def _fault_chart(method: str, rows: Sequence[Mapping[str, Any]], metrics: Sequen
         y = Axis("", -0.6, len(named) - 0.4, names=tuple(row["fault"] for row in named))
         panels.append(Panel(head, x, y, tuple(marks), (420, 60 + 20 * len(named))))
     return Chart(
-        f"faults-{method}",
+        f"faults-{file_name(method)}",
         f"{method}: what each fault is worth",
         "Points of accuracy, with 95 % intervals over seeds.",
         tuple(panels),
