@@ -11,6 +11,7 @@ import shutil
 import tomllib
 import warnings
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from fedvlm import experiment, presets
 from fedvlm.cli import app
 from fedvlm.errors import FedvlmError
 from fedvlm.reports import text, watch
-from fedvlm.reports.charts.chart import Dot
+from fedvlm.reports.charts.chart import COLOURS, Dot
 from fedvlm.reports.comparison import Target
 from fedvlm.reports.page import chapters, html, run
 from fedvlm.reports.statistics import Estimate
@@ -300,3 +301,35 @@ def test_a_comparison_is_told_as_it_was_made(tmp_path: Path) -> None:
     assert found.tables[1].title == "Differences from promptfl"
     assert list(found.tables[0].rows) == text.accuracies(made)[1]
     assert list(found.tables[0].about) == [line.removeprefix("- ") for line in text.reading_notes(made)]
+
+
+def themes() -> list[dict[str, str]]:
+    """The colours of light, dark and print, by their names."""
+    style = resources.files("fedvlm.reports.page").joinpath("page.css").read_text()
+    return [dict(re.findall(r"--([a-z0-9]+):(#[0-9a-f]{3,6})\b", block)) for block in
+            re.findall(r":root\{(.*?)\}", style, re.DOTALL)]  # fmt: skip
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1, relative luminance and contrast ratio."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * letter for letter in colour[1:])
+        parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_what_is_read_stands_out_from_the_paper() -> None:
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert len(themes()) == 3
+    for theme in themes():
+        for ink in ("ink", "quiet", "link"):
+            for paper in ("paper", "soft", "warn"):
+                assert contrast(theme[ink], theme[paper]) >= 4.5, (ink, paper, theme["paper"])
+        for place in range(COLOURS):
+            assert contrast(theme[f"c{place}"], theme["paper"]) >= 3, (place, theme["paper"])
+        assert contrast(theme["on"], theme["c0"]) >= 4.5, "numbers on full cells"

@@ -239,7 +239,7 @@ def sweep(key: str, comparisons: Mapping[str, Comparison], title: str) -> Chart:
         panels.append(Panel(metric.heading, x_axis, y_axis, tuple(marks)))
     about = "Means over seeds with 95 % intervals (Student's t)."
     shown = styles.legend(looks, [method for method, look in looks.items() if not look.dashes])
-    return Chart("sweep", title, about, tuple(panels), shown, data, "plane")
+    return Chart("sweep", title, about, tuple(panels), shown, data, "dots")
 
 
 def sizes(comparison: Comparison, looks: Looks) -> Chart | None:
@@ -276,7 +276,7 @@ def sizes(comparison: Comparison, looks: Looks) -> Chart | None:
         " Methods that send nothing stand at the left end." if silent else ""
     )
     shown = styles.legend(looks, [method for method, look in looks.items() if not look.dashes])
-    return Chart("bytes", "Bytes against accuracy", about, tuple(panels), shown, data, "plane")
+    return Chart("bytes", "Bytes against accuracy", about, tuple(panels), shown, data, "dots")
 
 
 def calibration(comparison: Comparison, looks: Looks) -> Chart | None:
@@ -316,7 +316,7 @@ def calibration(comparison: Comparison, looks: Looks) -> Chart | None:
         }
         for method, one in found
     ]
-    return Chart("calibration", "Calibration", about, (panel,), (), data, "plane")
+    return Chart("calibration", "Calibration", about, (panel,), (), data, "dots")
 
 
 def _names(names: Sequence[str]) -> Axis:

@@ -184,4 +184,4 @@ class Chart:
     panels: tuple[Panel, ...]
     legend: tuple[Series, ...] = ()
     data: Sequence[Record] = field(default_factory=list)
-    kind: Literal["lines", "plane", "bars", "cells"] = "lines"
+    kind: Literal["lines", "plane", "dots", "bars", "cells"] = "lines"

@@ -81,7 +81,7 @@ def _handles(chart: Chart) -> list[Any]:
         return [
             Line2D([], [], color=_colour(s.colour), linestyle=_DASHES[s.dashes], label=s.name) for s in chart.legend
         ]
-    if chart.kind == "plane":
+    if chart.kind in ("plane", "dots"):
         return [Line2D([], [], color=_colour(s.colour), marker="o", linestyle="", label=s.name) for s in chart.legend]
     return [Patch(color=_colour(s.colour), label=s.name) for s in chart.legend]
 

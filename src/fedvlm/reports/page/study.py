@@ -132,5 +132,5 @@ def _fault_chart(method: str, rows: Sequence[Mapping[str, Any]], metrics: Sequen
         tuple(panels),
         (),
         data,
-        "plane",
+        "dots",
     )
