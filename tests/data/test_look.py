@@ -79,7 +79,8 @@ def test_what_is_no_layout_is_refused(tree: Tree, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", ["file,diagnosis,patient\na.png,mole,p1\nb.png,mole,p2\nb.png,,p2\n"])
 def test_a_table_by_the_usual_names_of_columns(rows: str, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"")
     (tmp_path / "list.csv").write_text(rows)
     found = look(tmp_path / "list.csv")
     assert found.settings == {
@@ -88,6 +89,20 @@ def test_a_table_by_the_usual_names_of_columns(rows: str, tmp_path: Path) -> Non
     }  # fmt: skip
     assert found.clients == {"p1": 1, "p2": 2}
     assert found.oddities == ["1 rows have no label", "mole: fewer than 4 images"]
+
+
+@pytest.mark.parametrize("pattern", ["images/{}.jpg", "{}.png", "all/of them [1]/{}"])
+def test_images_beside_a_table_are_found(pattern: str, tmp_path: Path) -> None:
+    names = ["x1", "b*", "c 3"]
+    for name in names:
+        file = tmp_path / pattern.replace("{}", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    rows = "".join(f"{name},{label}\n" for name in names for label in ("cat", "Not sure", "Skip"))
+    (tmp_path / "list.csv").write_text(f"image,label\n{rows}")
+    found = look(tmp_path / "list.csv")
+    assert found.settings["image_path"] == pattern
+    assert found.oddities[-1].startswith("Not sure, Skip: a label that says nothing")
 
 
 def test_a_table_whose_images_are_elsewhere(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_a_control_that_gives_one_answer_does_not_squeeze_the_others() -> None:
     chart = accuracy.tradeoff(comparison.compare("few", results, "pfedmma"), "few")
     assert chart is not None
     (panel,) = chart.panels
+    assert panel.x.label == "mean of Base and Novel, %"
     assert panel.x.low > 60, "the axis begins where methods are, not at the control's 20 %"
     assert panel.x.low < 66
     assert panel.y.high > 90

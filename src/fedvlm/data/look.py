@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,9 @@ COLUMNS = {
     "split": ("split", "set", "subset"),
 }  # fmt: skip
 """Usual names of a CSV's columns."""
+NOTHING = ("not sure", "unsure", "unknown", "other", "others", "skip", "none", "n/a", "na", "null", "misc", "unlabeled",
+           "unlabelled", "?")  # fmt: skip
+"""Labels that people give to what they cannot name."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +122,32 @@ def _look_at_manifest(path: Path) -> Looked:
     if not labels:
         raise FedvlmError(f"{path}: no row has a value in the column '{label}'")
     oddities = [f"{missing} rows have no label"] if missing else []
-    first = path.parent / (rows[0][image] or "")
-    if not first.is_file():
+    pattern = _image_path(path.parent, [row[image] or "" for row in rows])
+    if pattern is None:
         oddities.append(
-            f"{printable(str(first))} does not exist: set data.image_path to where the images are, such as "
-            "images/{}.jpg"
+            f"{printable(str(path.parent / (rows[0][image] or '')))} does not exist: set data.image_path to where the "
+            "images are, such as images/{}.jpg"
         )
+    elif pattern != "{}":
+        settings["image_path"] = pattern
     return Looked(settings, labels, owners, above, splits, oddities + _oddities(labels))
+
+
+def _image_path(folder: Path, names: Sequence[str]) -> str | None:
+    """Where the images of these names are, `{}` being a name; None if no one place has most of them."""
+    asked = names[:: max(1, len(names) // 20)]
+
+    def fits(pattern: str) -> bool:
+        return sum((folder / pattern.replace("{}", name)).is_file() for name in asked) > len(asked) / 2
+
+    if fits("{}"):
+        return "{}"
+    for path in sorted(folder.rglob(f"{glob.escape(asked[0])}*")) if asked[0] else ():
+        place = path.relative_to(folder).as_posix()
+        before, name, after = place.rpartition(asked[0])
+        if name and "{}" not in before + after and fits(f"{before}{{}}{after}"):
+            return f"{before}{{}}{after}"
+    return None
 
 
 def _oddities(labels: Counter[str]) -> list[str]:
@@ -132,4 +156,6 @@ def _oddities(labels: Counter[str]) -> list[str]:
     for name in labels:
         alike.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()), []).append(name)
     found += [f"{listed(names)}: probably one class" for names in alike.values() if len(names) > 1]
+    if nothing := [name for name in labels if name.strip().casefold() in NOTHING]:
+        found.append(f"{listed(nothing)}: a label that says nothing about an image? data.exclude leaves classes out")
     return [printable(one) for one in found]

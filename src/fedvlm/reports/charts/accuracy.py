@@ -99,7 +99,11 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
     dots = {method: _dot(row) for method, row in drawn.items()}
     ends = [row.curve[-1] for row in drawn.values() if row.curve and row.curve[-1].get("weight") == 1]
     star = [_coordinates(ends[0])] if ends else []
-    x, y = _limits([method for method in drawn if not looks[method].dashes] or list(drawn), curves, dots, star)
+    general = " and ".join(
+        name.title() for name in ("base", "novel") if any(name in row.values for row in drawn.values())
+    )
+    general = f"mean of {general}" if " and " in general else general
+    x, y = _limits(general, [method for method in drawn if not looks[method].dashes] or list(drawn), curves, dots, star)
     marks: list[AnyMark] = list(_iso_lines(x, y))
     for method, row in drawn.items():
         look, tip = looks[method], _tip(row)
@@ -126,7 +130,7 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
         {"method": method, "general": f"{place[0]:.3f}", "local": f"{place[1]:.3f}"} for method, place in dots.items()
     ]
     about = (
-        "Up: better on the client's own images (Local). Right: better on all other classes (mean of Base and Novel). "
+        f"Up: better on the client's own images (Local). Right: better on all classes ({general}). "
         "A dot is a method as trained, with 95 % intervals over seeds; its line leads to zero-shot (the star), as its "
         "logits are mixed with zero-shot's. Thin lines: equal harmonic mean of the two."
     )
@@ -162,7 +166,11 @@ def _tip(row: ComparisonRow) -> str:
 
 
 def _limits(
-    coloured: Sequence[str], curves: Mapping[str, list[Place]], dots: Mapping[str, Place], star: list[Place]
+    general: str,
+    coloured: Sequence[str],
+    curves: Mapping[str, list[Place]],
+    dots: Mapping[str, Place],
+    star: list[Place],
 ) -> tuple[Axis, Axis]:
     """Axes that fit the methods as trained and zero-shot.
 
@@ -175,7 +183,7 @@ def _limits(
     low, high = seen.min(0), seen.max(0)
     room = 0.06 * (high - low) + 0.5
     first, second = (low - room).tolist(), (high + room).tolist()
-    return Axis("mean of Base and Novel, %", first[0], second[0]), Axis("Local, %", first[1], second[1])
+    return Axis(f"{general}, %", first[0], second[0]), Axis("Local, %", first[1], second[1])
 
 
 def _iso_lines(x: Axis, y: Axis) -> list[Guide]:
