@@ -42,7 +42,19 @@ class MLflow:
         self.folder = folder.resolve()
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        self._create(self.folder / FILE)
         self.client = MlflowClient(tracking_uri=f"sqlite:///{self.folder / FILE}")
+
+    @staticmethod
+    def _create(file: Path) -> None:
+        """Make the database under another name: killed in the middle of its migrations, it could not be used again."""
+        if file.exists():
+            return
+        new = file.with_name("new.db")
+        for left in file.parent.glob("new.db*"):
+            left.unlink()
+        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+        new.rename(file)
 
     def begin(self, series: Series, time_s: float) -> _Log:
         """Open a run; an earlier one of the same series is deleted."""

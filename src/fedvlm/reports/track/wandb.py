@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import wandb
@@ -11,6 +12,8 @@ import wandb
 from fedvlm.reports.track.base import Scalars, Series
 
 HINT = "wandb sync {folder}/offline-run-*"
+
+_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 
 
 class _Log:
@@ -38,17 +41,27 @@ class WeightsAndBiases:
         own = run_id(series)
         for earlier in self.folder.glob(f"offline-run-*-{own}"):
             shutil.rmtree(earlier)
+        return _Log(self._open(series, own))
+
+    def _open(self, series: Series, own: str) -> wandb.Run:
+        """An offline run. One that is begun anew may have to wait until wandb has let go of it."""
         settings = wandb.Settings(
             mode="offline", silent=True, console="off", save_code=False, disable_code=True, disable_git=True,
             x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
         )  # fmt: skip
-        # wandb makes the folder `wandb` in `dir` itself.
-        run = wandb.init(
-            project="fedvlm", dir=self.folder.parent, id=own, name=f"{series.method} seed {series.seed}",
-            group=f"{series.run} {series.digest[:8]}", job_type=series.method, config=dict(series.settings),
-            settings=settings, reinit="create_new",
-        )  # fmt: skip
-        return _Log(run)
+        for pause in (*_PAUSES_S, None):
+            try:
+                # wandb makes the folder `wandb` in `dir` itself.
+                return wandb.init(
+                    project="fedvlm", dir=self.folder.parent, id=own, name=f"{series.method} seed {series.seed}",
+                    group=f"{series.run} {series.digest[:8]}", job_type=series.method, config=dict(series.settings),
+                    settings=settings, reinit="create_new",
+                )  # fmt: skip
+            except Exception as error:
+                if "in use" not in str(error) or pause is None:
+                    raise
+                time.sleep(pause)
+        raise RuntimeError("unreachable")
 
 
 def run_id(series: Series) -> str:
