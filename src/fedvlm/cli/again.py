@@ -46,7 +46,8 @@ class _Command:
     def left_over(self, error: BaseException) -> bool:
         """Whether there is something to take up after this error."""
         told = isinstance(error, FedvlmError) and not isinstance(error, StorageError)
-        return self.begun and (self.broken or not told)
+        stopped = isinstance(error, StoppedError) and "--resume" in sys.argv  # while it was loading
+        return stopped or (self.begun and (self.broken or not told))
 
 
 _current = _Command()
