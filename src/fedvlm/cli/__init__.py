@@ -11,6 +11,7 @@ site.py     site init, check, serve, status, carry
 federation.py  federation init, run
 track.py    track: writers for TensorBoard, MLflow, Weights & Biases
 again.py    what a run that dies says last
+answers.py  what verbs answer with --json
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import AsJson, app, print_json, print_progress, print_tables, print_text
 from fedvlm.errors import FedvlmError
 
 
-@app.command()
+@app.command(epilog=told("verify"))
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Reference outputs.")],
     path: Annotated[
@@ -55,7 +56,7 @@ def verify(
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
+@app.command(epilog=told("doctor"))
 def doctor(
     out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
@@ -72,7 +73,7 @@ def doctor(
     raise typer.Exit(0 if all(f.good for f in findings) else 1)
 
 
-@app.command()
+@app.command(epilog=told("bench"))
 def bench(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROTOCOL]...", help="Default: all.")] = None,
     data: Annotated[Path, typer.Option(help="Folder that holds caltech-101 in CoOp's layout.")] = Path("data"),

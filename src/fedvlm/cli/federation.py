@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import (
     AsJson,
     Quiet,
@@ -55,7 +56,7 @@ def init(
     print_text(f"digest {chosen.digest()}\nnext: {folder / 'README.md'}")
 
 
-@federation_app.command()
+@federation_app.command(epilog=told("federation run"))
 def run(
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="Continue at the unfinished round.")] = False,

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from fedvlm import durable, presets
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import AsJson, What, Words, app, load_experiment, print_json, print_text
 from fedvlm.errors import FedvlmError, printable
 
 
-@app.command()
+@app.command(epilog=told("init"))
 def init(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or of client/class folders; or a CSV.")
@@ -46,7 +47,7 @@ def init(
     print_text(f"written: {file}\nnext: fedvlm check {file}")
 
 
-@app.command()
+@app.command(epilog=told("check"))
 def check(what: What, words: Words = None, as_json: AsJson = False) -> None:
     """Do all that a run does before it trains: settings, model, images, clients, and what would leave them."""
     from fedvlm.runs import runner

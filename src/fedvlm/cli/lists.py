@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from fedvlm import presets
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import AsJson, app, print_json, print_tables, print_text
 
 
-@app.command()
+@app.command(epilog=told("methods"))
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="One method, with all its settings.")] = None,
     as_json: AsJson = False,
@@ -34,7 +35,7 @@ def methods(
     print_tables(listing.settings_table(page))
 
 
-@app.command("presets")
+@app.command("presets", epilog=told("presets"))
 def presets_(as_json: AsJson = False) -> None:
     """The experiments that ship with the package."""
     if as_json:
@@ -44,7 +45,7 @@ def presets_(as_json: AsJson = False) -> None:
         print_text(f"{name}\n  " + presets.about(name).replace("\n", "\n  "))
 
 
-@app.command()
+@app.command(epilog=told("cache"))
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
     only: Annotated[str, typer.Option(help="Only what mentions these words, such as a model's name.")] = "",

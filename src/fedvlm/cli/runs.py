@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import (
     AsJson,
     Processes,
@@ -25,7 +26,7 @@ from fedvlm.cli.app import (
 )
 
 
-@app.command()
+@app.command(epilog=told("run"))
 def run(
     what: What,
     words: Words = None,
@@ -63,7 +64,7 @@ def run(
     raise typer.Exit(1 if results.failed else 0)
 
 
-@app.command()
+@app.command(epilog=told("partition"))
 def partition(
     what: What,
     words: Words = None,
@@ -91,7 +92,7 @@ def partition(
     print_text(f"digest {federation.digest()}\npicture {out}")
 
 
-@app.command()
+@app.command(epilog=told("watch"))
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a comparison or a federation's run.")],
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,

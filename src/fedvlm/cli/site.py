@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import AsJson, app, print_json, print_tables, print_text
 from fedvlm.cli.personal import Folds, Merged, Onnx, write_model
 from fedvlm.errors import FedvlmError, listed
@@ -44,7 +45,7 @@ def init(
     print_text(f"next: read it, then  fedvlm site check EXPERIMENT --site {folder / 'site.toml'}")
 
 
-@site_app.command()
+@site_app.command(epilog=told("site check"))
 def check(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's file.")],
     site: SiteFile = DEFAULT,
@@ -164,7 +165,7 @@ def serve(site: SiteFile = DEFAULT) -> None:
     )
 
 
-@site_app.command()
+@site_app.command(epilog=told("site status"))
 def status(site: SiteFile = DEFAULT, as_json: AsJson = False) -> None:
     """What has left the site, by method; what was refused last."""
     from fedvlm.network.site import settings

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedvlm import presets
+from fedvlm.cli.answers import told
 from fedvlm.cli.app import (
     Against,
     AsJson,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from fedvlm.studies.published.plan import Request
 
 
-@app.command()
+@app.command(epilog=told("compare"))
 def compare(
     what: What,
     words: Words = None,
@@ -69,7 +70,7 @@ def compare(
     raise typer.Exit(1 if found.failed else 0)
 
 
-@app.command()
+@app.command(epilog=told("sweep"))
 def sweep(
     what: What,
     words: Words = None,
@@ -106,7 +107,7 @@ def sweep(
     raise typer.Exit(0 if swept.complete else 1)
 
 
-@app.command()
+@app.command(epilog=told("audit"))
 def audit(
     what: Annotated[
         str | None, typer.Argument(metavar="[PRESET_OR_FILE]", help="A preset or TOML file; none: list the faults.")
@@ -146,7 +147,7 @@ def audit(
     raise typer.Exit(1 if any(line.failed for line in found) else 0)
 
 
-@app.command()
+@app.command(epilog=told("reproduce"))
 def reproduce(
     table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="A published table; none: list them.")] = None,
     words: Words = None,
