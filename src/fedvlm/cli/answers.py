@@ -2,8 +2,8 @@
 
 One convention: a single document on standard output (`predict`: a line for each image, as it is predicted); contract,
 progress and warnings on standard error; mistakes as without `--json`, one sentence on standard error and exit code 2.
-Accuracies are in 0..1, losses in nats, and names of other quantities end with their unit (`_s`, `_bytes`). A number that
-does not exist is null. Keys stay; new ones may come.
+Accuracies are in 0..1, losses in nats, and names of other quantities end with their unit (`_s`, `_bytes`). A number
+that does not exist is null. Keys stay; new ones may come.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SHAPES: dict[str, dict[str, str]] = {
     },
     "check": {
         "name": "", "digest": "", "rounds": "", "seeds": "", "methods": "the contract of each: numbers trained, "
-        "private and shared, up_bytes, down_bytes (least, most), tensors that leave; as contract.json", "notes": "on the data",
+        "private and shared, up_bytes, down_bytes (least, most), tensors that leave; as contract.json",
+        "notes": "on the data",
     },
     "run": RESULTS,
     "watch": {
