@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -349,3 +350,25 @@ def test_killed_and_resumed_every_step_is_there_once(tmp_path: Path, processes: 
         check(found, folder)
         for numbers, _ in found.values():
             assert len(numbers["reported/local"]) == 12
+
+
+@pytest.mark.skipif(not HERE, reason="needs an extra: tensorboard, mlflow or wandb")
+def test_interrupted_with_writers_at_work_the_last_line_is_ours(tmp_path: Path) -> None:
+    """Programs of others like to say goodbye."""
+    trackers = [word for name in HERE for word in ("--track", name)]
+    command = [sys.executable, "-m", "fedvlm", "run", "quickstart", *WORDS, "rounds=500", "methods=promptfl", "--out", "r",
+               *trackers]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               env=environment, start_new_session=True)  # fmt: skip
+    ledger_file, begun = tmp_path / "r" / "seed-0" / "promptfl" / "ledger.jsonl", time.monotonic()
+    files = ("tensorboard/seed-0/promptfl/events.*", "mlflow/mlflow.db", "wandb/offline-run-*/run-*.wandb")
+    wanted = [file for file in files if file.partition("/")[0] in HERE]
+    while not (ledger_file.exists() and all(any((tmp_path / "r" / "track").glob(file)) for file in wanted)):
+        assert time.monotonic() - begun < 240
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, told = running.communicate(timeout=240)
+    assert running.returncode == 130
+    assert told.splitlines() == ["fedvlm: interrupted", "to continue:", shlex.join([*command, "--resume"])]
