@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from rich.markup import escape
 from rich.table import Table
@@ -124,6 +124,11 @@ def _group(name: str) -> str:
     """`grad/text.5.up.bias` belongs to `grad/text`, `federated/final/client0/...` to `federated/final/client0`."""
     *folders, last = name.split("/")
     return "/".join([*folders, last.split(".")[0]])
+
+
+def as_json_lines(groups: Sequence[Group]) -> list[dict[str, object]]:
+    """The comparison as plain values."""
+    return [asdict(group) | {"result": group.result} for group in groups]
 
 
 _COLOURS = {"pass": "green", "ILL-CONDITIONED": "yellow", "FAIL": "red"}

@@ -10,21 +10,27 @@ personal.py export, predict
 report.py   report
 site.py     site init, check, serve, status, carry
 federation.py  federation init, run
+track.py    track: writers for TensorBoard, MLflow, Weights & Biases
+again.py    what a run that dies says last
+answers.py  what verbs answer with --json
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from typing import TextIO
 
 from rich.console import Console
 
-from fedvlm.cli import checks, federation, files, lists, personal, report, runs, site, studies
+from fedvlm.cli import again, checks, federation, files, lists, personal, report, runs, site, studies, track
 from fedvlm.cli.app import app
 from fedvlm.errors import FedvlmError
 
-__all__ = ["app", "checks", "federation", "files", "lists", "main", "personal", "report", "runs", "site", "studies"]
+__all__ = [
+    "app", "checks", "federation", "files", "lists", "main", "personal", "report", "runs", "site", "studies", "track",
+]  # fmt: skip
 
 
 def _warn(
@@ -42,16 +48,36 @@ def _warn(
 
 
 def main() -> None:
-    """Entry point. A user's mistake gives one message on standard error and exit code 2."""
+    """Entry point. A user's mistake gives one message on standard error and exit code 2.
+
+    What dies after a run has begun says in its last line how to take it up again.
+    """
     warnings.showwarning = _warn
     warnings.simplefilter("default", FutureWarning)
-    try:
-        app()
-    except (FedvlmError, OSError) as error:
-        Console(stderr=True).print(f"fedvlm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "fedvlm: interrupted; --resume continues (audit, compare, reproduce, sweep: run it again)", highlight=False
-        )
-        sys.exit(130)
+    with again.watched() as called:
+        try:
+            app()
+        except (Exception, again.StoppedError) as error:
+            left_over = called.left_over(error)
+            code = _tell(error, left_over=left_over)
+            if left_over:
+                _print_error(f"to continue:\n{again.command(sys.argv)}")
+            sys.exit(code)
+
+
+def _tell(error: BaseException, *, left_over: bool) -> int:
+    """Print an error; returns the exit code. Raises an unexpected one, if nothing is to be said after it."""
+    if isinstance(error, FedvlmError | OSError):
+        _print_error(f"fedvlm: {error}", "red")
+        return 2
+    if isinstance(error, again.StoppedError):
+        _print_error(f"fedvlm: {error}")
+        return error.code
+    if not left_over:
+        raise error
+    traceback.print_exception(error)
+    return 1
+
+
+def _print_error(text: str, style: str | None = None) -> None:
+    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedvlm.cli.app import app, print_tables, print_text
+from fedvlm.cli.answers import told
+from fedvlm.cli.app import AsJson, app, print_json, print_progress, print_tables, print_text
 from fedvlm.errors import FedvlmError
 
 
-@app.command()
+@app.command(epilog=told("verify"))
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Reference outputs.")],
     path: Annotated[
         str, typer.Option(help="Way through the code: alone, together, stored, released, or all of them.")
     ] = "alone",
     device: Annotated[str, typer.Option(help="As compute.device.")] = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Recompute a directory of reference outputs and compare; exit code 1 if any tensor differs too much.
 
@@ -28,7 +31,7 @@ def verify(
     its ReLU, and with some noise everything agrees; it passes. FAIL: with no noise everything agrees.
     """
     from fedvlm.checks import verify as reference
-    from fedvlm.checks.agreement import as_rich
+    from fedvlm.checks.agreement import Group, as_json_lines, as_rich
     from fedvlm.checks.bench.released import ReleasedPath
     from fedvlm.training import device as devices
 
@@ -38,30 +41,39 @@ def verify(
     place = devices.choose_device(devices.ComputeSection(device=device))
     devices.configure_process(place)
     failed = 0
+    told: dict[str, list[Group]] = {}
     for name in paths if path == "all" else [path]:
-        groups = reference.verify(folder, paths[name], place)
+        groups = told[name] = reference.verify(folder, paths[name], place)
         bad, edges = (sum(g.result == result for g in groups) for result in ("FAIL", "ILL-CONDITIONED"))
+        failed += bad
+        if as_json:
+            continue
         print_tables(as_rich(groups, name))
         print_text(f"{name}: {sum(g.tensors for g in groups)} tensors in {len(groups)} groups, {bad} groups failed"
             + (f", {edges} ill-conditioned" if edges else ""))  # fmt: skip
-        failed += bad
+    if as_json:
+        print_json({"paths": {name: as_json_lines(groups) for name, groups in told.items()}, "failed_groups": failed})
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
-def doctor(out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path("runs")) -> None:
+@app.command(epilog=told("doctor"))
+def doctor(
+    out: Annotated[Path, typer.Option(help="Run folder to test.")] = Path("runs"), as_json: AsJson = False
+) -> None:
     """Versions, devices, threads, weights; what is missing and the command that gets it."""
     from fedvlm.checks.doctor import examine
 
     findings = examine(out)
-    for f in findings:
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings]})
+    for f in [] if as_json else findings:
         print_text(f"{'ok  ' if f.good else 'FIX '} {f.what:24} {f.found}")
         if f.advice:
             print_text(f"     {'':24} -> {f.advice}")
     raise typer.Exit(0 if all(f.good for f in findings) else 1)
 
 
-@app.command()
+@app.command(epilog=told("bench"))
 def bench(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROTOCOL]...", help="Default: all.")] = None,
     data: Annotated[Path, typer.Option(help="Folder that holds caltech-101 in CoOp's layout.")] = Path("data"),
@@ -71,6 +83,7 @@ def bench(
     steps: Annotated[int, typer.Option(help="Training steps to time.")] = 2,
     images: Annotated[int, typer.Option(help="Test images to time.")] = 100,
     list_: Annotated[bool, typer.Option("--list", help="Only list the protocols.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time the released procedure and this package side by side, and compare their results."""
     from fedvlm import durable
@@ -78,16 +91,23 @@ def bench(
     from fedvlm.checks.bench.side import Sizes
 
     chosen = names or list(protocols.PROTOCOLS)
+    say = print_progress if as_json else print_text
     if list_:
-        for protocol in map(protocols.find_protocol, chosen):
+        found = [protocols.find_protocol(name) for name in chosen]
+        if as_json:
+            print_json({"protocols": [{"protocol": one.name, "title": one.title} for one in found]})
+        for protocol in [] if as_json else found:
             print_text(f"{protocol.name:20} {protocol.title}")
         return
     rows: list[report.BenchRow] = []
-    for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), print_text):
+    for row in report.bench(chosen, data, models, tokenizer, Sizes(steps, images), say):
         rows.append(row)
-        print_text(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster")
+        say(f"{row.protocol}: a warm round {row.ratios['warm']:.1f} times faster")
         durable.write_json(out, report.as_json(rows))
         durable.write_text(out.with_suffix(".md"), report.as_markdown(rows))
+    if as_json:
+        print_json(report.as_json(rows))
+        return
     print_text(report.as_markdown(rows))
     print_text(f"columns without a name: this package; before them the released procedure. Written: {out}")
 

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from fedvlm import durable, presets
-from fedvlm.cli.app import What, Words, app, load_experiment, print_text
+from fedvlm.cli.answers import told
+from fedvlm.cli.app import AsJson, What, Words, app, load_experiment, print_json, print_text
 from fedvlm.errors import FedvlmError, printable
 
 
-@app.command()
+@app.command(epilog=told("init"))
 def init(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or of client/class folders; or a CSV.")
@@ -21,6 +22,7 @@ def init(
     out: Annotated[Path | None, typer.Option(help="Experiment file to write; default: NAME.toml here.")] = None,
     model: Annotated[str, typer.Option(help="embedded, a hub id, or a directory.")] = "embedded",
     example: Annotated[bool, typer.Option("--example", help="Draw 200 photographs into IMAGES first.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at photographs, say what was found, and write a commented experiment file that runs as it is."""
     from fedvlm.data.look import look
@@ -32,6 +34,9 @@ def init(
         starter.draw_example(images)
     found = look(images)
     starter.write(found, file, model)
+    if as_json:
+        print_json(found.as_json() | {"file": str(file)})
+        return
     print_text(f"found: {found.said}")
     for name, count in found.labels.most_common(12):
         print_text(f"  {count:6,}  {printable(name)}")
@@ -42,16 +47,20 @@ def init(
     print_text(f"written: {file}\nnext: fedvlm check {file}")
 
 
-@app.command()
-def check(what: What, words: Words = None) -> None:
+@app.command(epilog=told("check"))
+def check(what: What, words: Words = None, as_json: AsJson = False) -> None:
     """Do all that a run does before it trains: settings, model, images, clients, and what would leave them."""
     from fedvlm.runs import runner
     from fedvlm.studies import study
 
     chosen = load_experiment(what, words)
-    text, notes = runner.preview(chosen, study.single_plan(chosen).folder)
-    print_text(text)
-    for note in notes:
+    found = runner.preview(chosen, study.single_plan(chosen).folder)
+    if as_json:
+        facts = {"name": chosen.name, "digest": chosen.digest(), "rounds": chosen.rounds, "seeds": list(chosen.seeds)}
+        print_json(facts | {"methods": [vars(one) for one in found.terms], "notes": found.notes})
+        return
+    print_text(found.text)
+    for note in found.notes:
         print_text(f"warning: {note}", style="yellow")
     sizes = [("method", len(chosen.methods)), ("seed", len(chosen.seeds))]
     count = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in sizes)

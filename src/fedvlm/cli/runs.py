@@ -7,10 +7,26 @@ from typing import Annotated
 
 import typer
 
-from fedvlm.cli.app import Processes, Quiet, What, Words, app, load_experiment, print_tables, print_text
+from fedvlm.cli.answers import told
+from fedvlm.cli.app import (
+    AsJson,
+    Processes,
+    Quiet,
+    Track,
+    What,
+    Words,
+    app,
+    beside,
+    load_experiment,
+    print_hints,
+    print_json,
+    print_tables,
+    print_text,
+    reporter,
+)
 
 
-@app.command()
+@app.command(epilog=told("run"))
 def run(
     what: What,
     words: Words = None,
@@ -18,18 +34,22 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     processes: Processes = 1,
+    track: Track = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run an experiment: contract, progress, table, run folder. Exit code 1: a method has no result with some seed."""
-    from fedvlm.reports.table import as_rich, newcomers_as_rich
+    from fedvlm.reports.table import as_rich, newcomers_as_rich, results_as_json
     from fedvlm.runs import failure
-    from fedvlm.runs.progress import Reporter
     from fedvlm.studies import study
     from fedvlm.studies.study import Options
 
     chosen = load_experiment(what, words)
-    options = Options(resume=resume, overwrite=overwrite, processes=processes, reporter=Reporter(quiet=quiet))
+    options = Options(resume, overwrite, processes, reporter(quiet=quiet, as_json=as_json), beside(track))
     results = study.run(study.single_plan(chosen, out), options)
+    if as_json:
+        print_json(results_as_json(results))
+        raise typer.Exit(1 if results.failed else 0)
     seeds = f"mean ± standard deviation over {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else "one seed"
     print_text()
     print_tables(as_rich(results.rows, f"{chosen.name}: accuracy in %, mean over clients, {seeds}"))
@@ -39,26 +59,32 @@ def run(
         print_text()
         print_tables(newcomers_as_rich(results.newcomers))
     print_text("\n".join(["", *failure.failure_lines(results.failed), f"run folder: {results.folder}"]))
+    print_hints(results.folder, track)
     print_text(f"a client's own model, to use: fedvlm export {results.folder} FOLDER --client NAME --method METHOD")
     raise typer.Exit(1 if results.failed else 0)
 
 
-@app.command()
+@app.command(epilog=told("partition"))
 def partition(
     what: What,
     words: Words = None,
     out: Annotated[Path, typer.Option(help="Picture to write (.png or .svg).")] = Path("partition.png"),
+    as_json: AsJson = False,
 ) -> None:
     """How the classes are dealt to the clients: a table and a picture, nothing trained."""
     from fedvlm.data import federate
-    from fedvlm.data.picture import draw_partition, partition_table
+    from fedvlm.data.picture import draw_partition, partition_json, partition_table
     from fedvlm.reports import grid
 
     chosen = load_experiment(what, words)
     seed = chosen.seeds[0]
     federation = federate(chosen.load_source(seed), chosen, seed)
-    rows = [[row.client, row.domain, f"{row.train}", f"{row.local}", f"{row.classes}", row.names]
-            for row in partition_table(federation)]  # fmt: skip
+    table = partition_table(federation)
+    if as_json:
+        draw_partition(federation, out)
+        print_json(partition_json(federation, table) | {"picture": str(out)})
+        return
+    rows = [[row.client, row.domain, f"{row.train}", f"{row.local}", f"{row.classes}", row.names] for row in table]
     print_tables(grid.terminal(["client", "domain", "train", "test", "classes", "most of"], rows, left=(0, 1, -1)))
     for note in federation.notes:
         print_text(f"warning: {note}", style="yellow")
@@ -66,17 +92,15 @@ def partition(
     print_text(f"digest {federation.digest()}\npicture {out}")
 
 
-@app.command()
+@app.command(epilog=told("watch"))
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a comparison or a federation's run.")],
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show it and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, once.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How far a run is, while another process is at it. Ends with the run."""
-    import json
     import time
-    from dataclasses import asdict
 
     from rich.live import Live
 
@@ -84,7 +108,7 @@ def watch(
 
     found = watching.snapshot(folder)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print_json(watching.as_json(found))
         return
     if once or found.finished or not found.running:
         print_tables(watching.table(found))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedvlm.cli.app import app, print_tables, print_text
+from fedvlm.cli.answers import told
+from fedvlm.cli.app import AsJson, app, print_json, print_tables, print_text
 from fedvlm.cli.personal import Folds, Merged, Onnx, write_model
 from fedvlm.errors import FedvlmError, listed
 
 if TYPE_CHECKING:
     from fedvlm.experiment import Experiment
+    from fedvlm.network.site.check import Checked
     from fedvlm.network.site.settings import SiteSettings
 
 site_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -44,10 +45,11 @@ def init(
     print_text(f"next: read it, then  fedvlm site check EXPERIMENT --site {folder / 'site.toml'}")
 
 
-@site_app.command()
+@site_app.command(epilog=told("site check"))
 def check(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's file.")],
     site: SiteFile = DEFAULT,
+    as_json: AsJson = False,
 ) -> None:
     """Read the photographs as the experiment uses them, and print exactly what would leave. Nothing is sent.
 
@@ -55,10 +57,14 @@ def check(
     """
     from fedvlm.network.site.place import read_experiment
 
-    approved, allowed = _print_check(read_experiment(experiment), site)
-    if not approved:
+    found, own = _checked(read_experiment(experiment), site)
+    if as_json:
+        print_json(found.as_json() | {"site": own.name})
+    else:
+        _print_check(found, own)
+    if not (as_json or found.approved):
         print_text(f"to take part: fedvlm site approve {experiment} --site {site}")
-    raise typer.Exit(0 if approved and allowed else 1)
+    raise typer.Exit(0 if found.approved and found.allowed else 1)
 
 
 @site_app.command()
@@ -75,8 +81,9 @@ def approve(
     from fedvlm.network.site.place import read_experiment
 
     chosen = read_experiment(experiment)
-    approved, _ = _print_check(chosen, site)
-    if approved:
+    found, own = _checked(chosen, site)
+    _print_check(found, own)
+    if found.approved:
         return
     if not yes and not typer.confirm("May this leave?"):
         raise typer.Exit(1)
@@ -84,17 +91,20 @@ def approve(
     print_text(f"approved: {digest}, in {site} and as {file}")
 
 
-def _print_check(chosen: Experiment, site: Path) -> tuple[bool, bool]:
-    """Print a check; returns whether the experiment is approved, and whether the policy allows all that it sends."""
+def _checked(chosen: Experiment, site: Path) -> tuple[Checked, SiteSettings]:
     from fedvlm.network.site import check as checking
     from fedvlm.network.site import settings
-    from fedvlm.reports import grid
 
     own = settings.read(site)
-    found = checking.check(chosen, own)
+    return checking.check(chosen, own), own
+
+
+def _print_check(found: Checked, own: SiteSettings) -> None:
+    from fedvlm.reports import grid
+
     heads = ["class", "training", "validation", "test"]
     rows = [[name, *(str(count) if count else "-" for count in counts)] for name, *counts in found.classes]
-    print_tables(grid.terminal(heads, rows, f"{own.name}: images of {chosen.name}, seed {chosen.seeds[0]}"))
+    print_tables(grid.terminal(heads, rows, f"{own.name}: images of {found.experiment}, seed {found.seed}"))
     if found.missing:
         print_text(f"no image here of {len(found.missing)} of {len(found.classes)} classes: {listed(found.missing)}")
     for note in found.notes:
@@ -117,7 +127,6 @@ def _print_check(chosen: Experiment, site: Path) -> tuple[bool, bool]:
         print_text(f"approved: {found.digest}")
     else:
         print_text(f"not approved yet: {found.digest}", style="yellow")
-    return found.approved, not any(one.refused for one in found.leaving)
 
 
 def _besides(own: SiteSettings, metrics: list[str]) -> list[list[str]]:
@@ -156,8 +165,8 @@ def serve(site: SiteFile = DEFAULT) -> None:
     )
 
 
-@site_app.command()
-def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+@site_app.command(epilog=told("site status"))
+def status(site: SiteFile = DEFAULT, as_json: AsJson = False) -> None:
     """What has left the site, by method; what was refused last."""
     from fedvlm.network.site import settings
     from fedvlm.network.site import status as told
@@ -166,7 +175,7 @@ def status(site: SiteFile = DEFAULT, as_json: Annotated[bool, typer.Option("--js
     own = settings.read(site)
     found = told.summary(Path(own.state))
     if as_json:
-        print_text(json.dumps(found.as_json(), indent=1))
+        print_json(found.as_json())
         return
     heads = ["experiment", "method", "seed", "messages", "again", "tensors", "last round", "bytes", "last"]
     rows = [

@@ -64,6 +64,14 @@ class Looked:
         splits = f", split into {printable(listed(self.splits))}" if self.splits else ""
         return f"{self.images:,} images in {len(self.labels)} classes ({sizes}){owners}{splits}"
 
+    def as_json(self) -> dict[str, object]:
+        """Plain values: images by class and by owner, `owners` as `above` says."""
+        return {
+            "found": self.said, "images": self.images, "images_by_class": dict(self.labels),
+            "owners": self.above or None, "images_by_owner": dict(self.clients), "splits": self.splits,
+            "oddities": self.oddities, "settings": self.settings,
+        }  # fmt: skip
+
 
 def look(path: Path) -> Looked:
     """The layout of a folder (`class/img`, or `client/class/img`, with or without train, val, test above) or of a CSV.

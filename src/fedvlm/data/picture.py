@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,13 @@ class ClientRow:
     """Number of local evaluation images."""
     classes: int
     """Number of base classes among the training images."""
-    names: str
-    """The classes with most training images, with their numbers."""
+    held: dict[str, int]
+    """Training images by class, most first."""
+
+    @property
+    def names(self) -> str:
+        """The classes with most training images, with their numbers."""
+        return listed((f"{name} {count}" for name, count in self.held.items()), limit=4)
 
 
 def partition_table(federation: Federation) -> list[ClientRow]:
@@ -47,10 +53,20 @@ def partition_table(federation: Federation) -> list[ClientRow]:
     rows = []
     for client, held in zip(federation.clients, class_counts(federation), strict=True):
         largest = [place for place in np.argsort(-held, kind="stable").tolist() if held[place]]
-        names = listed((f"{federation.base_names[place]} {held[place]}" for place in largest), limit=4)
+        by_class = {federation.base_names[place]: int(held[place]) for place in largest}
         sizes = len(client.train), len(client.local), len(client.classes)
-        rows.append(ClientRow(_client_title(client), client.domain or "", *sizes, names))
+        rows.append(ClientRow(_client_title(client), client.domain or "", *sizes, by_class))
     return rows
+
+
+def partition_json(federation: Federation, rows: Sequence[ClientRow]) -> dict[str, object]:
+    """The table as plain values."""
+    clients = [
+        {"client": row.client, "domain": row.domain or None, "training_images": row.train,
+         "local_test_images": row.local, "classes": row.classes, "training_images_by_class": row.held}
+        for row in rows
+    ]  # fmt: skip
+    return {"digest": federation.digest(), "clients": clients, "notes": list(federation.notes)}
 
 
 def _client_title(client: Client) -> str:

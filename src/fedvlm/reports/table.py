@@ -47,6 +47,20 @@ def as_json(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> list[
     return whole + [{"method": method, "failed": words} for method, words in failed.items()]
 
 
+def results_as_json(results: Results) -> dict[str, object]:
+    """A run's whole answer: its rows as in `table.json`, newcomers and failures apart."""
+    return {
+        "name": results.experiment.name,
+        "digest": results.experiment.digest(),
+        "folder": str(results.folder),
+        "seeds": list(results.experiment.seeds),
+        "rows": as_json(results.rows),
+        "newcomers": as_json(results.newcomers),
+        "failed": {name: {str(seed): one.message for seed, one in by_seed.items()}
+                   for name, by_seed in results.failed.items()},
+    }  # fmt: skip
+
+
 def as_csv(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
     """One line per row; accuracies in per cent, loss in nats. A failed method has its failure in the column `state`."""
     records: list[Record] = [

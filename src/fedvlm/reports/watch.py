@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -95,6 +95,11 @@ def records(point: Point) -> list[RoundRecord]:
         except ValueError:
             time.sleep(0.05)
     return point.records()
+
+
+def as_json(found: Snapshot) -> dict[str, object]:
+    """Plain values; `left_s` is null before the first round."""
+    return asdict(found) | {"finished": found.finished, "left_s": found.left}
 
 
 def table(found: Snapshot) -> Table:

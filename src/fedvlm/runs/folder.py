@@ -7,6 +7,7 @@ seed-0/pfedmma/point.json       the method and its settings, which are checked w
 seed-0/pfedmma/ledger.jsonl     a line for every client's training ("visit") and for every round
 seed-0/pfedmma/checkpoint/      the server's and every client's tensors
 seed-0/pfedmma/result.json      accuracies and digests, written last: marks the point as finished
+track/NAME/                     what writers for other programs have written (fedvlm.reports.track)
 table.{json,csv,md}, rounds.{png,svg}; compare.{json,csv,md,tex}, tradeoff.{png,svg} of a comparison
 
 Files about single clients (partition, ledger, checkpoint, result) can be read by the folder's owner alone.

@@ -15,6 +15,7 @@ LOCK = ".lock"
 _WRITTEN = re.compile(
     r"experiment\.json|contract\.(txt|json)|table\.(json|csv|md)|(rounds|tradeoff)\.(png|svg)"
     r"|compare\.(json|csv|md|tex)|report\.html"
+    r"|track/(tensorboard|mlflow|wandb)/.+"
     r"|seed--?\d+/(partition\.(json|png)|[^/]+/(point\.json|result\.json|ledger\.jsonl|\.lock"
     r"|checkpoint/(checkpoint\.json|(server|clients)-\w+\.safetensors)))"
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,9 @@ from fedvlm.runs.progress import Reporter
 from fedvlm.runs.result import PointResult, summarise
 from fedvlm.runs.results import Points, Results
 from fedvlm.training.device import explain_memory_errors
+
+Beside = Callable[[Path], AbstractContextManager[object]]
+"""What goes on beside a run: entered with the run folder when that is open, left when the run has ended or died."""
 
 
 @dataclass
@@ -59,6 +62,7 @@ def run(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     processes: int = 1,
+    beside: Beside = nullcontext,
 ) -> Results:
     """Run (or with `resume` continue) an experiment in its folder; the same settings give the same bytes.
 
@@ -83,6 +87,7 @@ def run(
             opened.loaded.federation(seed)
         said, terms = _contract(opened, opened.loaded.seed(experiment.seeds[0]))
         changed = folder.open(experiment, clip, opened.machine, resume=resume, overwrite=overwrite)
+        stack.enter_context(beside(folder.path))
         for seed in experiment.seeds:
             _save_partition(opened, seed, opened.loaded.federation(seed))
         stack.enter_context(opened.reporter)
@@ -96,8 +101,17 @@ def run(
         return Results(experiment, folder.path, points, opened.failed, said, opened.labels)
 
 
-def preview(experiment: Experiment, out: Path) -> tuple[str, list[str]]:
-    """The contract of a run in this folder, and notes on its data. All is loaded and dealt, and nothing is written.
+@dataclass(frozen=True)
+class Preview:
+    """The contract of a run, as text and by method, and notes on its data."""
+
+    text: str
+    terms: list[contract.MethodTerms]
+    notes: list[str]
+
+
+def preview(experiment: Experiment, out: Path) -> Preview:
+    """What a run in this folder would be. All is loaded and dealt, and nothing is written.
 
     Raises `FedvlmError` as `run` does before it trains.
     """
@@ -106,7 +120,7 @@ def preview(experiment: Experiment, out: Path) -> tuple[str, list[str]]:
     for seed in experiment.seeds:
         opened.loaded.federation(seed)
     first = opened.loaded.seed(experiment.seeds[0])
-    return _contract(opened, first)[0], list(first.federation.notes)
+    return Preview(*_contract(opened, first), list(first.federation.notes))
 
 
 def _open(experiment: Experiment, folder: RunFolder, reporter: Reporter) -> _Run:

@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -88,14 +89,26 @@ def run_points(
         waiting.put(chunk)
     arguments = (work, experiment.resolved(), str(folder), machine, waiting, news, os.getpid())
     team = [context.Process(target=_worker, args=arguments, daemon=True) for _ in range(min(processes, len(todo)))]
-    for worker in team:
-        worker.start()
     try:
+        with _without_interrupts():
+            for worker in team:
+                worker.start()
         return _await(team, news, reporter, sum(len(names) for _, names in todo))
     finally:
         for worker in team:
-            worker.terminate()
-            worker.join()
+            if worker.pid is not None:
+                worker.terminate()
+                worker.join()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back: processes started here inherit that, or they would answer it while they still import torch."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _await(team: Sequence[Any], news: Any, reporter: Reporter, points: int) -> Failures:

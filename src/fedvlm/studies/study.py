@@ -6,6 +6,7 @@ their results. A repeated study continues: finished runs are not repeated.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fedvlm.runs import failure, runner
 from fedvlm.runs.failure import Failure
 from fedvlm.runs.progress import Reporter
 from fedvlm.runs.results import Results
+from fedvlm.runs.runner import Beside
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Options:
     processes: int = 1
     """Number of points that run at the same time."""
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    beside: Beside = nullcontext
+    """What goes on beside each run, such as writers that follow it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def attempt(plan: Plan, options: Options) -> Outcome:
 
 def _run_plan(plan: Plan, options: Options) -> Results:
     return runner.run(plan.experiment, plan.folder, resume=options.resume, overwrite=options.overwrite,
-                      reporter=options.reporter, processes=options.processes)  # fmt: skip
+                      reporter=options.reporter, processes=options.processes, beside=options.beside)  # fmt: skip
 
 
 def _one_by_one(plan: Plan, options: Options) -> Results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from fedvlm.network.site.place import check_federated
 from fedvlm.runs import machine
 from fedvlm.runs.folder import Point, RunFolder
 from fedvlm.runs.result import Digests, PointResult, summarise_ledger
+from fedvlm.runs.runner import Beside
 
 
 @dataclass
@@ -66,18 +68,20 @@ class Coordinator:
             len(self.settings.sites), self.settings.max_norm,
         )  # fmt: skip
 
-    def run(self, carrier: Carrier, watcher: Watcher, *, resume: bool = False) -> dict[str, dict[int, PointResult]]:
+    def run(
+        self, carrier: Carrier, watcher: Watcher, *, resume: bool = False, beside: Beside = nullcontext
+    ) -> dict[str, dict[int, PointResult]]:
         """Play what is left of all points; returns the results by method and seed. Raises `FedvlmError`."""
         clip, folder = self.loaded.clip, self.folder
         here = machine.choose_machine(self.experiment.compute, self.loaded.device, clip.text.width)
         found: dict[str, dict[int, PointResult]] = {}
         with folder.locked():
             folder.open(self.experiment, clip, here, resume=resume, overwrite=False)
-            for seed in self.experiment.seeds:
-                for label in self.experiment.methods:
-                    found.setdefault(label, {})[seed] = self._point(
-                        folder.point(seed, label), label, seed, carrier, watcher
-                    )
+            with beside(folder.path):
+                for seed in self.experiment.seeds:
+                    for label in self.experiment.methods:
+                        point = folder.point(seed, label)
+                        found.setdefault(label, {})[seed] = self._point(point, label, seed, carrier, watcher)
         return found
 
     def _point(self, point: Point, label: str, seed: int, carrier: Carrier, watcher: Watcher) -> PointResult:

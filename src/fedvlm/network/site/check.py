@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fedvlm import tensors
 from fedvlm.data import Federation
@@ -40,6 +40,10 @@ class Leaving:
 class Checked:
     """The findings of a check."""
 
+    experiment: str
+    """Its name."""
+    seed: int
+    """With which the images are dealt here."""
     digest: str
     approved: bool
     classes: list[tuple[str, int, int, int]]
@@ -50,6 +54,24 @@ class Checked:
     leaving: list[Leaving]
     metrics: list[str]
     """Metrics that may leave."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the policy allows all that the methods send."""
+        return not any(one.refused for one in self.leaving)
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values; images by class, tensors by name with shape and bytes."""
+        classes = [
+            {"class": name, "training_images": train, "validation_images": validation, "test_images": test}
+            for name, train, validation, test in self.classes
+        ]
+        leaving = [
+            asdict(one) | {"tensors": [{"tensor": name, "shape": shape, "bytes": size}
+                                       for name, (shape, size) in one.tensors.items()]}
+            for one in self.leaving
+        ]  # fmt: skip
+        return asdict(self) | {"classes": classes, "leaving": leaving, "allowed": self.allowed}
 
 
 def check(settings: Experiment, site: SiteSettings) -> Checked:
@@ -63,7 +85,7 @@ def check(settings: Experiment, site: SiteSettings) -> Checked:
     names = [metric.name for metric in contracts[0].spec.metrics]
     allowed = {"all": names, "none": []}.get(str(site.policy.metrics), site.policy.metrics)
     return Checked(
-        settings.digest(), settings.digest() in site.policy.experiments, rows,
+        settings.name, seed, settings.digest(), settings.digest() in site.policy.experiments, rows,
         [name for name, *counts in rows if not any(counts)], list(dealt.federation.notes), leaving,
         [name for name in names if name in allowed],
     )  # fmt: skip

@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from fedvlm import durable, faults
 from fedvlm.experiment import Experiment
+from fedvlm.faults.base import Fault
 from fedvlm.reports import grid
 from fedvlm.reports.columns import columns
 from fedvlm.reports.statistics import Estimate, least_p
@@ -138,6 +139,17 @@ def catalogue() -> RichTable:
     """A table of all faults: description, methods, and where the released code has it."""
     shown = RichTable("fault", "what it does", "methods", "read in", box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for name, fault in faults.all_faults().items():
-        own = ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")
-        shown.add_row(name, escape(fault.title), own, escape(f"{fault.code}: {fault.where}"))
+        shown.add_row(name, escape(fault.title), _methods(fault), escape(f"{fault.code}: {fault.where}"))
     return shown
+
+
+def catalogue_json() -> list[dict[str, object]]:
+    """The same as plain values."""
+    return [
+        {"fault": name, "title": fault.title, "methods": _methods(fault), "code": fault.code, "where": fault.where}
+        for name, fault in faults.all_faults().items()
+    ]
+
+
+def _methods(fault: type[Fault]) -> str:
+    return ", ".join(fault.methods) or ("all, of these data" if fault.data else "all that are trained")

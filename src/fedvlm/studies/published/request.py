@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -37,18 +37,43 @@ def _split_list(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def list_tables(request: Request) -> tuple[Table, list[str]]:
-    """All tables with their numbers of cells (all, void, possible here), and notes on how to read them."""
-    rows = []
+@dataclass(frozen=True)
+class TableLine:
+    """A published table in the list: where it stands and was read, and its cells (all, void, possible here)."""
+
+    table: str
+    title: str
+    where: str
+    read: str
+    cells: int
+    void: int
+    possible: int
+
+
+def list_tables(request: Request) -> list[TableLine]:
+    """All tables."""
+    found = []
     for name in library.names():
         made = plan(name, replace(request, offline=True, rows=None, columns=None, words=()))
         table = made.table
         void = sum(table.void_for(row, column) is not None for row, column in table.cells)
         words = (name, table.title, f"{table.paper}, {table.place}", table.read)
-        rows.append([*words, str(len(table.cells)), str(void or ""), str(len(made.possible))])
-    own = request.model or "each table's own, where they are in the hub cache"
+        found.append(TableLine(*words, len(table.cells), void, len(made.possible)))
+    return found
+
+
+def as_rich(lines: Sequence[TableLine]) -> Table:
+    """The list for the terminal."""
     heads = ("table", "", "where", "read", "cells", "void", "can run here")
-    return grid.terminal(heads, rows, left=range(len(heads))), [
+    rows = [[one.table, one.title, one.where, one.read, str(one.cells), str(one.void or ""), str(one.possible)]
+            for one in lines]  # fmt: skip
+    return grid.terminal(heads, rows, left=range(len(heads)))
+
+
+def reading_notes(request: Request) -> list[str]:
+    """Notes on how to read the list."""
+    own = request.model or "each table's own, where they are in the hub cache"
+    return [
         f"data looked for in {request.data} (--data); weights: {own} (--model)",
         *(f"[{read}] {meaning}" for read, meaning in MEANING.items()),
         "void: cannot be reproduced; fedvlm reproduce TABLE says why",
