@@ -5,7 +5,7 @@ Accuracies are 0..1 in results and per cent in figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -99,10 +99,7 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
     dots = {method: _dot(row) for method, row in drawn.items()}
     ends = [row.curve[-1] for row in drawn.values() if row.curve and row.curve[-1].get("weight") == 1]
     star = [_coordinates(ends[0])] if ends else []
-    general = " and ".join(
-        name.title() for name in ("base", "novel") if any(name in row.values for row in drawn.values())
-    )
-    general = f"mean of {general}" if " and " in general else general
+    general = _general_name(drawn.values())
     x, y = _limits(general, [method for method in drawn if not looks[method].dashes] or list(drawn), curves, dots, star)
     marks: list[AnyMark] = list(_iso_lines(x, y))
     for method, row in drawn.items():
@@ -117,18 +114,6 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
         Dot(*place, star=True, colour=7, tip=f"zero-shot: Local {place[1]:.1f}, general {place[0]:.1f}")
         for place in star
     ]
-    data = [
-        {
-            "method": method,
-            "weight of zero-shot": point["weight"],
-            "general": f"{_coordinates(point)[0]:.3f}",
-            "local": f"{_coordinates(point)[1]:.3f}",
-        }
-        for method, row in drawn.items()
-        for point in row.curve
-    ] or [
-        {"method": method, "general": f"{place[0]:.3f}", "local": f"{place[1]:.3f}"} for method, place in dots.items()
-    ]
     about = (
         f"Up: better on the client's own images (Local). Right: better on all classes ({general}). "
         "A dot is a method as trained, with 95 % intervals over seeds; its line leads to zero-shot (the star), as its "
@@ -136,7 +121,21 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
     )
     shown = styles.legend(looks, [method for method in drawn if not looks[method].dashes])
     panel = Panel("", x, y, tuple(marks), (620, 430))
-    return Chart("tradeoff", title, about, (panel,), shown, data, "plane")
+    return Chart("tradeoff", title, about, (panel,), shown, _tradeoff_data(drawn.values()), "plane")
+
+
+def _tradeoff_data(rows: Collection[ComparisonRow]) -> list[Record]:
+    """Every point of every curve; the methods as trained where there are no curves."""
+    found = [(row.method, point["weight"], _coordinates(point)) for row in rows for point in row.curve]
+    found = found or [(row.method, 0.0, _dot(row)) for row in rows]
+    return [{"method": method, "weight of zero-shot": weight, "general": f"{x:.3f}", "local": f"{y:.3f}"}
+            for method, weight, (x, y) in found]  # fmt: skip
+
+
+def _general_name(rows: Collection[ComparisonRow]) -> str:
+    """What general accuracy is here."""
+    names = [name.title() for name in ("base", "novel") if any(name in row.values for row in rows)]
+    return names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
 
 
 def _has_both(row: ComparisonRow) -> bool:
