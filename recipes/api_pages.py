@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WIDTH = 100
+SOURCE = Path(__file__).parents[1] / "src"
+WIDTH = 84
 """Signatures that are longer get one line per argument."""
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -51,7 +52,7 @@ PAGES = (
         Part("fedvlm.data.partitions", ["PartitionSection"]), Part("fedvlm.training.evaluation", ["EvaluationSection"]),
         Part("fedvlm.training.device", ["ComputeSection"]),
     ]),
-    Page("method", "The method base class", "What a method may override: [add a method](../add-a-method.md) shows how.", [
+    Page("method", "The method base class", "What a method may override: [add a method](../add-a-method.md).", [
         Part("fedvlm.methods.base"), Part("fedvlm.methods", ["known", "find", "build"]),
         Part("fedvlm.tensors"),
     ]),
@@ -71,7 +72,7 @@ PAGES = (
         Part("fedvlm.clip.transformer", ["Insertions", "ParallelTo", "Patches", "Entry"]),
     ]),
     Page("testing", "Promises of methods", "The suite that every method is held to, for methods of your own.", [
-        Part("fedvlm.testing.conformance"), Part("fedvlm.testing.case"), Part("fedvlm.testing.tiny"),
+        Part("fedvlm.testing.conformance", ["conformance"]), Part("fedvlm.testing.case"), Part("fedvlm.testing.tiny"),
     ]),
     Page("site", "A site's settings", "What the owner of photographs decides: [privacy](../privacy.md).", [
         Part("fedvlm.network.site.settings"),
@@ -79,33 +80,42 @@ PAGES = (
 )  # fmt: skip
 
 
-def render(page: Page, source: Path) -> str:
+def sources() -> dict[str, str]:
+    """The page that shows a module, by the module's file below `src`."""
+    return {_path(part.module): f"api/{page.file}.md" for page in reversed(PAGES) for part in reversed(page.parts)}
+
+
+def render(page: Page) -> str:
     """A page as Markdown. Raises `KeyError` for a name that its module does not define."""
     parts = [f"# {page.title}", page.about]
     for part in page.parts:
-        parts += _module(part, ast.parse(_file(part.module, source).read_text(encoding="utf-8")))
+        parts += _module(part, ast.parse((SOURCE / _path(part.module)).read_text(encoding="utf-8")))
     return "\n\n".join(parts) + "\n"
 
 
-def _file(module: str, source: Path) -> Path:
-    path = source.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def _path(module: str) -> str:
+    path = module.replace(".", "/")
+    return f"{path}/__init__.py" if (SOURCE / path).is_dir() else f"{path}.py"
 
 
 def module_docstring(file: Path) -> str:
     """The docstring of a module's file."""
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return _about(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _about(tree: ast.Module) -> str:
+    # As it stands: a part that is indented is code.
+    return (ast.get_docstring(tree, clean=False) or "").strip()
 
 
 def _module(part: Part, tree: ast.Module) -> Iterator[str]:
     yield f"## `{part.module}`"
-    if not part.names:
-        yield ast.get_docstring(tree) or ""
+    yield _about(tree)
     found = dict(_documented(tree.body))
     for name in part.names or found:
         kind, text = found[name]
         yield f"### `{name}`"
-        yield from _definition(kind, 4) if isinstance(kind, Definition) else [_code(ast.unparse(kind)), text]
+        yield from _definition(kind, 4) if isinstance(kind, Definition) else [_code(_shown(kind)), text]
 
 
 def _documented(body: Sequence[ast.stmt]) -> Iterator[tuple[str, tuple[ast.stmt, str]]]:
@@ -140,61 +150,79 @@ def _definition(node: Definition, level: int) -> Iterator[str]:
     members = dict(_documented(node.body))
     fields = [(one, text) for one, text in members.values() if not isinstance(one, Definition)]
     if fields:
-        yield "\n".join(f"- {_field(one)}{': ' if text else ''}{' '.join(text.split())}" for one, text in fields)
+        yield "\n".join(_field_line(one, text) for one, text in fields)
     for name, (one, _) in members.items():
         if isinstance(one, ast.FunctionDef):
             yield f"{'#' * level} `{node.name}.{name}`"
             yield from _definition(one, level + 1)
 
 
-def _field(node: ast.stmt) -> str:
-    """`name: type = default`, with the default of a field's call alone."""
-    text = ast.unparse(node)
-    match node:
-        case ast.AnnAssign(annotation=kind, value=ast.Call(func=ast.Name(id="Field" | "field"), keywords=words)):
-            given = {word.arg: ast.unparse(word.value) for word in words}
-            default = given.get("default", f"{given['default_factory']}()" if "default_factory" in given else None)
-            text = f"{ast.unparse(node.target)}: {ast.unparse(kind)}{'' if default is None else f' = {default}'}"
-    return f"`{' '.join(text.split())}`"
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _field(node: ast.stmt) -> tuple[str, str]:
+    """`name: type = default`, with the default of a field's call alone; bounds in words."""
+    if not isinstance(node, ast.AnnAssign):
+        return _shown(node), ""
+    kind, value, calls = node.annotation, node.value, []
+    match kind:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *rest])):
+            kind, calls = inner, rest
+    if isinstance(value, ast.Call) and _shown(value.func).lower() == "field":
+        given = {word.arg: _shown(word.value) for word in value.keywords}
+        default = given.get("default") or (f"{given['default_factory']}()" if "default_factory" in given else "")
+        calls.append(value)
+    else:
+        default = _shown(value) if value else ""
+    bounds = [f"{BOUNDS[word.arg]} {_shown(word.value)}" for call in calls if isinstance(call, ast.Call)
+              for word in call.keywords if word.arg in BOUNDS]  # fmt: skip
+    line = f"{_shown(node.target)}: {_shown(kind)}{f' = {default}' if default else ''}"
+    return line, " and ".join(bounds)
+
+
+def _field_line(node: ast.stmt, text: str) -> str:
+    line, bounds = _field(node)
+    more = f" ({bounds})" if bounds else ""
+    return f"- `{line}`{more}{': ' if text else ''}{' '.join(text.split())}"
 
 
 def signature(node: Definition) -> str:
     """What is written before the colon, without `self`, in lines of at most `WIDTH`."""
     if isinstance(node, ast.ClassDef):
-        bases = [ast.unparse(base) for base in node.bases]
-        return f"class {node.name}" + (f"({', '.join(bases)})" if bases else "")
+        bases = ", ".join(map(_shown, node.bases))
+        return f"class {node.name}({bases})" if bases else f"class {node.name}"
     marks = [f"@{mark.id}" for mark in node.decorator_list if isinstance(mark, ast.Name)]
-    known = node.args.posonlyargs + node.args.args
-    hidden = bool(known) and known[0].arg in ("self", "cls")
-    end = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    words = [ast.unparse(one) for one in _arguments(node.args)][hidden:]
+    words = list(_arguments(node.args))
+    words = words[1:] if words[:1] in (["self"], ["cls"]) else words
+    end = f" -> {_shown(node.returns)}" if node.returns else ""
     line = f"def {node.name}({', '.join(words)}){end}"
     if len(line) > WIDTH:
         line = f"def {node.name}(\n" + "".join(f"    {word},\n" for word in words) + f"){end}"
     return "\n".join([*marks, line])
 
 
-def _arguments(all_: ast.arguments) -> Iterator[ast.arguments]:
-    """The arguments one by one, each as arguments of its own."""
-    plain = all_.posonlyargs + all_.args
-    missing = len(plain) - len(all_.defaults)
-    for number, one in enumerate(plain):
-        yield _only(args=[one], defaults=all_.defaults[number - missing :][:1] if number >= missing else [])
-    if all_.vararg or all_.kwonlyargs:
-        yield _only(vararg=all_.vararg) if all_.vararg else _only(args=[ast.arg(arg="*")])
-    for one, default in zip(all_.kwonlyargs, all_.kw_defaults, strict=True):
-        yield _only(args=[one], defaults=[default] if default else [])
-    if all_.kwarg:
-        yield _only(kwarg=all_.kwarg)
+def _arguments(args: ast.arguments) -> Iterator[str]:
+    plain = args.posonlyargs + args.args
+    defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
+    for one, default in zip(plain, defaults, strict=True):
+        yield _argument(one, default)
+    if args.vararg or args.kwonlyargs:
+        yield f"*{_argument(args.vararg)}" if args.vararg else "*"
+    for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        yield _argument(one, default)
+    if args.kwarg:
+        yield f"**{_argument(args.kwarg)}"
 
 
-def _only(
-    args: Sequence[ast.arg] = (),
-    defaults: Sequence[ast.expr] = (),
-    vararg: ast.arg | None = None,
-    kwarg: ast.arg | None = None,
-) -> ast.arguments:
-    return ast.arguments([], list(args), vararg, [], [], kwarg, list(defaults))
+def _argument(one: ast.arg, default: ast.expr | None = None) -> str:
+    kind = f": {_shown(one.annotation)}" if one.annotation else ""
+    return f"{one.arg}{kind}{f' = {_shown(default)}' if default else ''}"
+
+
+def _shown(node: ast.AST) -> str:
+    """Source text of a node, on one line, with the quotes of this project."""
+    text = " ".join(ast.unparse(node).split())
+    return text if '"' in text else text.replace("'", '"')
 
 
 def _code(text: str) -> str:

@@ -22,7 +22,12 @@ ROWS = [
     for names, *cells in [[cell.strip() for cell in line.strip("|").split("|")]]
     for name in names.split(", ")
 ]
-WORDLESS = {"cocoop": {"init_text": None}, "kgcoop": {"init_text": None}, "maple": {"start": None}, "fedmgp": {"start": None}}
+WORDLESS = {
+    "cocoop": {"init_text": None},
+    "kgcoop": {"init_text": None},
+    "maple": {"start": None},
+    "fedmgp": {"start": None},
+}
 """Settings that need no weights of words."""
 SEEN = {"mean": base.MEAN, "a mixture of all prompts, made for this client": "mixtures of all clients' tensors",
         "the mean, and **whole prompts of single clients**, without their names": "whole prompts of single clients"}  # fmt: skip
