@@ -23,7 +23,7 @@ from typing import Any
 import fake_datasets
 import pytest
 import test_presets
-from called import Done, call
+from called import call
 from matplotlib.figure import Figure
 from test_docs import PAGES, ROOT, toml_of
 
@@ -49,7 +49,7 @@ NOT_RUN = {
     r"fedvlm (run|partition) .*huggingface": "fetches a data set: tests/data/test_hub_source.py has small ones",
     r"fedvlm (bench|random-clip) ": "minutes and gigabytes: tests/checks/bench, tests/clip",
     r"fedvlm verify .*cuda|pytest .*test_gpu": "needs a GPU",
-    r"python recipes/": "hours",
+    r"python recipes/(calibrate|pretrain|mutate)": "hours",
 }
 LONG = ("instrument", "results", "protocols", "audit", "reproduce", "speed", "compare", "add-a-method")
 """Pages with many runs."""
@@ -84,7 +84,9 @@ def folder(root: Path) -> None:
     test_presets.office(root / "FOLDER" / "office_caltech_10")
     test_presets.pacs(root / "FOLDER" / "pacs")
     shutil.copytree(root / "FOLDER" / "pacs", root / "FOLDER" / "pacs" / "images", ignore=lambda *_: ["images"])
-    shutil.copytree(root / "FOLDER" / "pacs", root / "FOLDER" / "pacs" / "splits", ignore=lambda *_: ["images", "splits"])
+    shutil.copytree(
+        root / "FOLDER" / "pacs", root / "FOLDER" / "pacs" / "splits", ignore=lambda *_: ["images", "splits"]
+    )
     lines = ["image,label,sender_id"]
     labelled = [(name, one) for name, each in many.items() for one in each]
     unsure = [(name, few["solid_star"][0]) for name in ("Not sure", "Skip", "Other")]
@@ -122,7 +124,7 @@ def desk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     place.mkdir()
     for one in ("FOLDER", "clothing", "domainnet"):
         (place / one).symlink_to(made / one)
-    for one in ("benchmarks", "tests"):
+    for one in ("benchmarks", "recipes", "tests"):
         (place / one).symlink_to(ROOT / one)
     shutil.copytree(made / "photographs", place / "photographs")
     monkeypatch.chdir(place)
@@ -151,21 +153,21 @@ def small(words: list[str]) -> list[str]:
     name = others[1]
     table = presets.settings(name)
     drawn = table.get("data", {}).get("source", "scenes") == "scenes"
-    less = [*DRAWN] if drawn else [*TINY, f"data.path={table['data'].get('path')}"]
-    data = "".join(word for word in settings if word.startswith("data.path="))
+    less = [*DRAWN] if drawn else [*SMALL] if name.startswith("benchmarks/photographs") else [*TINY]
+    settings = ["data.path=photographs" if word == "data.path=FOLDER" else word for word in settings]
     if not drawn:
-        less += of_data(name, data, settings) + ([] if "methods" in str(settings) else ["methods=zero_shot,pfedmma"])
+        less += of_data(name, settings) + ([] if "methods" in str(settings) else ["methods=zero_shot,pfedmma"])
     if "newcomer" in name:  # a style of ten
         less = [word for word in less if not word.startswith(("data.base", "partition."))]
     swept = {*table.get("sweep", {}), *(word.split("=")[0] for word in others[1:] if "=" in word)}
     less = [word for word in less if word.split("=")[0] not in swept]
-    if data:
-        less = [word for word in less if not word.startswith("data.path=")]
+    if "partition.clients" in swept:  # each of them needs a class
+        less.remove("data.base_classes=8")
     keys = {word.split("=")[0] for word in less}
     return [*others[:2], *(word for word in settings if word.split("=")[0] not in keys), *less, *others[2:]]
 
 
-def of_data(preset: str, path: str, settings: list[str]) -> list[str]:
+def of_data(preset: str, settings: list[str]) -> list[str]:
     """Settings that a small copy of a data set needs."""
     if "cifar" in preset:
         return ["data.complete=false", "partition.clients=5", "partition.min_test=3"]
@@ -173,13 +175,17 @@ def of_data(preset: str, path: str, settings: list[str]) -> list[str]:
         return ["data.shots=2", "partition.clients=2"]
     if preset in ("clothes.toml", "benchmarks/photographs/clothing.toml"):
         return ["partition.min_images=4"]
-    return ["partition.clients_per_domain=2"] if "newcomers" not in str(settings) else []
+    if preset in ("photographs.toml", "benchmarks/many_clients.toml") or "newcomers" in str(settings):
+        return []
+    return ["partition.clients_per_domain=2"]
 
 
 def run(command: str) -> None:
     """Run a documented command. Exit code 1 is as good as 0 where a page says what it means."""
     program, *words = shlex.split(command)
     if program == "python":
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"$ {command}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
         return
     assert program == "fedvlm", command
     if words[0] in ("run", "compare", "sweep", "audit", "partition"):
@@ -188,10 +194,12 @@ def run(command: str) -> None:
         words.append("--yes")
     if words[:2] == ["federation", "init"]:  # one page shows it for every carrier
         shutil.rmtree(words[2], ignore_errors=True)
-    done: Done = call(*words)
+    done = call(*words)
     # 1: reproduce lacks weights, a site has not approved yet, an image could not be read.
     allowed = (0, 1) if words[0] in ("reproduce", "site") else (0,)
-    assert done.returncode in allowed, f"$ {command}\n  fedvlm {shlex.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+    assert done.returncode in allowed, (
+        f"$ {command}\n  fedvlm {shlex.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+    )
 
 
 AGREED = """
@@ -288,7 +296,9 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in ("README", "first-run", "predict")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.stem in ("README", "first-run", "predict")], ids=lambda p: p.stem
+)
 def test_python_of_a_page_runs(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = fedvlm.run
 
