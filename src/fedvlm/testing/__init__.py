@@ -1,13 +1,15 @@
 """Support for tests of methods, of this package and of others: tiny models and federations, and promises of methods.
 
-    from fedvlm.testing import PROMISES, Case, conformance
+```python
+from fedvlm.testing import PROMISES, Case, conformance
 
-    def test_my_method():
-        conformance(MyMethod)                                   # all promises; or one test for each:
+def test_my_method():
+    conformance(MyMethod)                                   # all promises; or one test for each:
 
-    @pytest.mark.parametrize("promise", PROMISES, ids=str)
-    def test_promise(promise):
-        promise.check(Case(MyMethod))
+@pytest.mark.parametrize("promise", PROMISES, ids=str)
+def test_promise(promise):
+    promise.check(Case(MyMethod))
+```
 """
 
 from fedvlm.testing.case import Case, Promise
