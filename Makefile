@@ -1,6 +1,7 @@
 # make demo    install fedvlm and run the main job on the embedded default (no GPU, no model download)
 # make test    install what development needs and run every check
 # make test-long               the tests that take long
+# make docs      the documentation as a site, in site/
 # make federation            a server and three sites on this machine: Flower, TLS, registered nodes
 # make federation-nvflare    the same by NVFlare
 # make test-networks         the tests that need Flower and NVFlare, and those that kill processes
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 NETWORK ?= .venv-federation
 NETWORK_PIP := $(NETWORK)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-federation.txt
 
-.PHONY: demo test test-long lint install install-dev federation federation-nvflare test-networks clean
+.PHONY: demo test test-long docs lint install install-dev federation federation-nvflare test-networks clean
 
 demo: install
 	$(BIN)/fedvlm run quickstart --overwrite --processes 2
@@ -22,6 +23,10 @@ test: install-dev lint
 
 test-long: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long
+
+docs: install-dev
+	$(BIN)/python recipes/site_pages.py
+	$(BIN)/zensical build --strict --clean
 
 lint: install-dev
 	$(BIN)/ruff check
@@ -38,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,docs,tensorboard,mlflow,wandb]'
 	touch $@ $(VENV)/.installed
 
 federation: $(NETWORK)/.installed-federation
@@ -59,4 +64,4 @@ $(NETWORK)/.installed-%: pyproject.toml constraints-federation.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NETWORK) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NETWORK) build dist site .cache .mypy_cache .ruff_cache .pytest_cache

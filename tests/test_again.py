@@ -174,6 +174,7 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.long
 def test_killed_workers(tmp_path: Path) -> None:
     """What the kernel does to workers when memory is short."""
     words = ["run", "quickstart", *SMALL, "seeds=0,1", "--processes", "2", "--out", "r"]
@@ -189,7 +190,7 @@ def test_killed_workers(tmp_path: Path) -> None:
     assert (said, last) == ("to continue:", shlex.join([*FEDVLM, *words, "--resume"]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_coordinator(number: signal.Signals, tmp_path: Path) -> None:
     """It waits for sites that are not there; stopped twice, it says twice how to go on."""
     drawn = [word for word in SHORT if not word.startswith(("partition", "data.novel"))] + ["data.novel_classes=4"]

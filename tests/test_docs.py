@@ -12,6 +12,7 @@ import typer
 from fedvlm import experiment, faults, methods, overrides, presets
 from fedvlm.cli import app
 from fedvlm.studies import sweep
+from fedvlm.studies.published import library
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,3 +89,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, target
+
+
+def test_published_numbers_on_their_page_are_those_of_the_tables() -> None:
+    """Every accuracy on the page is in the packaged tables, which are compared with what was read."""
+    page = (ROOT / "docs" / "published-numbers.md").read_text()
+    files = [*(library.FOLDER / "tables").glob("*.toml"), library.FOLDER / "reasons.toml"]
+    known = {number for file in files for number in re.findall(r"\d\d\.\d\d|\b\d\.\d\d", file.read_text())}
+    told = re.findall(r"\b\d?\d\.\d\d\b", page)
+    assert len(told) > 70
+    assert [number for number in told if number not in known] == []

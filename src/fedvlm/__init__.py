@@ -1,9 +1,11 @@
 """Personalised federated fine-tuning of vision-language models.
 
+```python
 import fedvlm
 results = fedvlm.run("quickstart", rounds=5, methods=["zero_shot", "pfedmma"])
 results.rows            # the table
 results.points["pfedmma"][0].final
+```
 """
 
 from __future__ import annotations

@@ -323,7 +323,8 @@ def test_long_settings_are_cut(copied: Path) -> None:
 
 
 @pytest.mark.skipif(not HERE, reason="needs an extra: tensorboard, mlflow or wandb")
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_every_step_is_there_once(tmp_path: Path, processes: int) -> None:
     """kill -9 in the middle, with all writers at work; the resumed run ends with the ledger's rounds, each once."""
     folder = tmp_path / "run"
@@ -353,6 +354,7 @@ def test_killed_and_resumed_every_step_is_there_once(tmp_path: Path, processes: 
 
 
 @pytest.mark.skipif(not HERE, reason="needs an extra: tensorboard, mlflow or wandb")
+@pytest.mark.long
 def test_interrupted_with_writers_at_work_the_last_line_is_ours(tmp_path: Path) -> None:
     """Programs of others like to say goodbye."""
     trackers = [word for name in HERE for word in ("--track", name)]

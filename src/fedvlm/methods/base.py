@@ -1,12 +1,18 @@
 """What a method is: six parts with defaults, so that a method's file holds only what its paper adds.
 
-1. a configuration class; 2. a tuner; 3. `shared`, name patterns of what crosses the network (every other trainable
-tensor is private); 4. a loss; 5. a downlink; 6. an aggregate. Everything else is derived from these. Few methods need
-more: how a client puts its tensors together (`assemble`), what it stores (`keep`) and sends (`uplink`), the server's
-first state (`server`), bytes of a downlink (`downlink_bytes`), who sees what (`exposes`), rates by tensor (`rates`);
-which tensors are trained in a round (`trainable`), what the server makes and sends besides (`constants`, among them the
-number of the round), two gradients in one step (`Step.gradient`, `with_gradient`), statistics in the place of training
-(`statistics`). An optimisation at the server is torch in `aggregate`.
+1. a configuration class
+2. a tuner
+3. `shared`, name patterns of what crosses the network (every other trainable tensor is private)
+4. a loss
+5. a downlink
+6. an aggregate
+
+Everything else is derived from these. Few methods need more: how a client puts its tensors together (`assemble`), what
+it stores (`keep`) and sends (`uplink`), the server's first state (`server`), bytes of a downlink (`downlink_bytes`),
+who sees what (`exposes`), rates by tensor (`rates`); which tensors are trained in a round (`trainable`), what the
+server makes and sends besides (`constants`, among them the number of the round), two gradients in one step
+(`Step.gradient`, `with_gradient`), statistics in the place of training (`statistics`). An optimisation at the server is
+torch in `aggregate`.
 """
 
 from __future__ import annotations

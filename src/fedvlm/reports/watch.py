@@ -10,6 +10,7 @@ from statistics import fmean
 from rich.table import Table
 
 from fedvlm import durable, methods
+from fedvlm.experiment import Experiment
 from fedvlm.federation.records import RoundRecord
 from fedvlm.reports import grid
 from fedvlm.runs.folder import Point, RunFolder
@@ -67,11 +68,18 @@ def snapshot(folder: Path) -> Snapshot:
     chosen, _ = run.begun()
     points = []
     for seed in chosen.seeds:
-        for label in chosen.methods:
-            method = methods.build(label, chosen.method)
+        for label, name in zip(labels(folder, chosen), chosen.methods, strict=True):
+            method = methods.build(name, chosen.method)
             last = method.rounds(chosen.rounds) + method.local_rounds if method.trains else 0
             points.append(_standing(run, label, seed, last))
     return Snapshot(chosen.name, points, durable.is_locked(folder / LOCK))
+
+
+def labels(folder: Path, chosen: Experiment) -> list[str]:
+    """Methods by the names of their folders, which tell built-in faults, in the order of the experiment."""
+    file = folder / "contract.json"
+    named = [line["method"] for line in durable.read_json(file)] if file.exists() else []
+    return named if len(named) == len(chosen.methods) else list(chosen.methods)
 
 
 def _standing(run: RunFolder, label: str, seed: int, last: int) -> Standing:

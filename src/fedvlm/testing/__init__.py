@@ -1,5 +1,6 @@
 """Support for tests of methods, of this package and of others: tiny models and federations, and promises of methods.
 
+```python
 from fedvlm.testing import PROMISES, Case, conformance
 
 def test_my_method():
@@ -8,6 +9,7 @@ def test_my_method():
 @pytest.mark.parametrize("promise", PROMISES, ids=str)
 def test_promise(promise):
     promise.check(Case(MyMethod))
+```
 """
 
 from fedvlm.testing.case import Case, Promise

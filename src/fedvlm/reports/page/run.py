@@ -46,7 +46,7 @@ def read_run(folder: Path) -> RunRead:
     """Read a run folder. Raises `FedvlmError` if it is none, or a result was changed."""
     run = RunFolder(folder)
     experiment, saved = run.begun()
-    labels = _labels(folder, experiment)
+    labels = watch.labels(folder, experiment)
     points: dict[str, dict[int, PointResult]] = {}
     records: dict[str, dict[int, list[RoundRecord]]] = {}
     for label in labels:
@@ -56,12 +56,6 @@ def read_run(folder: Path) -> RunRead:
             if found := point.result():
                 points.setdefault(label, {})[seed] = found
     return RunRead(folder, experiment, saved, labels, points, records)
-
-
-def _labels(folder: Path, experiment: Experiment) -> list[str]:
-    """Methods by the names of their folders, which tell built-in faults, in the order of the experiment."""
-    named = durable.read_json(folder / "contract.json") if (folder / "contract.json").exists() else []
-    return [line["method"] for line in named] or list(experiment.methods)
 
 
 def chapter(folder: Path, against: str, *, with_clients: bool) -> Chapter:
