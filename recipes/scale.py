@@ -1,11 +1,11 @@
 """How many clients? Seconds of a round and memory, in one process and by Flower's simulation.
 
     python recipes/scale.py --clients 100,1000 --participation 0.1 --out scale
-    python recipes/scale.py --clients 10000 --participation 0.01 --only run --out scale
+    python recipes/scale.py --clients 10000 --participation 0.01 --only run --shots 1000 --no-last --out scale
 
 Drawn images, the same for any number of clients, dealt evenly; pFedMMA. The last round measures all clients, the others
-none. Memory: the highest sum of proportional set sizes (PSS) of the command and of all that it has started, looked at
-four times a second; Linux only.
+none; `--no-last` stops before it. Memory: the highest sum of proportional set sizes (PSS) of the command and of all
+that it has started, looked at four times a second; Linux only.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Measured:
     """Median seconds between the ends of two rounds that measure nothing."""
     train_s: float
     """Median seconds that clients train in such a round, together."""
-    last_s: float
-    """Seconds of the last round, in which all clients are measured."""
+    last_s: float | None
+    """Seconds of the last round, in which all clients are measured; None if it was not played."""
     start_s: float
     """Seconds until the first round has ended."""
     memory: int
@@ -56,10 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="100,1000")
     parser.add_argument("--participation", type=float, default=0.1)
-    parser.add_argument("--shots", type=int, default=1000, help="training images of each of 20 classes")
+    parser.add_argument("--shots", type=int, default=100, help="training images of each of 20 classes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("run", "flower"))
     parser.add_argument("--workers", type=int, default=2, help="of Flower's simulation")
+    parser.add_argument("--no-last", action="store_true", help="stop before the round that measures all (run only)")
     parser.add_argument("--out", type=Path, default=Path("scale"))
     arguments = parser.parse_args()
     found = []
@@ -72,14 +73,16 @@ def main() -> None:
         for how in ("run", "flower"):
             if arguments.only in (None, how):
                 folder = arguments.out / f"{how}-{clients}"
-                found.append(by_run(folder, words) if how == "run" else by_flower(folder, words))
+                until = arguments.rounds - 1 if arguments.no_last else 1 << 30
+                found.append(by_run(folder, words, until) if how == "run" else by_flower(folder, words))
                 print(text(found[-1:]), flush=True)
     print(text(found))
 
 
-def by_run(folder: Path, words: Sequence[str]) -> Measured:
-    """`fedvlm run`."""
-    memory, seconds = watched([*FEDVLM, "run", *words, "--overwrite", "--quiet", "--out", str(folder)], folder)
+def by_run(folder: Path, words: Sequence[str], until: int) -> Measured:
+    """`fedvlm run`, up to the end of this round."""
+    command = [*FEDVLM, "run", *words, "--overwrite", "--quiet", "--out", str(folder)]
+    memory, seconds = watched(command, folder, until)
     return measured("one process", folder, folder / "seed-0" / "pfedmma" / "checkpoint", memory, seconds)
 
 
@@ -92,8 +95,11 @@ def by_flower(folder: Path, words: Sequence[str]) -> Measured:
     return measured("Flower's simulation", place / "run", place / "state", memory, seconds)
 
 
-def watched(command: Sequence[str], run: Path) -> tuple[int, list[float]]:
-    """Run a command; returns the highest memory of its processes, and the seconds at which rounds ended."""
+def watched(command: Sequence[str], run: Path, until: int = 1 << 30) -> tuple[int, list[float]]:
+    """Run a command, and stop it when this round has ended.
+
+    Returns the highest memory of its processes, and the seconds at which rounds ended.
+    """
     begun, ended, highest, ends = time.monotonic(), threading.Event(), [0], list[float]()
     process = subprocess.Popen(command)
     ledger = run / "seed-0" / "pfedmma" / "ledger.jsonl"
@@ -103,13 +109,16 @@ def watched(command: Sequence[str], run: Path) -> tuple[int, list[float]]:
             highest[0] = max(highest[0], sum(map(pss, family(process.pid))))
             rounds = ledger.read_bytes().count(b'{"kind": "round"') if ledger.exists() else 0
             ends.extend([time.monotonic() - begun] * (rounds - len(ends)))
+            if len(ends) == until:
+                process.terminate()
+                return
 
     watcher = threading.Thread(target=look)
     watcher.start()
     code = process.wait()
     ended.set()
     watcher.join()
-    if code:
+    if code and len(ends) < until:
         raise SystemExit(f"{' '.join(command)} ended with {code}")
     return highest[0], ends
 
@@ -139,10 +148,13 @@ def measured(how: str, run: Path, tensors: Path, memory: int, ends: Sequence[flo
     """The figures of a run."""
     settings = json.loads((run / "experiment.json").read_text())["experiment"]
     records = RunFolder(run).point(0, "pfedmma").records()
-    gaps = [after - before for before, after in pairwise(ends)]  # the last one has the measuring of all clients
+    gaps = [after - before for before, after in pairwise(ends)]
+    # The last round has the measuring of all clients.
+    whole = len(ends) == settings["rounds"]
+    plain, last = (gaps[:-1], gaps[-1]) if whole else (gaps, None)
     disk = sum(path.stat().st_size for path in tensors.rglob("*") if path.is_file())
-    trained = median(sum(visit.seconds for visit in record.visits) for record in records[1:-1])
-    return Measured(how, settings["partition"]["clients"], len(records[0].visits), median(gaps[:-1]), trained, gaps[-1],
+    trained = median(sum(visit.seconds for visit in record.visits) for record in records[1 : len(plain) + 1])
+    return Measured(how, settings["partition"]["clients"], len(records[0].visits), median(plain), trained, last,
                     ends[0], memory, disk)  # fmt: skip
 
 
@@ -152,7 +164,8 @@ def text(found: Sequence[Measured]) -> str:
              "s to the end of the first", "memory", "clients' tensors"]  # fmt: skip
     rows = [
         [one.how, f"{one.clients:,}", f"{one.trained:,}", f"{one.round_s:.1f}", f"{one.train_s:.1f}",
-         f"{one.last_s:.0f}", f"{one.start_s:.0f}", f"{one.memory / GIB:.2f} GiB", f"{one.disk / 2**20:.0f} MiB"]
+         "-" if one.last_s is None else f"{one.last_s:.0f}", f"{one.start_s:.0f}",
+         f"{one.memory / GIB:.2f} GiB", f"{one.disk / 2**20:.0f} MiB"]
         for one in found
     ]  # fmt: skip
     return grid.markdown(heads, rows)
