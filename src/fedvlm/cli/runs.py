@@ -60,6 +60,7 @@ def run(
         print_tables(newcomers_as_rich(results.newcomers))
     print_text("\n".join(["", *failure.failure_lines(results.failed), f"run folder: {results.folder}"]))
     print_hints(results.folder, track)
+    print_text(f"all of it as a page: fedvlm report {results.folder}")
     print_text(f"a client's own model, to use: fedvlm export {results.folder} FOLDER --client NAME --method METHOD")
     raise typer.Exit(1 if results.failed else 0)
 
