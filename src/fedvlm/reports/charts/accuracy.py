@@ -50,8 +50,9 @@ def rounds(results: Curves, last: int, title: str, looks: Looks | None = None) -
             ]
             marks += _round_marks(method, looks[method], steps, table, last, bands=len(results) <= 4)
         values = [y for mark in marks if isinstance(mark, Line) for _, y in mark.points]
+        values += [mark.y for mark in marks if isinstance(mark, Dot)]
         values += [y for mark in marks if isinstance(mark, Band) for _, *pair in mark.points for y in pair]
-        first = min((x for mark in marks if isinstance(mark, Line) for x, _ in mark.points), default=0)
+        first = min((x for mark in marks if isinstance(mark, Line) for x, _ in mark.points), default=last - 1)
         x = Axis("round", first, max(last, first + 1), integer=True)
         panels.append(Panel(metric.heading, x, _around(values, "accuracy, %"), tuple(marks)))
     shown = styles.legend(looks, [method for method, each in results.items() if each])
@@ -313,7 +314,7 @@ def calibration(comparison: Comparison, looks: Looks) -> Chart | None:
     )
     about = (
         "How far confidence is from accuracy on all clients' own test images together, in 15 bins (Guo et al. 2017); 0 "
-        "is perfect. Personal models carry a temperature that lessens it (`fedvlm export`)."
+        "is perfect. Personal models carry a temperature that lessens it (fedvlm export)."
     )
     data = [
         {
