@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -35,3 +36,8 @@ def process(*words: str, **environment: str) -> Done:
     """The same as a process, with changes to its environment."""
     command = [sys.executable, "-m", "fedvlm", *words]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"} | environment)
+
+
+def hear_interrupts() -> None:
+    """For a process that a test starts: what runs in the background, such as a CI's job, may be deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from called import call
+from called import call, hear_interrupts
 
 from fedvlm import durable
 from fedvlm.cli import again
@@ -32,7 +32,7 @@ class Running:
         self.folder, self.error = folder, (folder / "stderr").open("w+")
         self.process = subprocess.Popen(
             [*program, *words], cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=self.error,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=hear_interrupts,
         )  # fmt: skip
 
     def wait_for_rounds(self, count: int = 2) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from called import call
+from called import call, hear_interrupts
 
 import fedvlm
 from fedvlm.errors import FedvlmError
@@ -362,7 +362,7 @@ def test_interrupted_with_writers_at_work_the_last_line_is_ours(tmp_path: Path) 
                *trackers]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               env=environment, start_new_session=True)  # fmt: skip
+                               env=environment, start_new_session=True, preexec_fn=hear_interrupts)  # fmt: skip
     ledger_file, begun = tmp_path / "r" / "seed-0" / "promptfl" / "ledger.jsonl", time.monotonic()
     files = ("tensorboard/seed-0/promptfl/events.*", "mlflow/mlflow.db", "wandb/offline-run-*/run-*.wandb")
     wanted = [file for file in files if file.partition("/")[0] in HERE]

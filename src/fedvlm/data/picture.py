@@ -120,9 +120,9 @@ def _draw_grid(figure: Figure, axes: Axes, federation: Federation, held: Ints, n
     _name_ticks(axes, labels, names)
     axes.set_xlabel("base class" + ("" if len(names) <= _NAMED else f" ({len(names)}, grouped by largest holder)"))
     axes.set_ylabel("client")
-    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
     if max(held.shape) <= _NAMED:
+        axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="0.88", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
     slim = max(20, 1.5 * len(labels))  # constant width for any number of clients
@@ -150,8 +150,12 @@ def _draw_bars(axes: Axes, federation: Federation) -> None:
     places = np.arange(len(federation.clients))
     train = [len(client.train) for client in federation.clients]
     local = [len(client.local) for client in federation.clients]
-    axes.barh(places - 0.2, train, 0.4, label="training", color="#225ea8")
-    axes.barh(places + 0.2, local, 0.4, label="own test", color="#a1a1a1")
+    colours = {"training": "#225ea8", "own test": "#a1a1a1"}
+    for side, (label, sizes) in zip((-0.2, 0.2), (("training", train), ("own test", local)), strict=True):
+        if len(places) <= _NAMED:
+            axes.barh(places + side, sizes, 0.4, label=label, color=colours[label])
+        else:  # one shape for all: a bar of its own for each of thousands takes a minute and a gigabyte
+            axes.fill_betweenx(places, sizes, step="mid", label=label, color=colours[label], alpha=0.7, linewidth=0)
     axes.tick_params(labelleft=False, labelsize=7)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("images")
