@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--no-last", action="store_true", help="stop before the round that measures all (run only)")
     parser.add_argument("--out", type=Path, default=Path("scale"))
     arguments = parser.parse_args()
+    if arguments.out.exists():
+        raise SystemExit(f"{arguments.out} is there already: delete it, or name another folder with --out")
     found = []
     for clients in map(int, arguments.clients.split(",")):
         words = [
