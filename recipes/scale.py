@@ -56,7 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="100,1000")
     parser.add_argument("--participation", type=float, default=0.1)
-    parser.add_argument("--shots", type=int, default=100, help="training images of each of 20 classes")
+    parser.add_argument(
+        "--shots", type=int, default=100, help="training images of each of 20 classes in each of ten styles"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("run", "flower"))
     parser.add_argument("--workers", type=int, default=2, help="of Flower's simulation")
@@ -111,7 +113,7 @@ def watched(command: Sequence[str], run: Path, until: int = 1 << 30) -> tuple[in
             highest[0] = max(highest[0], sum(map(pss, family(process.pid))))
             rounds = ledger.read_bytes().count(b'{"kind": "round"') if ledger.exists() else 0
             ends.extend([time.monotonic() - begun] * (rounds - len(ends)))
-            if len(ends) == until:
+            if len(ends) >= until:
                 process.terminate()
                 return
 

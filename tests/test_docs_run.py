@@ -51,7 +51,7 @@ NOT_RUN = {
     r"fedvlm (run|partition) .*huggingface": "fetches a data set: tests/data/test_hub_source.py has small ones",
     r"fedvlm (bench|random-clip) ": "minutes and gigabytes: tests/checks/bench, tests/clip",
     r"fedvlm verify .*cuda|pytest .*test_gpu": "needs a GPU",
-    r"python recipes/(calibrate|pretrain|mutate)": "hours",
+    r"python recipes/(calibrate|pretrain|mutate|scale)": "hours",
 }
 EXTRAS = {"track": ("tensorboard", "mlflow")}
 """Packages without which the commands of a page do not run."""

@@ -128,5 +128,5 @@ def test_drawn_scenes_have_no_bytes() -> None:
     assert source.content is None
     fed = federate(source, experiment_of({"novel": "none"}, {"clients": 2}), 0)
     assert fed.to_json().keys() == {
-        "version", "source", "records", "images", "base", "novel", "clients", "tests", "notes", "digest",
+        "version", "counts", "source", "records", "images", "base", "novel", "clients", "tests", "notes", "digest",
     }  # fmt: skip

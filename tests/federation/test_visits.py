@@ -43,7 +43,9 @@ def played(run: Simulation) -> tuple[FederationState, list[RoundRecord]]:
 
 
 def timeless(record: RoundRecord) -> RoundRecord:
-    return replace(record, visits=[replace(one, seconds=0) for one in record.visits], train_s=0, evaluate_s=0)
+    """Without seconds, and without what a simulation alone looks at."""
+    visits = [replace(one, seconds=0) for one in record.visits]
+    return replace(record, visits=visits, train_s=0, evaluate_s=0, experts={})
 
 
 def check(method: Method, **how: Any) -> list[RoundRecord]:

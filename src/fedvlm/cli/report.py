@@ -17,7 +17,7 @@ from fedvlm.cli.app import app, print_text
 from fedvlm.errors import FedvlmError
 
 if TYPE_CHECKING:
-    from fedvlm.personal.judged import Judged
+    from fedvlm.personal.judged import Judged, Judgement
     from fedvlm.reports.page.content import Chapter, Example, Examples
 
 SIDE = 96
@@ -47,6 +47,10 @@ def report(
     from fedvlm.reports.page import chapters, html
 
     kinds = plot.formats(formats)
+    if images and not clients:
+        raise FedvlmError("--images shows a client's photographs, --no-clients names nobody: leave one of them out")
+    if method and not images:
+        raise FedvlmError("--method says whose model judges the images of --images: name a client there")
     found = chapters.chapters(folders, against, with_clients=clients)
     if images:
         found = _with_images(found, folders, images, method)
@@ -57,7 +61,8 @@ def report(
         *(["--images", images] if images else []),
         *(["--method", method] if method else []),
     ]
-    command = shlex.join(["fedvlm", "report", *map(str, folders), *options])
+    where = map(str, folders) if clients else ()  # where a run lies may name people
+    command = shlex.join(["fedvlm", "report", *where, *options])
     durable.write_text(place, html.page(found, PACKAGE, command), private=True)
     print_text(f"page: {place} ({place.stat().st_size / 1e6:.2f} MB)")
     if figures is None:
@@ -79,23 +84,23 @@ def _with_images(found: list[Chapter], folders: Sequence[Path], client: str, met
         raise FedvlmError("--images shows a client of one run: name one run folder")
     seed = RunFolder(folders[0]).begun()[0].seeds[0]
     origin = export.of_run(folders[0], client, method, seed)
-    answers = judged.judge(export.make(origin), origin)
-    right, wrong = judged.split(answers, 12)
-    return [replace(found[0], examples=_examples(client, origin.label, right, wrong))]
+    answers = judged.judge(export.make(origin), origin, 2 * SIDE)
+    return [replace(found[0], examples=_examples(client, f"{origin.label}, seed {seed}", answers))]
 
 
-def _examples(client: str, method: str, right: Sequence[Judged], wrong: Sequence[Judged]) -> Examples:
+def _examples(client: str, method: str, answers: Judgement) -> Examples:
     from fedvlm.reports.page.content import Example, Examples
 
     def made(one: Judged) -> Example:
         return Example(_address(one.image), one.label, one.guess, one.probability)
 
-    return Examples(client, method, [made(one) for one in right], [made(one) for one in wrong])
+    counts = (answers.count_right, answers.count_wrong)
+    return Examples(client, method, [made(one) for one in answers.right], [made(one) for one in answers.wrong], counts)
 
 
 def _address(image: PIL.Image.Image) -> str:
-    """A small JPEG as a `data:` address. Metadata of the photograph stays behind."""
-    small, file = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((2 * SIDE, 2 * SIDE))
-    small.save(file, "JPEG", quality=80)
+    """A JPEG as a `data:` address, of the pixels alone: a copied image would keep comments of the photograph."""
+    plain, file = PIL.Image.new("RGB", image.size), io.BytesIO()
+    plain.paste(image.convert("RGB"))
+    plain.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

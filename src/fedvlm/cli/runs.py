@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -60,8 +61,9 @@ def run(
         print_tables(newcomers_as_rich(results.newcomers))
     print_text("\n".join(["", *failure.failure_lines(results.failed), f"run folder: {results.folder}"]))
     print_hints(results.folder, track)
-    print_text(f"all of it as a page: fedvlm report {results.folder}")
-    print_text(f"a client's own model, to use: fedvlm export {results.folder} FOLDER --client NAME --method METHOD")
+    place = shlex.quote(str(results.folder))
+    print_text(f"all of it as a page: fedvlm report {place}")
+    print_text(f"a client's own model, to use: fedvlm export {place} FOLDER --client NAME --method METHOD")
     raise typer.Exit(1 if results.failed else 0)
 
 

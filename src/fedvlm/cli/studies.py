@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,7 +67,7 @@ def compare(
     print_tables(*as_rich(found))
     print_text("\n" + "\n".join(reading_notes(found)), wrapped=True)
     print_written(folder, "compare.md", ".csv", ".tex", ".json", "tradeoff.png")
-    print_text(f"all of it as a page: fedvlm report {folder}")
+    print_text(f"all of it as a page: fedvlm report {shlex.quote(str(folder))}")
     print_hints(folder, track)
     raise typer.Exit(1 if found.failed else 0)
 

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from fedvlm.data.build import parse_split
@@ -150,7 +150,12 @@ def _image_path(folder: Path, names: Sequence[str]) -> str | None:
 
     if fits("{}"):
         return "{}"
-    for path in sorted(folder.rglob(f"{glob.escape(asked[0])}*")) if asked[0] else ():
+    first = PurePath(asked[0])
+    if not asked[0] or first.is_absolute() or ".." in first.parts:
+        return None
+    # A few levels only: beside the table there may be everything that its owner has.
+    found = (path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{glob.escape(asked[0])}*"))
+    for path in found:
         place = path.relative_to(folder).as_posix()
         before, name, after = place.rpartition(asked[0])
         if name and "{}" not in before + after and fits(f"{before}{{}}{after}"):

@@ -53,7 +53,7 @@ class FixedExperts(_MixtureFault):
 class _FixedExpertChoice(PFedMoAP):
     order: list[str]
 
-    def choose(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
+    def experts(self, server: Named, client: str, draw: np.random.Generator) -> list[str]:
         """The first other clients of the order that are in the pool; none for a client that is not in the pool."""
         if self.config.alone or f"{POOL}{client}" not in server:
             return []

@@ -54,7 +54,7 @@ class RoundRecord:
     absent: dict[str, str] = field(default_factory=dict)
     """Clients whose reply is missing, with the reason in a word; between machines only."""
     experts: dict[str, dict[str, float]] = field(default_factory=dict)
-    """After the last round, in a simulation: for each client the mean weights of the experts in its predictions, by the
+    """After the last round, in a simulation: for each client the mean weights of the experts behind its gate, by the
     name of the client whose they are, its own among them."""
 
     def as_json(self) -> dict[str, Any]:

@@ -172,7 +172,8 @@ def _expert_weights(run: Simulation, before: FederationState, after: FederationS
     """Mean weights of the experts in the clients' predictions on their own test images, in the reported state."""
     found: dict[str, dict[str, float]] = {}
     state = before if run.spec.reported == "after_training" else after
-    for client in () if run.faults else run.site.federation.trained:
+    can = not run.faults and hasattr(run.site.base, "weights")
+    for client in run.site.federation.trained if can else ():
         draw = stream(run.spec.seed, "downlink", state.round, client.name)
         others = run.spec.method.experts(state.server, client.name, draw)
         if others and client.local:

@@ -156,10 +156,11 @@ class PromptMixture:
         """
         if classifier.keys() == {"text"}:
             return hidden.new_ones(len(hidden), 1)
-        pooled = self._pool(F.normalize(hidden, dim=-1))
-        if self.config.gate == "linear":
-            return gate.linear_weights(trained, pooled, classifier["experts"].shape[-2])
-        return gate.attention(trained, pooled, classifier["keys"].float(), self.config.scaling).mean((1, 2))
+        with in_float32(hidden):
+            pooled = self._pool(F.normalize(hidden, dim=-1))
+            if self.config.gate == "linear":
+                return gate.linear_weights(trained, pooled, classifier["experts"].shape[-2])
+            return gate.attention(trained, pooled, classifier["keys"].float(), self.config.scaling).mean((1, 2))
 
     def _mixed(self, trained: Named, classifier: Named, pooled: Tensor) -> Tensor:
         """The gate's logits for pooled images `[B, R]`, `[B, K]`, before the logit scale."""

@@ -111,7 +111,8 @@ def _values(points: Sequence[PointResult]) -> dict[str, list[float]]:
 def _point_values(point: PointResult) -> Metrics:
     own, curves = point.reported, point.tradeoff
     found = {metric.name: own[metric.name] for metric in columns("compare", own)}
-    found.setdefault("hm", stats.hm_score(own))
+    if any(name in own for name in stats.SCORED):  # sites may tell other metrics only
+        found.setdefault("hm", stats.hm_score(own))
     found |= {"train_s": point.train_s, "up_bytes": point.up_bytes_per_visit, "down_bytes": point.down_bytes_per_visit}
     if "test" in curves:
         found["area"] = stats.area(curves["test"])

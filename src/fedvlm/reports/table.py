@@ -87,14 +87,19 @@ def as_markdown(table: Sequence[ResultRow], newcomers: Sequence[ResultRow] = (),
     if others:
         text += ["", "The same runs in the other state:", "", _markdown(others)]
     if newcomers:
-        text += ["", NEWCOMERS_TITLE, "", grid.markdown(*_newcomers(newcomers, [*columns("core"), *_losses()]))]
+        text += ["", NEWCOMERS_TITLE, "", grid.markdown(*newcomers_cells(newcomers, [*columns("core"), *_losses()]))]
     return "\n".join(text) + "\n"
 
 
-def _markdown(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
+def cells(table: Sequence[ResultRow]) -> tuple[Cells, list[Cells]]:
+    """Heads and rows of a table of results."""
     shown = _shown_metrics("run", table)
     heads = ["method", *(metric.heading for metric in shown), "up B", "down B", "train s", "state"]
-    rows = [[r.method, *_cells(shown, r), *_sizes(r), r.state.replace("_", " ")] for r in table]
+    return heads, [[r.method, *_cells(shown, r), *_sizes(r), r.state.replace("_", " ")] for r in table]
+
+
+def _markdown(table: Sequence[ResultRow], failed: Failures = NO_FAILURES) -> str:
+    heads, rows = cells(table)
     return grid.markdown(heads, rows + [grid.pad_row([method], len(heads), words) for method, words in failed.items()])
 
 
@@ -115,7 +120,8 @@ def _sizes(row: ResultRow) -> Cells:
     return [f"{row.up_bytes:,.0f}", f"{row.down_bytes:,.0f}", f"{row.train_s:.1f}"]
 
 
-def _newcomers(newcomers: Sequence[ResultRow], metrics: Sequence[Metric]) -> tuple[Cells, list[Cells]]:
+def newcomers_cells(newcomers: Sequence[ResultRow], metrics: Sequence[Metric]) -> tuple[Cells, list[Cells]]:
+    """Heads and rows of the table of newcomers."""
     shown = [m for m in metrics if m.unit != "%" or any(m.name in r.metrics for r in newcomers)]
     heads = ["method", "moment", *(metric.heading for metric in shown), "down B"]
     rows = [[r.method, r.state.replace("_", " "), *_cells(shown, r), f"{r.down_bytes:,.0f}"] for r in newcomers]
@@ -124,7 +130,7 @@ def _newcomers(newcomers: Sequence[ResultRow], metrics: Sequence[Metric]) -> tup
 
 def newcomers_as_rich(newcomers: Sequence[ResultRow]) -> Table:
     """Newcomers for a terminal: a row for each method and moment."""
-    heads, rows = _newcomers(newcomers, columns("core"))
+    heads, rows = newcomers_cells(newcomers, columns("core"))
     narrow = [[name, moment, *(text.replace(" ", "") for text in cells)] for name, moment, *cells in rows]
     return grid.terminal(heads, narrow, "clients that joined after the last round, mean over them", left=(0, 1))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedvlm.reports import statistics as stats
 from fedvlm.reports.charts import looks as styles
-from fedvlm.reports.charts.chart import GREY, AnyMark, Axis, Band, Bar, Chart, Dot, Guide, Line, Panel, Series, short
+from fedvlm.reports.charts.chart import AnyMark, Axis, Band, Bar, Chart, Dot, Guide, Line, Panel, Series, short
 from fedvlm.reports.charts.looks import Look, Looks
 from fedvlm.reports.columns import columns
 from fedvlm.reports.comparison import Comparison, ComparisonRow
@@ -56,11 +56,8 @@ def rounds(results: Curves, last: int, title: str, looks: Looks | None = None) -
         x = Axis("round", first, max(last, first + 1), integer=True)
         panels.append(Panel(metric.heading, x, _around(values, "accuracy, %"), tuple(marks)))
     shown = styles.legend(looks, [method for method, each in results.items() if each])
-    about = "Mean over seeds after every evaluated round." + (
-        " The shade is the range over seeds."
-        if len(results) <= 4 and any(len(each) > 1 for each in results.values())
-        else ""
-    )
+    shaded = any(isinstance(mark, Band) for panel in panels for mark in panel.marks)
+    about = "Mean over seeds after every evaluated round." + (" The shade is the range over seeds." if shaded else "")
     return Chart("rounds", title, about, tuple(panels), shown, data)
 
 
@@ -84,7 +81,7 @@ def _around(values: Sequence[float], label: str) -> Axis:
     """An axis of per cent that fits these values with some room."""
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
     room = 0.06 * (high - low) + 0.5
-    return Axis(label, low - room, high + room)
+    return Axis(label, max(low - room, -2.0), min(high + room, 102.0))  # with few seeds intervals exceed 0 to 100
 
 
 def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> Chart | None:
@@ -117,7 +114,7 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
     ]
     about = (
         f"Up: better on the client's own images (Local). Right: better on all classes ({general}). "
-        "A dot is a method as trained, with 95 % intervals over seeds; its line leads to zero-shot (the star), as its "
+        f"A dot is a method as trained{_intervals(comparison)}; its line leads to zero-shot (the star), as its "
         "logits are mixed with zero-shot's. Thin lines: equal harmonic mean of the two."
     )
     shown = styles.legend(looks, [method for method in drawn if not looks[method].dashes])
@@ -125,11 +122,15 @@ def tradeoff(comparison: Comparison, title: str, looks: Looks | None = None) -> 
     return Chart("tradeoff", title, about, (panel,), shown, _tradeoff_data(drawn.values()), "plane")
 
 
+def _intervals(comparison: Comparison) -> str:
+    return ", with 95 % intervals over seeds (Student's t)" if len(comparison.seeds) > 1 else ""
+
+
 def _tradeoff_data(rows: Collection[ComparisonRow]) -> list[Record]:
     """Every point of every curve; the methods as trained where there are no curves."""
     found = [(row.method, point["weight"], _coordinates(point)) for row in rows for point in row.curve]
-    found = found or [(row.method, 0.0, _dot(row)) for row in rows]
-    return [{"method": method, "weight of zero-shot": weight, "general": f"{x:.3f}", "local": f"{y:.3f}"}
+    found += [(row.method, 0.0, _dot(row)) for row in rows if not row.curve]
+    return [{"method": method, "weight of zero-shot": f"{weight:.3g}", "general": f"{x:.3f}", "local": f"{y:.3f}"}
             for method, weight, (x, y) in found]  # fmt: skip
 
 
@@ -188,9 +189,12 @@ def _limits(
 
 def _iso_lines(x: Axis, y: Axis) -> list[Guide]:
     """Lines on which the harmonic mean h of both axes is the same: y = h x / (2 x - h)."""
-    found = []
+    found: list[Guide] = []
+    low, high = max(1.0, min(x.low, y.low)), max(x.high, y.high)
+    if high <= low:
+        return found
     across = np.linspace(x.low, x.high, 60)
-    for h in Axis("", max(1.0, min(x.low, y.low)), max(x.high, y.high)).ticks(8):
+    for h in Axis("", low, high).ticks(8):
         points = [(float(one), float(h * one / (2 * one - h))) for one in across if 2 * one - h > 1e-6]
         inside = [(one, two) for one, two in points if y.low <= two <= y.high]
         if len(inside) > 1:
@@ -240,12 +244,10 @@ def sweep(key: str, comparisons: Mapping[str, Comparison], title: str) -> Chart:
                     }
                 )
         ends = [y for mark in marks if isinstance(mark, Dot) for y in (mark.y - mark.half_y, mark.y + mark.half_y)]
-        fit = _around(ends, "accuracy, %")
-        # With few seeds intervals exceed 0 to 100.
-        y_axis = Axis(fit.label, max(fit.low, -2), min(fit.high, 102))
+        y_axis = _around(ends, "accuracy, %")
         x_axis = Axis(key, -0.5, len(by_value) - 0.5, names=tuple(comparisons))
         panels.append(Panel(metric.heading, x_axis, y_axis, tuple(marks)))
-    about = "Means over seeds with 95 % intervals (Student's t)."
+    about = f"Means over seeds{_intervals(next(iter(comparisons.values())))}."
     shown = styles.legend(looks, [method for method, look in looks.items() if not look.dashes])
     return Chart("sweep", title, about, tuple(panels), shown, data, "dots")
 
@@ -337,10 +339,13 @@ PHASES = ("training", "evaluation")
 def times(seconds: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     """Seconds of training and evaluation by method and seed, means over seeds."""
     means = {method: [fmean(phase) for phase in zip(*each, strict=True)] for method, each in seconds.items()}
+    known = [any(each[place] for each in means.values()) for place in range(len(PHASES))]  # a coordinator sees training
     marks = []
     for place, (method, each) in enumerate(means.items()):
         begin = 0.0
         for colour, (name, took) in enumerate(zip(PHASES, each, strict=True)):
+            if not known[colour]:
+                continue
             tip = f"{method}: {took:.1f} s {name}"
             marks.append(Bar(place, begin, begin + took, across=True, method=method, colour=(0, 4)[colour], tip=tip))
             begin += took
@@ -354,12 +359,18 @@ def times(seconds: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     )
     about = "Seconds of all rounds by phase. Points that run beside each other share the machine and take longer."
     data = [
-        {"method": method, **{f"{name}_s": f"{took:.3f}" for name, took in zip(PHASES, each, strict=True)}}
+        {
+            "method": method,
+            **{f"{name}_s": f"{took:.3f}" for name, took, there in zip(PHASES, each, known, strict=True) if there},
+        }
         for method, each in means.items()
     ]
     return Chart(
-        "time", "Time", about, (panel,), tuple(Series(n, c) for n, c in zip(PHASES, (0, 4), strict=True)), data, "bars"
+        "time",
+        "Time",
+        about,
+        (panel,),
+        tuple(Series(n, c) for n, c, there in zip(PHASES, (0, 4), known, strict=True) if there),
+        data,
+        "bars",
     )
-
-
-__all__ = ["GREY", "Curves", "calibration", "rounds", "sizes", "sweep", "times", "tradeoff"]

@@ -56,7 +56,9 @@ class Axis:
         """The label of a tick."""
         if self.names:
             return self.names[round(value)]
-        return "0" if self.zero and value == self.low else short(value)
+        if self.zero and value == self.low:
+            return "0"
+        return short(value) if self.log or self.high - self.low > 5 else f"{value:.6g}"
 
 
 def _step(least: float, *, integer: bool) -> float:
@@ -88,7 +90,7 @@ class Mark:
     colour: int = 0
     """Position among the colours; `GREY` for the background."""
     tip: str = ""
-    """What the mark says, for pointers and screen readers."""
+    """What the mark says to a pointer. Screen readers read the caption and the table of the figure's data."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from fedvlm.reports.charts.chart import AnyMark, Axis, Bar, Cell, Chart, Panel, Series, file_name
 from fedvlm.reports.charts.looks import Looks
 from fedvlm.reports.grid import Record
 
+T = TypeVar("T")
 Accuracies = Mapping[str, Mapping[str, float]]
 """By method and client, in 0..1."""
 NAMED = 40
@@ -34,7 +35,7 @@ def accuracies(found: Accuracies, looks: Looks, seeds: int) -> Chart | None:
             {"method": method, "client": name, "local": f"{100 * own[name]:.3f}", "worst tenth": name in worst}
             for name in names
         ]
-        drawn = names if len(names) <= DRAWN else names[:: -(-len(names) // DRAWN)]
+        drawn = _spread(names)
         bars = [
             Bar(
                 place,
@@ -58,10 +59,17 @@ def accuracies(found: Accuracies, looks: Looks, seeds: int) -> Chart | None:
             panels.append(Panel(method, ends, per_cent, tuple(bars), (300, 200)))
     over = f", means over {seeds} seeds by name (a seed deals its own images)" if seeds > 1 else ""
     about = f"Accuracy on every client's own test images{over}. The worst tenth is marked."
-    if len(next(iter(found.values()))) > DRAWN:
-        about += " Every bar stands for several clients; the data has all."
+    if (most := max(len(found[method]) for method in shown)) > DRAWN:
+        about += f" Of {most:,} clients {len(_spread(range(most)))} are drawn, at even ranks; the data has all."
     legend = (Series("worst tenth", 1), Series("the others", 5))
     return Chart("clients", "Clients", about, tuple(panels), legend, data, "bars")
+
+
+def _spread(names: Sequence[T]) -> Sequence[T]:
+    """Up to `DRAWN` of these, at even distances, the first and the last among them."""
+    if len(names) <= DRAWN:
+        return names
+    return [names[round(place * (len(names) - 1) / (DRAWN - 1))] for place in range(DRAWN)]
 
 
 def worst_tenth(own: Mapping[str, float]) -> set[str]:
@@ -158,10 +166,11 @@ def helpers(found: Mapping[str, Mapping[str, float]], method: str, seed: int) ->
     own = fmean(values.get(client, 0.0) for client, values in found.items())
     even = fmean(1 / len(values) for values in found.values())
     about = (
-        "Share of the gate's attention that a client (row) gives to a client's prompt (column), in per cent, mean over "
-        f"its own test images, heads and classes, last round, seed {seed}. To their own prompts clients give "
-        f"{100 * own:.1f} % on average; even shares would be {100 * even:.1f} %. Attention says what is mixed, not "
-        "that it helps: a comparison with fewer experts says that."
+        "Share of the gate's weights that a client (row) gives to a client's prompt (column), in per cent, mean over "
+        f"its own test images (and over heads and classes), last round, seed {seed}. Own prompts get "
+        f"{100 * own:.1f} % on average; even shares would be {100 * even:.1f} %. The client's own plain logits, which "
+        "the method adds to the gate's, are not counted. Weights say what is mixed, not that it helps: a comparison "
+        "with fewer experts says that."
     )
     data = [
         {"method": method, "client": client, "expert": giver, "share": f"{value:.5f}"}

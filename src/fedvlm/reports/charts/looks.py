@@ -30,7 +30,7 @@ Looks = Mapping[str, Look]
 
 def in_order(methods: Sequence[str]) -> Looks:
     """Looks by place."""
-    return {method: Look(place % COLOURS, place // COLOURS % 4) for place, method in enumerate(methods)}
+    return {method: Look(place % COLOURS, min(3, place // COLOURS)) for place, method in enumerate(methods)}
 
 
 def of(comparison: Comparison) -> Looks:

@@ -43,6 +43,8 @@ class Examples:
     method: str
     right: Sequence[Example]
     wrong: Sequence[Example]
+    counts: tuple[int, int]
+    """Numbers of right and of wrong answers, of which these are the surest."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Chapter:
 
     title: str
     folder: str
+    """Where it is; empty if the page is to name nobody."""
     lead: Sequence[str]
     """Sentences on what was found."""
     warnings: Sequence[str] = ()
@@ -61,4 +64,6 @@ class Chapter:
     """Tables after the charts."""
     settings: str = ""
     """TOML."""
+    again: str = "fedvlm run settings.toml makes it again, or fedvlm compare settings.toml"
+    """What these settings are good for."""
     examples: Examples | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -22,8 +23,9 @@ def page(chapters: Sequence[Chapter], version: str, command: str) -> str:
     title = chapters[0].title if len(chapters) == 1 else f"{len(chapters)} experiments"
     inside = "".join(_chapter(chapter, place) for place, chapter in enumerate(chapters))
     style, script = (resources.files(__package__).joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
-    # The policy makes sure that the page can fetch nothing, whatever a name in it says.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    # By this policy the page can fetch nothing and run no other script, whatever a name in it says.
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own}'; img-src data:"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -75,15 +77,13 @@ def _chapter(chapter: Chapter, place: int) -> str:
     key = f"chapter-{place}"
     lead = "".join(f"<p>{escape(line)}</p>" for line in [" ".join(chapter.lead)])
     warnings = "".join(f'<p class="warning">{escape(line)}</p>' for line in chapter.warnings)
-    tables = "".join(_table(table, f"{key}-{table.name}", chapter.looks) for table in chapter.tables)
-    charts = "".join(
-        _chart(chart, f"{key}-{chart.name}-{number}", chapter.looks) for number, chart in enumerate(chapter.charts)
-    )
-    later = "".join(_table(table, f"{key}-{table.name}", chapter.looks) for table in chapter.later)
+    tables = "".join(_table(one, f"{key}-table-{n}", chapter.looks) for n, one in enumerate(chapter.tables))
+    charts = "".join(_chart(one, f"{key}-figure-{n}", chapter.looks) for n, one in enumerate(chapter.charts))
+    later = "".join(_table(one, f"{key}-later-{n}", chapter.looks) for n, one in enumerate(chapter.later))
+    folder = f'<p class="folder"><code>{escape(chapter.folder)}</code></p>' if chapter.folder else ""
     return (
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{escape(chapter.title)}</h2>'
-        f'<p class="folder"><code>{escape(chapter.folder)}</code></p><div class="lead">{lead}</div>'
-        f"{warnings}{tables}{charts}"
+        f'{folder}<div class="lead">{lead}</div>{warnings}{tables}{charts}'
         f"{_examples(chapter.examples, key) if chapter.examples else ''}{later}{_settings(chapter, key)}</section>"
     )
 
@@ -113,7 +113,7 @@ def _table(table: Table, key: str, looks: Looks) -> str:
     )
 
 
-_LOW = ("ECE", "bytes", "up B", "down B", "train s", "reached", "numbers that stay")
+_LOW = ("ECE", "bytes", "up B", "train s", "reached", "weight")
 """Columns in which the highest value is not the best one."""
 
 
@@ -126,7 +126,7 @@ def _best(table: Table) -> set[tuple[int, int]]:
         values = {
             row: float(cells[column + 1].split()[0])
             for row, cells in enumerate(table.rows)
-            if head not in (*_LOW, "weight") and _number(cells[column + 1])
+            if head not in _LOW and _number(cells[column + 1])
         }
         found |= {(row, column) for row, value in values.items() if value == max(values.values())}
     return found
@@ -153,8 +153,9 @@ def _chart(chart: Chart, key: str, looks: Looks) -> str:
         for number, panel in enumerate(chart.panels)
     )
     return (
-        f'<figure class="{chart.kind}" aria-labelledby="{key}"><h3 id="{key}">{escape(chart.title)}</h3>'
-        f"<figcaption>{escape(chart.about)}</figcaption>{_legend(chart.legend, looks)}"
+        f'<figure class="{chart.kind}" aria-labelledby="{key}" aria-describedby="{key}-about">'
+        f'<h3 id="{key}">{escape(chart.title)}</h3>'
+        f'<figcaption id="{key}-about">{escape(chart.about)}</figcaption>{_legend(chart.legend, looks)}'
         f'<div class="panels"{scrolls}>{panels}</div>{_data(chart, key)}</figure>'
     )
 
@@ -208,8 +209,7 @@ def _settings(chapter: Chapter, key: str) -> str:
         return ""
     file = download("settings.toml", "text/plain", chapter.settings)
     return (
-        f'<h3 id="{key}-settings">Settings</h3><p>{file} runs again with <code>fedvlm run settings.toml</code>, or '
-        "<code>fedvlm compare settings.toml</code>.</p>"
+        f'<h3 id="{key}-settings">Settings</h3><p>{file}: {escape(chapter.again)}</p>'
         f'<details><summary>All settings</summary><pre tabindex="0">{escape(chapter.settings)}</pre></details>'
     )
 
@@ -228,8 +228,9 @@ def _examples(found: Examples, key: str) -> str:
     wrong, right = "".join(shown(found.wrong, "wrong")), "".join(shown(found.right, "right"))
     return (
         f'<figure aria-labelledby="{key}-examples"><h3 id="{key}-examples">Images</h3>'
-        f"<figcaption>Test images of client {escape(found.client)} with what its model of {escape(found.method)} says. "
-        "They were asked for: whoever gets this page sees them.</figcaption>"
+        f"<figcaption>Test images of client {escape(found.client)} with what its model of {escape(found.method)} says: "
+        f"the surest of {found.counts[1]:,} wrong and {found.counts[0]:,} right answers; probabilities are not "
+        "calibrated. They were asked for: whoever gets this page sees them.</figcaption>"
         f'<h4>Wrong</h4><ul class="images">{wrong or "<li>none</li>"}</ul>'
         f'<h4>Right</h4><ul class="images">{right or "<li>none</li>"}</ul></figure>'
     )

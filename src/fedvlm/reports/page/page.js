@@ -39,7 +39,7 @@
         rows.sort((a, b) => {
           const [x, y] = [a, b].map((row) => row.cells[column].textContent);
           const [p, q] = [number(x), number(y)];
-          if (p === null && q === null) return x.localeCompare(y) * (down ? 1 : -1);
+          if (p === null && q === null) return y.localeCompare(x) * (down ? 1 : -1);
           if (p === null) return 1;
           if (q === null) return -1;
           return (q - p) * (down ? 1 : -1);

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from fedvlm import durable, overrides
+from fedvlm import durable
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
 from fedvlm.federation.records import RoundRecord
 from fedvlm.reports import comparison, text, watch
+from fedvlm.reports import statistics as stats
+from fedvlm.reports import table as run_table
 from fedvlm.reports.charts import accuracy, clients, looks
 from fedvlm.reports.charts.chart import Chart
 from fedvlm.reports.charts.looks import Looks
@@ -22,6 +25,7 @@ from fedvlm.reports.comparison import Comparison, Target
 from fedvlm.reports.page.content import Chapter, Table
 from fedvlm.runs.folder import RunFolder
 from fedvlm.runs.result import PointResult
+from fedvlm.runs.results import newcomer_rows, result_rows
 
 
 @dataclass(frozen=True)
@@ -61,37 +65,39 @@ def read_run(folder: Path) -> RunRead:
 def chapter(folder: Path, against: str, *, with_clients: bool) -> Chapter:
     """The chapter of a run, a comparison or a federation."""
     read = read_run(folder)
-    title, whole = read.experiment.name, read.whole
-    warnings = _unfinished(read)
-    if not whole:
-        return Chapter(
-            title,
-            str(folder),
-            ["No method has a result with every seed yet."],
-            warnings,
-            later=facts(read),
-            settings=toml(read.experiment),
-        )
+    title, place = read.experiment.name, str(folder) if with_clients else ""
+    settings, again = toml(read.experiment, with_paths=with_clients), _again(read.experiment)
+    if not read.whole:
+        lead = ["No method has a result with every seed yet."]
+        return Chapter(title, place, lead, _unfinished(read), later=facts(read), settings=settings, again=again)
     found = compared(read, against)
     style = looks.of(found)
     return Chapter(
         title,
-        str(folder),
+        place,
         _lead(found, read),
-        warnings,
-        _comparison_tables(found),
+        _unfinished(read),
+        [*_comparison_tables(found), *_newcomers(read)],
         _charts(read, found, style, with_clients),
         style,
-        [*_contract(folder), *_absent(read), *facts(read)],
-        toml(read.experiment),
+        [*_other_states(read), *_contract(read), *(_absent(read) if with_clients else ()), *facts(read)],
+        settings,
+        again,
     )
 
 
-def compared(read: RunRead, against: str = "") -> Comparison:
+def _again(experiment: Experiment) -> str:
+    """What the settings are good for."""
+    if experiment.data.source == "sites":
+        return "what all sites have agreed on"
+    return Chapter.again
+
+
+def compared(read: RunRead, against: str = "", *, usual: str = "") -> Comparison:
     """The finished methods of a run, compared as `fedvlm compare` has done it here, if it has.
 
-    The reference: as asked, as in that comparison, zero-shot, or the first method. Raises `FedvlmError` if the one that
-    was asked for has no results.
+    The reference: as asked (`against`), `usual` or as in that comparison, zero-shot, or the first method. Raises
+    `FedvlmError` if the one that was asked for has no results.
     """
     if against and against not in read.whole:
         raise FedvlmError(
@@ -99,18 +105,25 @@ def compared(read: RunRead, against: str = "") -> Comparison:
         )
     file = read.folder / "compare.json"
     before = durable.read_json(file) if file.exists() else {}
-    names = (against, before.get("against"), "zero_shot", next(iter(read.whole)))
+    names = (against, usual, before.get("against"), "zero_shot", next(iter(read.whole)))
     chosen = next(name for name in names if name in read.whole)
     target = Target(**before["target"]) if before else None
     found = comparison.compare(read.experiment.name, read.whole, chosen, target)
-    return replace(found, notes=tuple(before.get("notes", ())))
+    return replace(found, notes=tuple(before.get("notes", ())), failed=failures(read))
+
+
+def failures(read: RunRead) -> dict[str, str]:
+    """Methods that have failed, as the tables of the run say it."""
+    file = read.folder / "table.json"
+    lines = durable.read_json(file) if file.exists() else []
+    return {line["method"]: line["failed"] for line in lines if "failed" in line and line["method"] not in read.whole}
 
 
 def _unfinished(read: RunRead) -> list[str]:
-    lines = []
+    lines, failed = [], failures(read)
     for label in read.labels:
         missing = [seed for seed in read.experiment.seeds if seed not in read.points.get(label, {})]
-        if missing:
+        if missing and label not in failed:
             rounds = {seed: [record.round for record in read.records[label][seed]] for seed in missing}
             far = [f"seed {seed}: {f'round {own[-1]}' if own else 'not begun'}" for seed, own in rounds.items()]
             lines.append(f"{label} has no result yet ({listed(far)}) and is not in the tables and figures.")
@@ -121,6 +134,13 @@ def _lead(found: Comparison, read: RunRead) -> list[str]:
     """What a reader wants to know first."""
     rows, seeds = found.rows, len(found.seeds)
     people = {
+        visit.client
+        for by_seed in read.records.values()
+        for records in by_seed.values()
+        for record in records
+        for visit in record.visits
+    }
+    people |= {
         name for row in rows for point in read.whole[row.method].values() for name in point.clients.get(point.state, {})
     }
     lines = [
@@ -130,9 +150,10 @@ def _lead(found: Comparison, read: RunRead) -> list[str]:
     for metric in columns("core", {name for row in rows for name in row.values}):
         each = [(one, row.method) for row in rows if (one := row.estimate(metric.name))]
         best, method = max(each, key=lambda pair: pair[0].mean)
-        if metric.name in ("local", "hm") and len(rows) > 1:
+        parts = [name for name in stats.SCORED if any(name in row.values for row in rows)]
+        if len(rows) > 1 and (metric.name == "local" or (metric.name == "hm" and len(parts) > 1)):
             lines.append(f"Best {metric.heading}: {method} with {text.format_accuracy(metric, best)}.")
-    if seeds == 1:
+    if seeds == 1 and read.experiment.data.source != "sites":
         lines.append("One seed: differences may be chance (fedvlm compare with seeds=0,1,2 gives intervals).")
     return lines
 
@@ -143,7 +164,7 @@ def many(count: int, word: str) -> str:
 
 
 def _comparison_tables(found: Comparison) -> list[Table]:
-    notes = [line.removeprefix("- ") for line in text.reading_notes(found)]
+    notes = ["Bold: the highest mean of its column.", *(one.removeprefix("- ") for one in text.reading_notes(found))]
     tables = [Table("Accuracy", *text.accuracies(found), notes, name="accuracy")]
     if found.compared:
         about = [f"Method less {found.against}, paired within seeds; p in brackets is corrected (Holm)."]
@@ -196,9 +217,31 @@ def _helpers(read: RunRead) -> list[Chart]:
     return found
 
 
-def _contract(folder: Path) -> list[Table]:
-    file = folder / "contract.json"
-    lines = durable.read_json(file) if file.exists() else []
+def _newcomers(read: RunRead) -> list[Table]:
+    """Clients that joined after the last round."""
+    rows = newcomer_rows({name: list(each.values()) for name, each in read.whole.items()})
+    if not rows:
+        return []
+    about = ["Means over clients that joined after the last round; all other tables and figures are without them."]
+    return [Table("Newcomers", *run_table.newcomers_cells(rows, columns("core")), about)]
+
+
+def _other_states(read: RunRead) -> list[Table]:
+    """The same runs in the state that is not the reported one."""
+    rows = [
+        row for row in result_rows({name: list(each.values()) for name, each in read.whole.items()}) if not row.reported
+    ]
+    if not rows:
+        return []
+    about = ["Mean ± standard deviation over seeds, in the state that the methods do not report."]
+    return [Table("The other state", *run_table.cells(rows), about)]
+
+
+def _contract(read: RunRead) -> list[Table]:
+    """What leaves a client: as promised before training; between machines, as recorded."""
+    file = read.folder / "contract.json"
+    if not file.exists():
+        return _sent(read)
     rows = [
         [
             line["method"],
@@ -208,14 +251,27 @@ def _contract(folder: Path) -> list[Table]:
             f"{line['private']:,}",
             line["exposes"] or "nothing",
         ]
-        for line in lines
+        for line in durable.read_json(file)
     ]
     heads = ["method", "tensors that leave a client", "up B", "down B", "numbers that stay", "others see"]
-    return (
-        [Table("What leaves a client", heads, rows, ["Bytes of one client in one round."], "leaves", words=True)]
-        if rows
-        else []
-    )
+    return [Table("What leaves a client", heads, rows, ["Bytes of one client in one round."], words=True)]
+
+
+def _sent(read: RunRead) -> list[Table]:
+    """Tensors and bytes of all visits, from the ledgers."""
+    rows = []
+    for label, by_seed in read.records.items():
+        visits = [visit for records in by_seed.values() for record in records for visit in record.visits]
+        names = list(dict.fromkeys(f"{name} ({size:,} B)" for visit in visits for name, size in visit.up_bytes.items()))
+        if visits:
+            up, down = (
+                fmean(sum(sizes.values()) for sizes in each)
+                for each in ([visit.up_bytes for visit in visits], [visit.down_bytes for visit in visits])
+            )
+            rows.append([label, listed(names, 4) or "nothing", f"{up:,.0f}", f"{down:,.0f}"])
+    heads = ["method", "tensors that have left a client", "up B", "down B"]
+    about = ["As recorded; means over visits. What may leave is in each site's policy (fedvlm site check)."]
+    return [Table("What has left a client", heads, rows, about, words=True)] if rows else []
 
 
 def _absent(read: RunRead) -> list[Table]:
@@ -228,7 +284,7 @@ def _absent(read: RunRead) -> list[Table]:
         for name, why in record.absent.items()
     ]
     heads = ["method", "round", "site", "reason"]
-    return [Table("Missing replies", heads, rows, name="missing", methods=False, words=True)] if rows else []
+    return [Table("Missing replies", heads, rows, methods=False, words=True)] if rows else []
 
 
 def facts(read: RunRead) -> list[Table]:
@@ -245,18 +301,24 @@ def facts(read: RunRead) -> list[Table]:
             for name, value in later.get(part, {}).items()
             if value != saved.get(part, {}).get(name)
         ]
-    return [Table("Versions and machine", ["", ""], rows, name="facts", methods=False, words=True)]
+    return [Table("Versions and machine", ["", ""], rows, methods=False, words=True)]
 
 
-def toml(experiment: Experiment) -> str:
-    """All settings as a TOML file that runs, by their current names. TOML has no null: `none` stands for it."""
-    lines = [
-        f"{'.'.join(map(_key, key.split('.')))} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"
-        for key, value in overrides.flatten(experiment.model_dump(mode="json")).items()
-        if value != {}
-    ]
-    return "\n".join(lines) + "\n"
+def toml(experiment: Experiment, *, with_paths: bool = True, over: Mapping[str, Any] | None = None) -> str:
+    """All settings as a TOML file that runs, by their current names; without the data's path if so asked.
+
+    `over`: a table `[sweep]`. TOML has no null: `none` stands for it.
+    """
+    settings = experiment.model_dump(mode="json") | ({"sweep": over} if over else {})
+    if not with_paths:
+        settings["data"].pop("path", None)
+    return "".join(f"{line}\n" for line in _toml_lines(settings, []))
 
 
-def _key(part: str) -> str:
-    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part)
+def _toml_lines(table: Mapping[str, Any], path: list[str]) -> Iterator[str]:
+    for key, value in table.items():
+        here = [*path, key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)]
+        if isinstance(value, Mapping):
+            yield from _toml_lines(value, here)
+        else:
+            yield f"{'.'.join(here)} = {json.dumps('none' if value is None else value, ensure_ascii=False)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvlm import durable
+from fedvlm import durable, overrides
 from fedvlm.errors import FedvlmError
+from fedvlm.experiment import Experiment
 from fedvlm.reports import text
 from fedvlm.reports.charts import accuracy, looks
 from fedvlm.reports.charts.chart import Axis, Chart, Dot, Panel, file_name
@@ -18,49 +20,60 @@ from fedvlm.reports.page import run
 from fedvlm.reports.page.content import Chapter, Table
 
 
-def sweep(folder: Path) -> Chapter:
+def sweep(folder: Path, against: str = "", *, with_clients: bool = True) -> Chapter:
     """The chapter of a sweep, from the comparisons in its folders."""
     saved = durable.read_json(folder / "sweep.json")
     key, found = saved["key"], dict[str, Comparison]()
-    below = {
-        read.folder.name: read for read in map(run.read_run, sorted(p.parent for p in folder.glob("*/experiment.json")))
-    }
+    reads = [run.read_run(one.parent) for one in sorted(folder.glob("*/experiment.json"))]
+    below = {read.folder.name: read for read in reads}
     for part in saved["comparisons"]:
         name = re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={part['value']}")
         if name in below and below[name].whole:
-            found[part["value"]] = run.compared(below[name], part["against"])
+            found[part["value"]] = run.compared(below[name], against, usual=part["against"])
     if not found:
         raise FedvlmError(f"{folder} holds a sweep without a finished value")
+    first = next(iter(found.values()))
+    failed = [f"{key}={value} failed" + (f": {why}" if with_clients else "") for value, why in saved["failed"].items()]
+    sizes = [(first.rows, "method"), (found, "value"), (first.seeds, "seed")]
+    each = [run.many(len(one), word) for one, word in sizes]
+    return Chapter(
+        f"{saved['name']}: {key}",
+        str(folder) if with_clients else "",
+        [f"{each[0]} at {each[1]} of {key}, {each[2]}."],
+        failed,
+        _sweep_tables(key, found),
+        [accuracy.sweep(key, found, "Accuracy by value")],
+        looks.in_order([row.method for row in first.rows]),
+        run.facts(reads[0]),
+        _sweep_settings(reads[0].experiment, saved["name"], key, list(found), with_paths=with_clients),
+        "fedvlm sweep settings.toml makes it again",
+    )
+
+
+def _sweep_tables(key: str, found: Mapping[str, Comparison]) -> list[Table]:
+    """A table for each metric: methods by values."""
     tables = []
+    methods = list(dict.fromkeys(row.method for one in found.values() for row in one.rows))
     for metric in columns("sweep", {name for one in found.values() for row in one.rows for name in row.values}):
-        methods = list(dict.fromkeys(row.method for one in found.values() for row in one.rows))
         by_value = [
-            {row.method: text.format_accuracy(metric, row.estimate(metric.name)) for row in one.rows}
+            one.failed | {row.method: text.format_accuracy(metric, row.estimate(metric.name)) for row in one.rows}
             for one in found.values()
         ]
         rows = [[method, *(own.get(method, "-") for own in by_value)] for method in methods]
         tables.append(Table(metric.heading, [key, *found], rows, name=metric.name))
-    first = next(iter(found.values()))
-    failed = [f"{key}={value} failed: {why}" for value, why in saved.get("failed", {}).items()]
-    sizes = [(first.rows, "method"), (found, "value"), (first.seeds, "seed")]
-    each = [run.many(len(one), word) for one, word in sizes]
-    lead = [f"{each[0]} at {each[1]} of {key}, {each[2]}."]
-    style = looks.in_order([row.method for row in first.rows])
-    settings = next(iter(below.values()))
-    return Chapter(
-        f"{saved['name']}: {key}",
-        str(folder),
-        lead,
-        failed,
-        tables,
-        [accuracy.sweep(key, found, "Accuracy by value")],
-        style,
-        run.facts(settings),
-        run.toml(settings.experiment),
-    )
+    return tables
 
 
-def audit(folder: Path) -> Chapter:
+def _sweep_settings(first: Experiment, name: str, key: str, values: list[str], *, with_paths: bool) -> str:
+    """The settings of a sweep: those of its first value, with all values in their place."""
+    lines = run.toml(first.model_copy(update={"name": name}), with_paths=with_paths).splitlines()
+    read = [overrides.parse_values(f"{key}={value}")[1] for value in values]
+    listed = [one[0] if len(one) == 1 else one for one in read]
+    kept = [line for line in lines if not line.startswith(f"{key} = ")]
+    return "\n".join([*kept, f"sweep.{key} = {json.dumps(listed)}"]) + "\n"
+
+
+def audit(folder: Path, *, with_clients: bool = True) -> Chapter:
     """The chapter of an audit: what each fault is worth."""
     saved = durable.read_json(folder / "audit.json")
     shown = columns("core", {name for row in saved["rows"] for name in row["cells"]})
@@ -72,17 +85,19 @@ def audit(folder: Path) -> Chapter:
             [
                 row["fault"],
                 *(one for metric in shown for one in _audit_cells(row["cells"].get(metric.name))),
-                row["failed"] or row["code"],
+                (row["failed"] if with_clients else "failed") if row["failed"] else row["code"],
             ]
             for row in rows
         ]
-        tables.append(Table(method, heads, cells, [saved["reading"]], f"audit-{method}", methods=False, words=True))
+        tables.append(Table(method, heads, cells, [saved["reading"]], methods=False, words=True))
         charts.append(
             _fault_chart(method, rows, [metric.name for metric in shown], [metric.heading for metric in shown])
         )
-    faults = len(saved["rows"]) // max(1, len(tables)) - 1
-    lead = [f"{run.many(len(tables), 'method')}, each with {run.many(faults, 'fault')} of released code."]
-    return Chapter(f"Audit of {saved['experiment']['name']}", str(folder), lead, (), tables, charts)
+    faults = {row["faults"][0] for row in saved["rows"] if len(row["faults"]) == 1}
+    lead = [f"{run.many(len(tables), 'method')}, {run.many(len(faults), 'fault')} of released code."]
+    return Chapter(
+        f"Audit of {saved['experiment']['name']}", str(folder) if with_clients else "", lead, (), tables, charts
+    )
 
 
 def _audit_cells(cell: Mapping[str, Any] | None) -> list[str]:
@@ -117,7 +132,7 @@ def _fault_chart(method: str, rows: Sequence[Mapping[str, Any]], metrics: Sequen
                         "metric": metric,
                         "fault": row["fault"],
                         "difference": f"{mean:.3f}",
-                        "half interval": f"{half:.3f}",
+                        "half interval": "" if gap["half"] is None else f"{half:.3f}",
                     }
                 )
         ends = [0.0, *(end for mark in marks for end in (mark.x - mark.half_x, mark.x + mark.half_x))]
@@ -128,7 +143,7 @@ def _fault_chart(method: str, rows: Sequence[Mapping[str, Any]], metrics: Sequen
     return Chart(
         f"faults-{file_name(method)}",
         f"{method}: what each fault is worth",
-        "Points of accuracy, with 95 % intervals over seeds.",
+        "Points of accuracy; lines are 95 % intervals over seeds, where there are several.",
         tuple(panels),
         (),
         data,

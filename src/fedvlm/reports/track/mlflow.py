@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from mlflow.entities import Metric, Param
@@ -14,6 +15,8 @@ FILE = "mlflow.db"
 HINT = "mlflow ui --backend-store-uri sqlite:///{folder}/" + FILE
 SERIES = "fedvlm.series"
 """Tag that names a series."""
+_NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
+"""What MLflow takes in no name."""
 _MOST = 100
 """Parameters of one request."""
 
@@ -65,7 +68,7 @@ class MLflow:
         tags = {SERIES: series.path, "fedvlm.digest": series.digest}
         name = f"{series.method} seed {series.seed}"
         run = self.client.create_run(experiment, int(time_s * 1000), tags, name).info.run_id
-        settings = [Param(key, str(value)) for key, value in series.settings.items()]
+        settings = [Param(_NOT_ALLOWED.sub("_", key), str(value)) for key, value in series.settings.items()]
         for first in range(0, len(settings), _MOST):
             self.client.log_batch(run, params=settings[first : first + _MOST])
         return _Log(self.client, run, time_s)

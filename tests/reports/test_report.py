@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -14,14 +15,18 @@ from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
+import PIL.Image
 import pytest
+from fake_results import point
 from typer.testing import CliRunner
 
 import fedvlm
 from fedvlm import experiment, presets
 from fedvlm.cli import app
+from fedvlm.cli import report as report_verb
 from fedvlm.errors import FedvlmError
-from fedvlm.reports import text, watch
+from fedvlm.reports import comparison, text, watch
+from fedvlm.reports.charts import accuracy
 from fedvlm.reports.charts.chart import COLOURS, Dot
 from fedvlm.reports.comparison import Target
 from fedvlm.reports.page import chapters, html, run
@@ -81,7 +86,7 @@ def test_it_has_what_a_reader_looks_for(page: str) -> None:
     titles = re.findall(r"<h3[^>]*>([^<]*)</h3>", page)
     assert titles == [
         "Accuracy", "Differences from zero_shot", "Personalisation against generalisation", "Accuracy per round",
-        "Clients", "Who holds what", "Bytes against accuracy", "Time", "Who helps whom", "Calibration",
+        "Clients", "Who holds what", "Bytes against accuracy", "Time", "Who helps whom", "Calibration", "The other state",
         "What leaves a client", "Versions and machine", "Settings",
     ]  # fmt: skip
     assert "3 methods, 3 clients, 2 seeds, 2 rounds." in found.text
@@ -99,6 +104,10 @@ def test_its_table_has_the_values_of_the_results(done: Path, page: str) -> None:
 
 def test_it_fetches_nothing(page: str) -> None:
     assert "default-src 'none'" in page
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script
+    own = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{own}'" in page, "no other script runs"
     found = Page(page)
     for tag, attributes in found.elements:
         for name in ("src", "href", "xlink:href", "action", "data"):
@@ -171,6 +180,10 @@ def test_without_clients_nobody_is_named(done: Path) -> None:
     assert not {"Clients", "Who holds what", "Who helps whom"} & set(re.findall(r"<h3[^>]*>([^<]*)</h3>", page))
     assert "data-c=" not in page
     assert 'data-picks="c"' not in page
+    assert str(done) not in page, "where a run lies may name people"
+    assert "path = " not in files(page)["settings.toml"]
+    shown = CliRunner().invoke(app, ["report", str(done), "--no-clients", "--images", "1"])
+    assert isinstance(shown.exception, FedvlmError)
 
 
 def test_an_unfinished_method_is_told_and_left_out(done: Path, tmp_path: Path) -> None:
@@ -227,6 +240,17 @@ def test_images_only_where_they_are_asked_for(done: Path, tmp_path: Path) -> Non
     assert len(pictures) == wrong + right > 0
     assert right / len(pictures) == pytest.approx(result.clients[result.state]["1"]["local"]), "as in the run"
     assert all((one["src"] or "").startswith("data:image/jpeg;base64,") and one["alt"] for one in pictures)
+
+
+def test_no_comment_of_a_photograph_comes_along() -> None:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (40, 30), "red").save(file, "JPEG", comment=b"Ada Lovelace")
+    file.seek(0)
+    address = report_verb._address(PIL.Image.open(file))
+    held = base64.b64decode(address.partition(",")[2])
+    assert b"Lovelace" in file.getvalue()
+    assert b"Lovelace" not in held
+    assert PIL.Image.open(io.BytesIO(held)).size == (40, 30)
 
 
 def test_several_folders_are_chapters(done: Path, tmp_path: Path) -> None:
@@ -289,7 +313,7 @@ def test_an_audit(done: Path, tmp_path: Path) -> None:
     (dot,) = chart.panels[0].marks
     assert isinstance(dot, Dot)
     assert (dot.x, dot.half_x) == (pytest.approx(-5), pytest.approx(4))
-    assert found.lead == ["1 method, each with 1 fault of released code."]
+    assert found.lead == ["1 method, 1 fault of released code."]
 
 
 def test_a_comparison_is_told_as_it_was_made(tmp_path: Path) -> None:
@@ -300,7 +324,7 @@ def test_a_comparison_is_told_as_it_was_made(tmp_path: Path) -> None:
     (found,) = chapters.chapters([tmp_path / "c"])
     assert found.tables[1].title == "Differences from promptfl"
     assert list(found.tables[0].rows) == text.accuracies(made)[1]
-    assert list(found.tables[0].about) == [line.removeprefix("- ") for line in text.reading_notes(made)]
+    assert list(found.tables[0].about)[1:] == [line.removeprefix("- ") for line in text.reading_notes(made)]
 
 
 def themes() -> list[dict[str, str]]:
@@ -333,3 +357,53 @@ def test_what_is_read_stands_out_from_the_paper() -> None:
         for place in range(COLOURS):
             assert contrast(theme[f"c{place}"], theme["paper"]) >= 3, (place, theme["paper"])
         assert contrast(theme["on"], theme["c0"]) >= 4.5, "numbers on full cells"
+
+
+def copied(done: Path, place: Path) -> Path:
+    shutil.copytree(done, place)
+    return place
+
+
+def test_a_failed_method_is_told_as_in_the_table(done: Path, tmp_path: Path) -> None:
+    folder = copied(done, tmp_path / "r")
+    (folder / "seed-1" / "promptfl" / "result.json").unlink()
+    table = json.loads((folder / "table.json").read_text())
+    kept = [line for line in table if line["method"] != "promptfl"]
+    (folder / "table.json").write_text(json.dumps([*kept, {"method": "promptfl", "failed": "diverged (1 of 2 seeds)"}]))
+    (found,) = chapters.chapters([folder])
+    assert not found.warnings
+    assert found.tables[0].rows[-1][:2] == ["promptfl", "diverged (1 of 2 seeds)"]
+
+
+def test_metrics_that_sites_keep_to_themselves(done: Path, tmp_path: Path) -> None:
+    """A federation whose sites tell their calibration only has no harmonic mean, and still a page."""
+    results = {
+        name: {0: point({"ece": 0.1, "loss": 2.0}, clients={"after_aggregation": {"north": {}}})} for name in ("a", "b")
+    }
+    found = comparison.compare("withheld", results, "a")
+    assert all("hm" not in row.values for row in found.rows)
+    assert accuracy.tradeoff(found, "t") is None
+
+
+def test_accuracies_of_nothing_have_a_figure(tmp_path: Path) -> None:
+    results = {name: {0: point({"local": 0.0, "base": 0.001, "hm": 0.0})} for name in ("a", "b")}
+    assert accuracy.tradeoff(comparison.compare("low", results, "a"), "t") is not None
+
+
+def test_one_that_cannot_be_read_does_not_keep_the_others_back(done: Path, tmp_path: Path) -> None:
+    copied(done, tmp_path / "runs" / "b")
+    (tmp_path / "runs" / "a").mkdir()
+    (tmp_path / "runs" / "a" / "federation.toml").write_text("")
+    first, second = chapters.chapters([tmp_path / "runs"])
+    assert "has not begun" in first.warnings[0]
+    assert not second.warnings
+
+
+def test_settings_with_dots_in_their_keys() -> None:
+    chosen = experiment.parse({
+        "name": "x", "methods": ["zero_shot"], "rounds": 1, "seeds": [0], "partition": {"kind": "iid", "clients": 2},
+        "data": {"source": "folder", "path": "photos", "rename": {"St. Bernard": "dog"}},
+    })  # fmt: skip
+    read = tomllib.loads(run.toml(chosen))
+    assert read["data"]["rename"] == {"St. Bernard": "dog"}
+    assert experiment.parse(read).digest() == chosen.digest()
