@@ -102,6 +102,13 @@ def test_a_line_that_is_being_written_is_waited_for(half: Path) -> None:
     timer.join()
 
 
+def test_a_damaged_ledger_is_named(half: Path) -> None:
+    ledger = half / "seed-1" / "promptfl" / "ledger.jsonl"
+    ledger.write_text(ledger.read_text()[:-20])
+    with pytest.raises(FedvlmError, match=r"promptfl/ledger.jsonl has a line that is no record"):
+        watch.snapshot(half)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedvlmError, match="is no run folder"):
         watch.snapshot(tmp_path)

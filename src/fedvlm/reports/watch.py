@@ -10,6 +10,7 @@ from statistics import fmean
 from rich.table import Table
 
 from fedvlm import durable, methods
+from fedvlm.errors import FedvlmError
 from fedvlm.experiment import Experiment
 from fedvlm.federation.records import RoundRecord
 from fedvlm.reports import grid
@@ -96,13 +97,13 @@ def _standing(run: RunFolder, label: str, seed: int, last: int) -> Standing:
 
 
 def records(point: Point) -> list[RoundRecord]:
-    """The rounds of a ledger to which another process may be adding a line just now."""
+    """The rounds of a ledger to which another process may be adding a line just now. Raises `FedvlmError`."""
     for _ in range(20):
         try:
             return point.records()
         except ValueError:
             time.sleep(0.05)
-    return point.records()
+    raise FedvlmError(f"{point.ledger} has a line that is no record: was the disk full, or the file changed?")
 
 
 def as_json(found: Snapshot) -> dict[str, object]:
