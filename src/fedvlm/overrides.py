@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(format_value, value)) or "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def folder_name(key: str, text: str) -> str:
+    """The folder of a setting's value among others, such as `data.shots=4`."""
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={text}")
 
 
 def flatten(table: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -22,10 +22,8 @@ import traceback
 import warnings
 from typing import TextIO
 
-from rich.console import Console
-
 from fedvlm.cli import again, checks, federation, files, lists, personal, report, runs, site, studies, track
-from fedvlm.cli.app import app
+from fedvlm.cli.app import app, print_aside
 from fedvlm.errors import FedvlmError
 
 __all__ = [
@@ -44,7 +42,7 @@ def _warn(
     """Print warnings of fedvlm for users in one line, and other warnings as Python does."""
     own = issubclass(category, FutureWarning) and "fedvlm" in filename
     text = f"fedvlm: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_aside(text, "yellow")
 
 
 def main() -> None:
@@ -61,23 +59,19 @@ def main() -> None:
             left_over = called.left_over(error)
             code = _tell(error, left_over=left_over)
             if left_over:
-                _print_error(f"to continue:\n{again.command(sys.argv)}")
+                print_aside(f"to continue:\n{again.command(sys.argv)}")
             sys.exit(code)
 
 
 def _tell(error: BaseException, *, left_over: bool) -> int:
     """Print an error; returns the exit code. Raises an unexpected one, if nothing is to be said after it."""
     if isinstance(error, FedvlmError | OSError):
-        _print_error(f"fedvlm: {error}", "red")
+        print_aside(f"fedvlm: {error}", "red")
         return 2
     if isinstance(error, again.StoppedError):
-        _print_error(f"fedvlm: {error}")
+        print_aside(f"fedvlm: {error}")
         return error.code
     if not left_over:
         raise error
     traceback.print_exception(error)
     return 1
-
-
-def _print_error(text: str, style: str | None = None) -> None:
-    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -155,13 +155,13 @@ def _finite(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def print_progress(text: str, style: str | None = None) -> None:
+def print_aside(text: str, style: str | None = None) -> None:
     """Print on standard error what is not part of an answer."""
     Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_warning(text: str) -> None:
-    print_progress(f"warning: {text}", "yellow")
+    print_aside(f"warning: {text}", "yellow")
 
 
 def print_written(folder: Path, *files: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedvlm.cli.answers import told
-from fedvlm.cli.app import AsJson, app, print_json, print_progress, print_tables, print_text
+from fedvlm.cli.app import AsJson, app, print_aside, print_json, print_tables, print_text
 from fedvlm.errors import FedvlmError
 
 
@@ -91,7 +91,7 @@ def bench(
     from fedvlm.checks.bench.side import Sizes
 
     chosen = names or list(protocols.PROTOCOLS)
-    say = print_progress if as_json else print_text
+    say = print_aside if as_json else print_text
     if list_:
         found = [protocols.find_protocol(name) for name in chosen]
         if as_json:

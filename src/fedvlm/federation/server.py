@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedvlm.federation.spec import RunSpec
@@ -55,13 +56,21 @@ def downlink(spec: RunSpec, state: ServerState, client: str) -> Named:
 
     In local rounds clients receive the tensors that they train only once; later only fixed ones, such as experts.
     """
-    draw = stream(spec.seed, "downlink", state.round, client)
-    received = spec.method.downlink(state.server, client, draw)
+    received = spec.method.downlink(state.server, client, _downlink_draw(spec, state, client))
     if state.round > spec.rounds:
         # The trained tensors are the initial ones, and those of an uplink.
         trained = spec.initial.keys() | spec.may_cross.keys()
         received = {name: tensor for name, tensor in received.items() if name not in trained}
     return clone(received)
+
+
+def experts(spec: RunSpec, state: ServerState, client: str) -> list[str]:
+    """Names of the other clients whose own tensors are in this `downlink`."""
+    return spec.method.experts(state.server, client, _downlink_draw(spec, state, client))
+
+
+def _downlink_draw(spec: RunSpec, state: ServerState, client: str) -> np.random.Generator:
+    return stream(spec.seed, "downlink", state.round, client)
 
 
 def aggregate(spec: RunSpec, state: ServerState, uplinks: Sequence[Uplink]) -> ServerState:

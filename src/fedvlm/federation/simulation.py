@@ -25,7 +25,6 @@ from fedvlm.federation.server import ServerState
 from fedvlm.federation.spec import RunSpec
 from fedvlm.federation.visits import draws_tradeoff, due_points
 from fedvlm.methods.base import EvalPoint
-from fedvlm.streams import stream
 from fedvlm.tensors import Named
 from fedvlm.training.evaluation import ClientMetrics, pool_metrics, tradeoff_curve
 from fedvlm.training.local import check_precision
@@ -174,8 +173,7 @@ def _expert_weights(run: Simulation, before: FederationState, after: FederationS
     state = before if run.spec.reported == "after_training" else after
     can = not run.faults and hasattr(run.site.base, "weights")
     for client in run.site.federation.trained if can else ():
-        draw = stream(run.spec.seed, "downlink", state.round, client.name)
-        others = run.spec.method.experts(state.server, client.name, draw)
+        others = server.experts(run.spec, state, client.name)
         if others and client.local:
             received = server.downlink(run.spec, state, client.name)
             tensors = evaluation_tensors(run.spec, run.spec.reported, after.personal.get(client.name), received)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,12 +132,8 @@ def _check_distinct(key: str, texts: Sequence[str], planned: Sequence[Experiment
         if each in seen:
             raise FedvlmError(f"'{key}': {seen[each]} and {text} make no difference to {listed(one.methods)}")
         seen[each] = text
-    if len({_folder(key, text) for text in texts}) < len(texts):
+    if len({overrides.folder_name(key, text) for text in texts}) < len(texts):
         raise FedvlmError(f"'{key}': two of {', '.join(texts)} would have the same folder")
-
-
-def _folder(key: str, text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={text}")
 
 
 def sweep(
@@ -161,7 +156,7 @@ def sweep(
     for value, one in zip(planned.values, planned.experiments, strict=True):
         text = overrides.format_value(value)
         named = one.model_copy(update={"name": f"{one.name} {planned.key}={text}"})
-        outcome = study.attempt(Plan(named, folder / _folder(planned.key, text)), options or Options())
+        outcome = study.attempt(Plan(named, folder / overrides.folder_name(planned.key, text)), options or Options())
         if outcome.error:
             swept.failed[text] = outcome.error
             continue

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from fedvlm import durable
 from fedvlm.errors import FedvlmError, listed
 from fedvlm.experiment import Experiment
-from fedvlm.federation.records import RoundRecord
+from fedvlm.federation.records import ClientRecord, RoundRecord
 from fedvlm.reports import comparison, text, watch
 from fedvlm.reports import statistics as stats
 from fedvlm.reports import table as run_table
@@ -40,10 +41,26 @@ class RunRead:
     """Finished points by method and seed."""
     records: dict[str, dict[int, list[RoundRecord]]]
 
-    @property
+    @cached_property
     def whole(self) -> dict[str, dict[int, PointResult]]:
         """Methods that have a result with every seed."""
         return {name: each for name, each in self.points.items() if len(each) == len(self.experiment.seeds)}
+
+    @property
+    def results(self) -> dict[str, list[PointResult]]:
+        """Those of `whole`, in the order of the seeds."""
+        return {name: list(each.values()) for name, each in self.whole.items()}
+
+    @cached_property
+    def failed(self) -> dict[str, str]:
+        """Methods that have failed, as the tables of the run say it."""
+        file = self.folder / "table.json"
+        lines = durable.read_json(file) if file.exists() else []
+        return {one["method"]: one["failed"] for one in lines if "failed" in one and one["method"] not in self.whole}
+
+    def visits(self, label: str) -> list[ClientRecord]:
+        """Trainings of all clients in all rounds and seeds."""
+        return [visit for records in self.records[label].values() for record in records for visit in record.visits]
 
 
 def read_run(folder: Path) -> RunRead:
@@ -109,21 +126,14 @@ def compared(read: RunRead, against: str = "", *, usual: str = "") -> Comparison
     chosen = next(name for name in names if name in read.whole)
     target = Target(**before["target"]) if before else None
     found = comparison.compare(read.experiment.name, read.whole, chosen, target)
-    return replace(found, notes=tuple(before.get("notes", ())), failed=failures(read))
-
-
-def failures(read: RunRead) -> dict[str, str]:
-    """Methods that have failed, as the tables of the run say it."""
-    file = read.folder / "table.json"
-    lines = durable.read_json(file) if file.exists() else []
-    return {line["method"]: line["failed"] for line in lines if "failed" in line and line["method"] not in read.whole}
+    return replace(found, notes=tuple(before.get("notes", ())), failed=read.failed)
 
 
 def _unfinished(read: RunRead) -> list[str]:
-    lines, failed = [], failures(read)
+    lines = []
     for label in read.labels:
         missing = [seed for seed in read.experiment.seeds if seed not in read.points.get(label, {})]
-        if missing and label not in failed:
+        if missing and label not in read.failed:
             rounds = {seed: [record.round for record in read.records[label][seed]] for seed in missing}
             far = [f"seed {seed}: {f'round {own[-1]}' if own else 'not begun'}" for seed, own in rounds.items()]
             lines.append(f"{label} has no result yet ({listed(far)}) and is not in the tables and figures.")
@@ -133,13 +143,7 @@ def _unfinished(read: RunRead) -> list[str]:
 def _lead(found: Comparison, read: RunRead) -> list[str]:
     """What a reader wants to know first."""
     rows, seeds = found.rows, len(found.seeds)
-    people = {
-        visit.client
-        for by_seed in read.records.values()
-        for records in by_seed.values()
-        for record in records
-        for visit in record.visits
-    }
+    people = {visit.client for label in read.labels for visit in read.visits(label)}
     people |= {
         name for row in rows for point in read.whole[row.method].values() for name in point.clients.get(point.state, {})
     }
@@ -219,7 +223,7 @@ def _helpers(read: RunRead) -> list[Chart]:
 
 def _newcomers(read: RunRead) -> list[Table]:
     """Clients that joined after the last round."""
-    rows = newcomer_rows({name: list(each.values()) for name, each in read.whole.items()})
+    rows = newcomer_rows(read.results)
     if not rows:
         return []
     about = ["Means over clients that joined after the last round; all other tables and figures are without them."]
@@ -228,9 +232,7 @@ def _newcomers(read: RunRead) -> list[Table]:
 
 def _other_states(read: RunRead) -> list[Table]:
     """The same runs in the state that is not the reported one."""
-    rows = [
-        row for row in result_rows({name: list(each.values()) for name, each in read.whole.items()}) if not row.reported
-    ]
+    rows = [row for row in result_rows(read.results) if not row.reported]
     if not rows:
         return []
     about = ["Mean ± standard deviation over seeds, in the state that the methods do not report."]
@@ -260,8 +262,8 @@ def _contract(read: RunRead) -> list[Table]:
 def _sent(read: RunRead) -> list[Table]:
     """Tensors and bytes of all visits, from the ledgers."""
     rows = []
-    for label, by_seed in read.records.items():
-        visits = [visit for records in by_seed.values() for record in records for visit in record.visits]
+    for label in read.labels:
+        visits = read.visits(label)
         names = list(dict.fromkeys(f"{name} ({size:,} B)" for visit in visits for name, size in visit.up_bytes.items()))
         if visits:
             up, down = (
@@ -304,12 +306,12 @@ def facts(read: RunRead) -> list[Table]:
     return [Table("Versions and machine", ["", ""], rows, methods=False, words=True)]
 
 
-def toml(experiment: Experiment, *, with_paths: bool = True, over: Mapping[str, Any] | None = None) -> str:
+def toml(experiment: Experiment, *, with_paths: bool = True) -> str:
     """All settings as a TOML file that runs, by their current names; without the data's path if so asked.
 
-    `over`: a table `[sweep]`. TOML has no null: `none` stands for it.
+    TOML has no null: `none` stands for it.
     """
-    settings = experiment.model_dump(mode="json") | ({"sweep": over} if over else {})
+    settings = experiment.model_dump(mode="json")
     if not with_paths:
         settings["data"].pop("path", None)
     return "".join(f"{line}\n" for line in _toml_lines(settings, []))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def sweep(folder: Path, against: str = "", *, with_clients: bool = True) -> Chap
     reads = [run.read_run(one.parent) for one in sorted(folder.glob("*/experiment.json"))]
     below = {read.folder.name: read for read in reads}
     for part in saved["comparisons"]:
-        name = re.sub(r"[^A-Za-z0-9._=+-]", "-", f"{key}={part['value']}")
+        name = overrides.folder_name(key, part["value"])
         if name in below and below[name].whole:
             found[part["value"]] = run.compared(below[name], against, usual=part["against"])
     if not found:
